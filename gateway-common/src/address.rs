@@ -1,0 +1,27 @@
+//! Map `ADDRESSES`: addresses that mean something to the gateway, by [`crate::family::MappedAddress`].
+
+use crate::pod;
+
+/// The address is one of the host's own.
+pub const LOCAL: u32 = 1;
+/// The address belongs to a pool; [`Address::index`] is its element of `POOL_ADDRESSES`.
+pub const POOL: u32 = 2;
+/// The address is the broadcast address of a connected subnet.
+pub const BROADCAST: u32 = 4;
+
+/// Map `ADDRESSES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Address {
+    /// [`LOCAL`] | [`POOL`] | [`BROADCAST`].
+    pub flags: u32,
+    /// See the flags.
+    pub index: u32,
+}
+
+/// Elements of `ADDRESSES`.
+pub const MAX_ADDRESSES: u32 = 16_384;
+
+const _: () = assert!(size_of::<Address>() == 8);
+
+pod!(Address);

@@ -1,0 +1,70 @@
+//! Pools of outside addresses.
+
+use crate::pod;
+
+/// Elements of `POOLS`.
+pub const MAX_POOLS: u32 = 256;
+/// Elements of `POOL_ADDRESSES` and of `POOL_MEMBERS`.
+pub const MAX_POOL_ADDRESSES: u32 = 4_096;
+/// Addresses in one pool.
+pub const MAX_ADDRESSES_PER_POOL: u32 = 256;
+
+/// Lowest port a pool may use: the privileged ones stay with hosts (RFC 4787 REQ-3a).
+pub const FIRST_PORT: u16 = 1_024;
+/// Highest port a pool may use.
+pub const LAST_PORT: u16 = 65_535;
+
+/// Map `POOLS`, indexed by pool number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pool {
+    /// First element of `POOL_MEMBERS`.
+    pub first: u32,
+    /// Number of elements of `POOL_MEMBERS`; 0: the pool does not exist.
+    pub count: u32,
+    /// Lowest port, host byte order.
+    pub port_low: u16,
+    /// Highest port, host byte order, included.
+    pub port_high: u16,
+    /// Zero.
+    pub flags: u32,
+}
+
+/// The pool address is in use.
+pub const IN_USE: u32 = 1;
+
+/// Map `POOL_ADDRESSES`. An element keeps its number while the address is in its pool.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolAddress {
+    /// See [`crate::family::MappedAddress`].
+    pub address: [u8; 16],
+    /// Number of the pool it belongs to.
+    pub pool: u32,
+    /// [`IN_USE`].
+    pub flags: u32,
+}
+
+/// Map `POOL_COUNTERS`, per CPU, one element per element of `POOL_ADDRESSES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolCounters {
+    /// New flows that asked for a port.
+    pub attempts: u64,
+    /// New flows that were answered by the destination.
+    pub established: u64,
+    /// New flows for which no port was free.
+    pub allocation_errors: u64,
+    /// Sessions removed because they were idle.
+    pub idle_timeouts: u64,
+    /// Sessions opened.
+    pub opened: u64,
+    /// Sessions removed, for whatever reason; `opened - closed` hold a port.
+    pub closed: u64,
+}
+
+const _: () = assert!(size_of::<Pool>() == 16);
+const _: () = assert!(size_of::<PoolAddress>() == 24);
+const _: () = assert!(size_of::<PoolCounters>() == 48);
+
+pod!(Pool, PoolAddress, PoolCounters);

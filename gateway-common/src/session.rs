@@ -1,0 +1,190 @@
+//! Sessions: one translated flow, two map elements.
+//!
+//! A session has an element under the tuple that the inside sends and one under the tuple that the outside
+//! answers with. Each element holds all that a packet of its direction needs, so the established path does
+//! one lookup and writes one element; neither direction writes the other's cache lines.
+//!
+//! With the 48 bytes that the kernel puts before key and value (`struct htab_elem`), an IPv4 element is
+//! two cache lines: header and key, which do not change, and the value.
+//!
+//! # Life of a session
+//!
+//! [`Session::generation`] is also the state. A live session carries the generation of the policy that last
+//! confirmed it. The sweep retires an idle session by writing 0 into both elements, which every packet
+//! reads as "look again": the packet confirms the session and so revives it. A session that is still at 0
+//! one sweep later is marked [`DEAD`] and its elements are deleted. The time between the two keeps a packet
+//! that is reading an element from seeing that element reused for another flow.
+
+use crate::{
+    family::{Family, NextHop, V4, V6},
+    pod,
+};
+
+/// [`Tuple::side`] of a tuple as the inside sends it.
+pub const SIDE_INSIDE: u8 = 0;
+/// [`Tuple::side`] of a tuple as the outside sends it.
+pub const SIDE_OUTSIDE: u8 = 1;
+
+/// [`Session::generation`] of a session about to be removed.
+pub const RETIRED: u32 = 0;
+/// [`Session::generation`] of a session being deleted.
+pub const DEAD: u32 = u32::MAX;
+
+/// Key of the session tables: a flow as one side sends it.
+///
+/// ICMP queries use their identifier as the port of the asking side and 0 as the port of the answering one.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tuple<F: Family> {
+    /// Source address, network byte order.
+    pub source: F::Address,
+    /// Destination address, network byte order.
+    pub destination: F::Address,
+    /// Source port, network byte order.
+    pub source_port: [u8; 2],
+    /// Destination port, network byte order.
+    pub destination_port: [u8; 2],
+    /// IP protocol.
+    pub proto: u8,
+    /// [`SIDE_INSIDE`] or [`SIDE_OUTSIDE`].
+    pub side: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// TCP flags a direction has shown, [`Session::tcp_seen`]: as on the wire.
+pub const TCP_FIN: u8 = 0x01;
+/// See [`TCP_FIN`].
+pub const TCP_SYN: u8 = 0x02;
+/// See [`TCP_FIN`].
+pub const TCP_RST: u8 = 0x04;
+/// See [`TCP_FIN`].
+pub const TCP_ACK: u8 = 0x10;
+
+/// Value of the session tables: what to do with a packet of one direction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session<F: Family> {
+    /// Generation that confirmed the session, [`RETIRED`] or [`DEAD`].
+    pub generation: u32,
+    /// Tick of the last packet of this direction, see [`crate::config::ticks`].
+    pub last_seen: u32,
+    /// Packets of this direction.
+    pub packets: u64,
+    /// Bytes of this direction: IP packets, without Ethernet.
+    pub bytes: u64,
+    /// Way out.
+    pub next_hop: NextHop,
+    /// What the packet's source (inside element) or destination (outside element) becomes.
+    pub translated: F::Address,
+    /// The port that goes with it, network byte order.
+    pub translated_port: [u8; 2],
+    /// Change of the IPv4 header checksum, see [`crate::checksum::apply`].
+    pub network_delta: u16,
+    /// Change of the TCP, UDP or ICMP checksum.
+    pub transport_delta: u16,
+    /// TCP flags seen in this direction.
+    pub tcp_seen: u8,
+    /// Zero.
+    pub flags: u8,
+    /// Element of `ROUTE_COUNTERS`.
+    pub counter: u32,
+    /// Tick at which the session began.
+    pub created: u32,
+    /// Element of `POOL_ADDRESSES`.
+    pub pool_address: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// Zero.
+    pub padding: F::SessionPadding,
+}
+
+impl<F: Family> Tuple<F> {
+    /// The tuple of the other direction's element.
+    ///
+    /// For an inside tuple, `session.translated` is the pool address; for an outside one, the client.
+    #[inline(always)]
+    pub fn pair(&self, session: &Session<F>) -> Self {
+        Self {
+            source: if self.side == SIDE_INSIDE { self.destination } else { session.translated },
+            destination: if self.side == SIDE_INSIDE { session.translated } else { self.source },
+            source_port: if self.side == SIDE_INSIDE {
+                self.destination_port
+            } else {
+                session.translated_port
+            },
+            destination_port: if self.side == SIDE_INSIDE {
+                session.translated_port
+            } else {
+                self.source_port
+            },
+            proto: self.proto,
+            side: self.side ^ 1,
+            reserved: [0; 2],
+        }
+    }
+}
+
+/// Keys of sessions in one run of the `sweep` program: its packet is a [`SweepHeader`] and that many tuples.
+pub const SWEEP_BATCH: usize = 64;
+
+/// Head of the input of the `sweep` program; the counts are its output.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SweepHeader {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u32,
+    /// Number of tuples that follow.
+    pub count: u32,
+    /// [`SWEEP_IDLE`] or [`SWEEP_KILL`].
+    pub action: u32,
+    /// Sessions marked as retired by this run.
+    pub retired: u32,
+    /// Sessions deleted by this run.
+    pub removed: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Remove sessions that are idle or closed.
+pub const SWEEP_IDLE: u32 = 0;
+/// Remove sessions whatever their age.
+pub const SWEEP_KILL: u32 = 1;
+
+const _: () = assert!(size_of::<Tuple<V4>>() == 16);
+const _: () = assert!(size_of::<Tuple<V6>>() == 40);
+const _: () = assert!(size_of::<Session<V4>>() == 64);
+const _: () = assert!(size_of::<Session<V6>>() == 80);
+const _: () = assert!(size_of::<SweepHeader>() == 24);
+
+pod!(Tuple<V4>, Tuple<V6>, Session<V4>, Session<V6>, SweepHeader);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pair_of_the_pair_is_the_tuple() {
+        let inside = Tuple::<V4> {
+            source: [10, 0, 1, 2],
+            destination: [192, 0, 2, 1],
+            source_port: 4000u16.to_be_bytes(),
+            destination_port: 443u16.to_be_bytes(),
+            proto: 6,
+            side: SIDE_INSIDE,
+            reserved: [0; 2],
+        };
+        // SAFETY: all-zero bytes are a valid `Session`.
+        let mut session: Session<V4> = unsafe { core::mem::zeroed() };
+        session.translated = [198, 51, 100, 1];
+        session.translated_port = 5000u16.to_be_bytes();
+        let outside = inside.pair(&session);
+        assert_eq!(outside.source, [192, 0, 2, 1]);
+        assert_eq!(outside.destination, [198, 51, 100, 1]);
+        assert_eq!(outside.source_port, 443u16.to_be_bytes());
+        assert_eq!(outside.destination_port, 5000u16.to_be_bytes());
+        session.translated = inside.source;
+        session.translated_port = inside.source_port;
+        assert_eq!(outside.pair(&session), inside);
+    }
+}

@@ -1,0 +1,1 @@
+//! A data plane in this process, for tests of the control plane.

@@ -1,0 +1,179 @@
+//! The data plane as the controller sees it.
+//!
+//! [`Dataplane`] is the writing side, owned by the one task that owns the desired state. [`Observe`] is the
+//! reading side: cheap to share, safe to use from any task, never in the way of the writer.
+//! `bpf` is the real one; [`memory`] keeps everything in this process, so that the control plane can be
+//! tested without root.
+
+pub mod memory;
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+
+use gateway_common::{
+    DropReason, Verdict,
+    counter::{Counter, SessionClass, SessionCounters},
+    pool::PoolCounters,
+};
+
+use crate::model::{Role, RouteKey, Snapshot};
+
+/// How often [`Dataplane::sweep`] wants to be called.
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A data plane that can be made to follow the desired state.
+pub trait Dataplane: Send {
+    /// Makes `to` the state in force, for the next packet, or changes nothing.
+    ///
+    /// `from` is what was applied before; `None` on the first call after a start, when what is pinned in the
+    /// kernel (possibly a live gateway with sessions) has to be brought to `to` without a gap.
+    ///
+    /// # Errors
+    /// Names what could not be done; the previous state is still in force.
+    fn apply(&mut self, from: Option<&Snapshot>, to: &Snapshot) -> anyhow::Result<()>;
+
+    /// Tells the data plane about addresses and devices of the host. Called at the start, before the first
+    /// [`Dataplane::apply`], and whenever netlink reports a change. Moves the generation.
+    fn host_changed(&mut self, host: &Host) -> anyhow::Result<()>;
+
+    /// Removes programs, links, maps and pins.
+    fn remove(&mut self) -> anyhow::Result<()>;
+
+    /// One slice of the expiry of sessions; called every [`SWEEP_INTERVAL`].
+    fn sweep(&mut self) -> anyhow::Result<()>;
+
+    /// The reading side.
+    fn observe(&self) -> Arc<dyn Observe>;
+}
+
+/// What the host's network stack says, as far as the data plane needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Devices by name.
+    pub links: BTreeMap<String, Link>,
+}
+
+/// A device of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Ifindex.
+    pub index: u32,
+    /// MAC address; zero for devices without one.
+    pub mac: [u8; 6],
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Addresses with their prefix lengths.
+    pub addresses: Vec<ipnet::IpNet>,
+}
+
+/// Reads counters and sessions. Every call reads the live state.
+pub trait Observe: Send + Sync {
+    /// Attached interfaces.
+    fn interfaces(&self) -> anyhow::Result<Vec<AttachedInterface>>;
+    /// Packets by way in, way out and verdict; only non-zero entries.
+    fn traffic(&self) -> anyhow::Result<Vec<Traffic>>;
+    /// Drops, every reason present.
+    fn drops(&self) -> anyhow::Result<Vec<(DropReason, Counter)>>;
+    /// Packets by table and route. Routes beyond the counters available share none and are absent.
+    fn routes(&self) -> anyhow::Result<BTreeMap<(String, RouteKey), Counter>>;
+    /// Packets by table and kind of target ([`crate::model::Target::kind`]); monotonic, deleted routes included.
+    fn tables(&self) -> anyhow::Result<BTreeMap<(String, &'static str), Counter>>;
+    /// Pool addresses.
+    fn pools(&self) -> anyhow::Result<Vec<PoolAddressStats>>;
+    /// Session life by protocol class, every class present.
+    fn session_counters(&self) -> anyhow::Result<Vec<(SessionClass, SessionCounters)>>;
+    /// Sessions that `filter` accepts, at most `limit` of them (0: all).
+    fn sessions(
+        &self,
+        filter: &mut dyn FnMut(&SessionRow) -> bool,
+        limit: usize,
+    ) -> anyhow::Result<Vec<SessionRow>>;
+    /// How full the maps are.
+    fn maps(&self) -> anyhow::Result<Vec<MapStats>>;
+    /// Events that were lost because the ring buffer was full.
+    fn events_lost(&self) -> anyhow::Result<u64>;
+}
+
+/// An interface with a program on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedInterface {
+    /// Device name.
+    pub name: String,
+    /// Ifindex.
+    pub index: u32,
+    /// What it faces.
+    pub role: Role,
+    /// `native` or `generic`; `None` while the device is missing or the program is not attached.
+    pub mode: Option<&'static str>,
+}
+
+/// One cell of the traffic matrix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Interface the packets came in through.
+    pub ingress: String,
+    /// Interface they left through, if they did.
+    pub egress: Option<String>,
+    /// What became of them.
+    pub verdict: Verdict,
+    /// How many.
+    pub counter: Counter,
+}
+
+/// One address of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolAddressStats {
+    /// Pool.
+    pub pool: String,
+    /// Address.
+    pub address: IpAddr,
+    /// Ports the pool may use on it.
+    pub ports: u32,
+    /// Counters.
+    pub counters: PoolCounters,
+}
+
+/// A session as users see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionRow {
+    /// IP protocol number.
+    pub proto: u8,
+    /// Inside address.
+    pub source: IpAddr,
+    /// Inside port, or query identifier.
+    pub source_port: u16,
+    /// Pool address.
+    pub translated: IpAddr,
+    /// Pool port, or query identifier.
+    pub translated_port: u16,
+    /// Server address.
+    pub destination: IpAddr,
+    /// Server port; 0 for ICMP.
+    pub destination_port: u16,
+    /// Pool.
+    pub pool: Option<String>,
+    /// Table and route that allowed it, if the route still exists.
+    pub route: Option<(String, RouteKey)>,
+    /// `opening`, `established`, `closing`, `closed` for TCP; `active` or `replied` otherwise.
+    pub state: &'static str,
+    /// Time since it began.
+    pub age: Duration,
+    /// Time since its last packet.
+    pub idle: Duration,
+    /// Packets and bytes from the inside.
+    pub sent: Counter,
+    /// Packets and bytes from the outside.
+    pub received: Counter,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapStats {
+    /// Name.
+    pub name: String,
+    /// Elements in use, where that can be told.
+    pub entries: u64,
+    /// Elements it can hold.
+    pub capacity: u64,
+}

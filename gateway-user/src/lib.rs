@@ -1,0 +1,11 @@
+//! The controller of the gateway: the library behind `gatewayd` and `gwctl`.
+//!
+//! ```text
+//! config ──┐
+//! api ─────┼─> control (one task owns the desired state) ──> dataplane (BPF, or in memory)
+//! netlink ─┘                                                    │
+//! metrics, session show, stats  <──── dataplane::Observe ───────┘
+//! ```
+
+pub mod dataplane;
+pub mod model;

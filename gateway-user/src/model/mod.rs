@@ -1,0 +1,91 @@
+//! What the gateway is told to be: plain, serialisable, compared by value. No kernel, no sockets.
+
+pub mod interface;
+pub mod pool;
+pub mod route;
+pub mod table;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use interface::{AttachMode, Interface, Role};
+pub use pool::{Pool, PortRange};
+pub use route::{Proto, Route, RouteKey, Selector, Target};
+pub use table::{Binding, Table, TableKind};
+
+/// The table that serves a source without a binding.
+pub const MAIN_TABLE: &str = "main";
+
+/// The whole desired state. Immutable once shared; a change makes a new one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Name of this gateway, for logs and metrics.
+    pub name: String,
+    /// Whether what no route allows is dropped.
+    pub active: bool,
+    /// Sizes fixed when the maps are made.
+    pub capacity: Capacity,
+    /// Idle times.
+    pub timeouts: Timeouts,
+    /// Interfaces by name.
+    pub interfaces: BTreeMap<String, Interface>,
+    /// Pools by name.
+    pub pools: BTreeMap<String, Pool>,
+    /// Tables by name; [`MAIN_TABLE`] always exists.
+    pub tables: BTreeMap<String, Arc<Table>>,
+}
+
+/// Sizes fixed when the maps are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Sessions of each family.
+    pub sessions: u32,
+    /// Prefixes of each table and family.
+    pub routes: u32,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { sessions: 1_048_576, routes: 1_048_576 }
+    }
+}
+
+/// Idle times after which a session is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeouts {
+    /// TCP, established (RFC 5382 REQ-5: not below 2 h 4 min).
+    pub tcp_established: Duration,
+    /// TCP, opening or closing (RFC 5382 REQ-5: not below 4 min).
+    pub tcp_transitory: Duration,
+    /// UDP (RFC 4787 REQ-5: not below 2 min).
+    pub udp: Duration,
+    /// ICMP queries (RFC 5508 REQ-2: not below 60 s).
+    pub icmp: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp_established: Duration::from_secs(2 * 3600 + 4 * 60),
+            tcp_transitory: Duration::from_secs(4 * 60),
+            udp: Duration::from_secs(5 * 60),
+            icmp: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        let main = Table::new(MAIN_TABLE, TableKind::Egress);
+        Self {
+            name: "gateway".to_owned(),
+            active: false,
+            capacity: Capacity::default(),
+            timeouts: Timeouts::default(),
+            interfaces: BTreeMap::new(),
+            pools: BTreeMap::new(),
+            tables: BTreeMap::from([(MAIN_TABLE.to_owned(), Arc::new(main))]),
+        }
+    }
+}
