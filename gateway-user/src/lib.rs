@@ -7,5 +7,6 @@
 //! metrics, session show, stats  <──── dataplane::Observe ───────┘
 //! ```
 
+pub mod api;
 pub mod dataplane;
 pub mod model;

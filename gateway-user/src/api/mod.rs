@@ -1,0 +1,54 @@
+//! The control API: HTTP/1.1 and JSON on a Unix socket. The same types serve daemon, client and tests.
+//!
+//! | method and path | command | body or query | answer |
+//! |---|---|---|---|
+//! | `GET /v1/routes` | `route show` | [`types::RouteQuery`] | [`types::RouteRow`]s |
+//! | `POST /v1/routes` | `route add` | [`types::RouteRequest`] | [`types::Change`] |
+//! | `PUT /v1/routes` | `route replace` | [`types::RouteRequest`] | [`types::Change`] |
+//! | `DELETE /v1/routes?prefix=...` | `route del` | [`types::RouteSelector`] | [`types::Change`] |
+//! | `GET /v1/routes/get?address=...` | `route get` | [`types::RouteGet`] | one [`types::RouteMatch`] |
+//! | `POST /v1/routes/flush` | `route flush` | [`types::RouteFlush`] | [`types::Change`] |
+//! | `GET /v1/tables` | `table show` | | [`types::TableRow`]s |
+//! | `GET /v1/tables/NAME` | `table show NAME` | | one [`types::TableRow`] |
+//! | `POST /v1/tables/NAME` | `table add NAME` | [`types::TableRequest`] | [`types::Change`] |
+//! | `DELETE /v1/tables/NAME` | `table del NAME` | | [`types::Change`] |
+//! | `POST /v1/tables/NAME/bindings` | `table bind NAME` | [`types::BindingRequest`] | [`types::Change`] |
+//! | `DELETE /v1/tables/NAME/bindings?from=...` | `table unbind NAME` | [`types::BindingRequest`] | [`types::Change`] |
+//! | `GET /v1/pools` | `pool show` | | [`types::PoolRow`]s |
+//! | `GET /v1/pools/NAME` | `pool show NAME` | | one [`types::PoolRow`] |
+//! | `POST /v1/pools/NAME` | `pool add NAME` | [`types::PoolRequest`] | [`types::Change`] |
+//! | `PATCH /v1/pools/NAME` | `pool set NAME` | [`types::PoolRequest`] | [`types::Change`] |
+//! | `DELETE /v1/pools/NAME` | `pool del NAME` | | [`types::Change`] |
+//! | `GET /v1/interfaces` | `interface show` | | [`types::InterfaceRow`]s |
+//! | `POST /v1/interfaces/NAME` | `interface add NAME` | [`types::InterfaceRequest`] | [`types::Change`] |
+//! | `DELETE /v1/interfaces/NAME` | `interface del NAME` | | [`types::Change`] |
+//! | `POST /v1/activate` | `activate` | | [`types::Change`] |
+//! | `POST /v1/deactivate` | `deactivate` | | [`types::Change`] |
+//! | `GET /v1/sessions` | `session show` | [`types::SessionQuery`] | [`types::SessionRow`]s |
+//! | `GET /v1/sessions/count` | `session count` | [`types::SessionQuery`] with `by` | [`types::SessionCount`]s |
+//! | `GET /v1/status` | `status` | | one [`types::Status`] |
+//! | `GET /v1/stats/drops` | `stats drops` | | [`types::DropRow`]s, every reason |
+//! | `GET /v1/stats/routes` | `stats routes` | [`types::RouteQuery`] | [`types::RouteRow`]s with counters |
+//! | `GET /v1/stats/pools` | `stats pools` | | [`types::PoolAddressRow`]s |
+//! | `GET /v1/stats/interfaces` | `stats interfaces` | | [`types::InterfaceStats`] |
+//! | `GET /v1/stats/maps` | `stats maps` | | [`types::MapRow`]s |
+//! | `GET /v1/export` | `export` | | one [`types::Export`] |
+//! | `GET /v1/version` | `version` | | one [`types::Version`] |
+//!
+//! `GET` and `DELETE` take their arguments as a query, the others as a JSON body. Names in paths are
+//! percent-encoded ([`segment`]).
+//! Reads answer a [`types::List`], changes a [`types::Change`], failures an [`ApiError`].
+
+pub mod error;
+pub mod types;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+pub use error::{ApiError, ErrorKind};
+
+/// `name` as one segment of a path: `/v1/pools/` + `segment(name)`.
+pub fn segment(name: &str) -> String {
+    /// What RFC 3986 section 2.3 leaves as it is.
+    const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    utf8_percent_encode(name, ENCODED).to_string()
+}

@@ -1,0 +1,607 @@
+//! What goes over the control socket.
+//!
+//! Requests carry the operator's words (`"203.0.113.0/24"`, `"pool nat"`) as strings: the daemon parses them,
+//! so that every client gets the same grammar and an error that names the field. Rows carry values.
+//! Enumerations that may grow (targets, verdicts, reasons, states) are strings in rows, so that an older
+//! client can show what a newer daemon says. Writes reject unknown fields, reads tolerate them.
+
+use std::net::IpAddr;
+
+use gateway_common::counter::Counter;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{AttachMode, PortRange, Proto, Role, TableKind};
+
+/// The answer to a read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct List<T> {
+    /// `gateway.NOUN/v1`, see [`Row::SCHEMA`].
+    pub schema: String,
+    /// Revision of the state that was read.
+    pub revision: u64,
+    /// How many items there are, where a limit keeps some of them out of `items`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// The items.
+    pub items: Vec<T>,
+}
+
+/// An item of a [`List`].
+pub trait Row {
+    /// Schema of the list.
+    const SCHEMA: &'static str;
+}
+
+impl<T: Row> List<T> {
+    /// The list of `items` at `revision`.
+    pub fn new(revision: u64, items: Vec<T>) -> Self {
+        Self { schema: T::SCHEMA.to_owned(), revision, total: None, items }
+    }
+}
+
+macro_rules! schemas {
+    ($($row:ty => $schema:literal;)+) => { $(impl Row for $row { const SCHEMA: &'static str = $schema; })+ };
+}
+
+schemas! {
+    RouteRow => "gateway.routes/v1";
+    RouteMatch => "gateway.route/v1";
+    TableRow => "gateway.tables/v1";
+    PoolRow => "gateway.pools/v1";
+    InterfaceRow => "gateway.interfaces/v1";
+    SessionRow => "gateway.sessions/v1";
+    SessionCount => "gateway.session_counts/v1";
+    Status => "gateway.status/v1";
+    DropRow => "gateway.stats.drops/v1";
+    PoolAddressRow => "gateway.stats.pools/v1";
+    InterfaceStats => "gateway.stats.interfaces/v1";
+    MapRow => "gateway.stats.maps/v1";
+    Export => "gateway.export/v1";
+    Version => "gateway.version/v1";
+}
+
+/// The answer to a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Revision in force.
+    pub revision: u64,
+    /// `false` where things were as asked already; the revision did not move then.
+    pub changed: bool,
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl From<Counter> for Count {
+    fn from(counter: Counter) -> Self {
+        Self { packets: counter.packets, bytes: counter.bytes }
+    }
+}
+
+// ---- routes -------------------------------------------------------------------------------------------
+
+/// `route add` and `route replace`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteRequest {
+    /// Destination: prefix, address (a prefix of full length) or `default` (`0.0.0.0/0`).
+    pub prefix: String,
+    /// Target, as in `direct`, `pool NAME`, `gateway ADDR [dev IF]`.
+    pub via: String,
+    /// Table; `main` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// `tcp`, `udp` or `icmp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proto: Option<String>,
+    /// Destination port or `LOW-HIGH`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dport: Option<String>,
+    /// Refused as unsupported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Whether sessions of the route are logged.
+    #[serde(default)]
+    pub log: bool,
+    /// The operator's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+}
+
+/// `route del`: names exactly one route.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteSelector {
+    /// Destination, as in [`RouteRequest::prefix`].
+    pub prefix: String,
+    /// Table; `main` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// Protocol of the route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proto: Option<String>,
+    /// Destination ports of the route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dport: Option<String>,
+}
+
+/// `route flush`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteFlush {
+    /// Table that loses all its routes.
+    pub table: String,
+}
+
+/// `route show`: at most one of `prefix`, `in` and `for`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteQuery {
+    /// Routes of exactly this prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// Routes of this prefix and of those inside it.
+    #[serde(default, rename = "in", skip_serializing_if = "Option::is_none")]
+    pub within: Option<String>,
+    /// Routes that cover this address, the one that wins first.
+    #[serde(default, rename = "for", skip_serializing_if = "Option::is_none")]
+    pub covering: Option<String>,
+    /// Only this table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// Whether rows carry counters.
+    #[serde(default)]
+    pub counters: bool,
+}
+
+/// `route get`: which route decides a packet. Routes with selectors match only what is given here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteGet {
+    /// Destination address.
+    pub address: String,
+    /// Source address, which selects the table; table `main` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Protocol.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proto: Option<String>,
+    /// Destination port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dport: Option<u16>,
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteRow {
+    /// Table.
+    pub table: String,
+    /// Destination.
+    pub prefix: IpNet,
+    /// Protocol, if the route is for one only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proto: Option<Proto>,
+    /// Destination ports, if the route is for some only: `"443"` or `"8000-8999"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dport: Option<PortRange>,
+    /// Target, as the operator writes it.
+    pub via: String,
+    /// Whether sessions of the route are logged.
+    pub log: bool,
+    /// The operator's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<String>,
+    /// Packets, where counters were asked for and the route has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
+    /// Bytes, as [`RouteRow::packets`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+/// The route that decides, and how it was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteMatch {
+    /// The route.
+    #[serde(flatten)]
+    pub route: RouteRow,
+    /// The binding that selected the table; absent where it is `main` for want of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<BindingRow>,
+}
+
+// ---- tables -------------------------------------------------------------------------------------------
+
+/// `table add`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableRequest {
+    /// `egress` (if absent) or `border`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+}
+
+/// `table bind` and `table unbind`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BindingRequest {
+    /// Source prefix.
+    pub from: String,
+    /// Inside interface, if only that one is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iif: Option<String>,
+}
+
+/// A table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableRow {
+    /// Name.
+    pub name: String,
+    /// What it decides.
+    pub kind: TableKind,
+    /// Sources it serves.
+    pub bindings: Vec<BindingRow>,
+    /// Routes of both families.
+    pub routes: u64,
+    /// IPv4 routes.
+    pub routes_ipv4: u64,
+    /// IPv6 routes.
+    pub routes_ipv6: u64,
+}
+
+/// A binding.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindingRow {
+    /// Source prefix.
+    pub from: IpNet,
+    /// Inside interface, if only that one is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iif: Option<String>,
+}
+
+// ---- pools --------------------------------------------------------------------------------------------
+
+/// `pool add`, which needs `addresses`, and `pool set`, where what is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolRequest {
+    /// Addresses or prefixes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Vec<String>>,
+    /// Ports of each address, `LOW-HIGH`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<String>,
+    /// Refused as unsupported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+    /// Refused as unsupported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u64>,
+    /// Refused as unsupported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrent: Option<u64>,
+    /// Refused as unsupported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<String>,
+    /// Refused as unsupported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refuse: Option<String>,
+}
+
+/// A pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRow {
+    /// Name.
+    pub name: String,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ports of each address: `"1024-65535"`.
+    pub ports: PortRange,
+}
+
+/// An address of a pool, and how much of it is in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolAddressRow {
+    /// Pool.
+    pub pool: String,
+    /// Address.
+    pub address: IpAddr,
+    /// Ports the pool may use on it, for every destination.
+    pub ports: u64,
+    /// Sessions that hold a port of it.
+    pub sessions: u64,
+    /// New flows that asked for a port.
+    pub connection_attempts: u64,
+    /// New flows that were answered by the destination.
+    pub connections_established: u64,
+    /// New flows for which no port was free.
+    pub port_allocation_errors: u64,
+    /// Sessions removed because they were idle.
+    pub idle_timeouts: u64,
+}
+
+// ---- interfaces ---------------------------------------------------------------------------------------
+
+/// `interface add`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterfaceRequest {
+    /// `inside`, `outside` or `both`.
+    pub role: String,
+    /// `auto` (if absent), `native` or `generic`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceRow {
+    /// Device name.
+    pub name: String,
+    /// What it faces.
+    pub role: Role,
+    /// How it should be attached.
+    pub mode: AttachMode,
+    /// How it is attached: `native` or `generic`; absent while it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached: Option<String>,
+    /// Ifindex; absent while there is no such device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u32>,
+}
+
+/// Traffic of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStats {
+    /// Device name.
+    pub name: String,
+    /// What came in: the sum of the verdicts with direction `in`.
+    pub received: Count,
+    /// What the gateway sent out of it: the sum of the verdicts with direction `out`.
+    pub sent: Count,
+    /// What became of it, by direction and verdict; only what was seen.
+    pub verdicts: Vec<VerdictRow>,
+}
+
+/// Packets of one direction and verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictRow {
+    /// `in`: packets that came in here; `out`: packets that left here.
+    pub direction: String,
+    /// What became of them.
+    pub verdict: String,
+    /// How many.
+    #[serde(flatten)]
+    pub count: Count,
+}
+
+// ---- sessions -----------------------------------------------------------------------------------------
+
+/// Which sessions `session show` and `session count` look at: those that match every field.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionQuery {
+    /// Source prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Destination prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Protocol: `tcp`, `udp`, `icmp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proto: Option<String>,
+    /// Destination port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dport: Option<u16>,
+    /// Pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// State, see [`SessionRow::state`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// `session show`: largest first, by `bytes`, `packets` or `age`. In the order of the table if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sort: Option<String>,
+    /// `session show`: at most that many; [`SessionQuery::DEFAULT_LIMIT`] if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    /// `session count`: `pool`, `route`, `proto`, `source` or `destination`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+impl SessionQuery {
+    /// Sessions shown when no limit is given: what fits a screen buffer, not a million.
+    pub const DEFAULT_LIMIT: u64 = 1_000;
+    /// The largest limit: what the daemon holds in memory for one answer.
+    pub const MAX_LIMIT: u64 = 100_000;
+}
+
+/// One end of a session.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Address.
+    pub address: IpAddr,
+    /// Port; the identifier of an ICMP query, 0 on its answering side.
+    pub port: u16,
+}
+
+/// A session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionRow {
+    /// `tcp`, `udp`, `icmp`, or the protocol number.
+    pub proto: String,
+    /// The inside host.
+    pub source: Endpoint,
+    /// What the outside sees of it.
+    pub translated: Endpoint,
+    /// The server.
+    pub destination: Endpoint,
+    /// Pool of the translated address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Table of the route that allowed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// Prefix of the route that allowed it; absent once the route is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<IpNet>,
+    /// `opening`, `established`, `closing`, `closed` for TCP; `active` or `replied` otherwise.
+    pub state: String,
+    /// Seconds since it began.
+    pub age: f64,
+    /// Seconds since its last packet.
+    pub idle: f64,
+    /// From the inside.
+    pub sent: Count,
+    /// From the outside.
+    pub received: Count,
+}
+
+/// A number of sessions, with the key of its group.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionCount {
+    /// Group `pool`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Group `route`: its table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// Group `route`: its prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<IpNet>,
+    /// Group `proto`, and part of group `destination`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proto: Option<String>,
+    /// Group `source`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// Group `destination`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Endpoint>,
+    /// How many.
+    pub count: u64,
+}
+
+// ---- state and statistics -----------------------------------------------------------------------------
+
+/// `status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the gateway.
+    pub name: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Whether what no route allows is dropped.
+    pub active: bool,
+    /// Whether everything is as it should be: no [`Status::problems`].
+    pub healthy: bool,
+    /// What is wrong now. Not empty: exit code 9.
+    pub problems: Vec<Notice>,
+    /// What is worth knowing and does no harm now.
+    pub warnings: Vec<Notice>,
+    /// Seconds since the daemon started.
+    pub uptime: f64,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// The configuration file.
+    pub config: ConfigStatus,
+    /// Interfaces.
+    pub interfaces: Vec<InterfaceRow>,
+    /// Tables.
+    pub tables: Vec<TableRow>,
+    /// Addresses of pools.
+    pub pools: Vec<PoolAddressRow>,
+    /// Sessions.
+    pub sessions: SessionUse,
+    /// Drops since the data plane was made; only reasons that were seen.
+    pub drops: Vec<DropRow>,
+}
+
+/// Something an operator should know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// One lower-case sentence.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// How the running state relates to the configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// Path.
+    pub file: String,
+    /// Whether the running state differs from what the file said when the daemon started.
+    pub differs: bool,
+    /// Whether the file has changed since run-time state began to win over it.
+    pub changed: bool,
+    /// Whether the last change could be put in force.
+    pub last_apply_success: bool,
+}
+
+/// How many sessions there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionUse {
+    /// All of them.
+    pub total: u64,
+    /// TCP.
+    pub tcp: u64,
+    /// UDP.
+    pub udp: u64,
+    /// ICMP queries.
+    pub icmp: u64,
+    /// Other protocols.
+    pub other: u64,
+    /// How many there may be of each family.
+    pub capacity: u64,
+}
+
+/// Drops of one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropRow {
+    /// Reason, snake_case.
+    pub reason: String,
+    /// `policy`, `resource`, `limit`, `packet`, `network` or `internal`.
+    pub class: String,
+    /// How many.
+    #[serde(flatten)]
+    pub count: Count,
+    /// One sentence for the operator.
+    pub help: String,
+}
+
+/// How full a map is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapRow {
+    /// Name.
+    pub name: String,
+    /// Elements in use.
+    pub entries: u64,
+    /// Elements it can hold.
+    pub capacity: u64,
+}
+
+/// `export`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// The running state as a configuration file (TOML).
+    pub config: String,
+}
+
+/// `version`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Version of the daemon.
+    pub version: String,
+    /// Version of the map layouts.
+    pub abi: u32,
+}
