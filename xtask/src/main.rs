@@ -1,1 +1,44 @@
-fn main() {}
+//! The chores of the gateway, as programs: `cargo xtask COMMAND`.
+
+mod cargo;
+mod setup;
+mod term;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Set up, build, test and show the gateway.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install whatever a build, the tests and the demo need and this machine lacks
+    Setup {
+        /// Only report what is missing; exit 1 if anything is
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build gatewayd and gwctl in release mode, with the XDP object inside
+    Build,
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Setup { check: true } => setup::check(),
+        Command::Setup { check: false } => setup::ensure(setup::Scope::Everything),
+        Command::Build => setup::ensure(setup::Scope::Build).and_then(|()| cargo::build_release()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{} {error:#}", term::error("error:"));
+            ExitCode::FAILURE
+        }
+    }
+}
