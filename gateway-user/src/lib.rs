@@ -9,4 +9,5 @@
 
 pub mod api;
 pub mod dataplane;
+pub mod metrics;
 pub mod model;

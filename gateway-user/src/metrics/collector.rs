@@ -1,0 +1,249 @@
+//! Reads the data plane and the control plane when a scrape asks for it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Display,
+};
+
+use gateway_common::{
+    ABI_VERSION, DropReason, Verdict,
+    counter::{Counter, SessionClass, SessionCounters},
+};
+use ipnet::IpNet;
+use prometheus::{
+    core::{Collector, Desc},
+    proto::{self, LabelPair, Metric, MetricFamily},
+};
+
+use super::{
+    Sources,
+    descriptor::{self as metric, Descriptor, Kind},
+};
+use crate::{
+    dataplane::{AttachedInterface, MapStats, PoolAddressStats, Traffic},
+    model::{Role, Snapshot},
+};
+
+/// The metrics of the gateway, as a collector of the client library.
+pub(super) struct GatewayCollector {
+    sources: Sources,
+    descs: Vec<Desc>,
+}
+
+impl GatewayCollector {
+    pub(super) fn new(sources: Sources) -> prometheus::Result<Self> {
+        let descs = metric::ALL.iter().map(Descriptor::desc).collect::<prometheus::Result<_>>()?;
+        Ok(Self { sources, descs })
+    }
+}
+
+impl Collector for GatewayCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descs.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let Sources { observe, control } = &self.sources;
+        let mut out = Families::default();
+
+        out.set(&metric::BUILD_INFO, [env!("CARGO_PKG_VERSION"), &ABI_VERSION.to_string()], 1);
+        out.set(&metric::CONFIG_REVISION, [], control.revision());
+        out.set(&metric::CONFIG_LAST_APPLY_SUCCESS, [], control.last_apply_success().into());
+        let snapshot = control.snapshot();
+        if let Some(snapshot) = &snapshot {
+            desired(&mut out, snapshot);
+        }
+
+        if let Some(attached) = out.read("interfaces", observe.interfaces()) {
+            interfaces(&mut out, snapshot.as_deref(), &attached);
+            if let Some(cells) = out.read("traffic", observe.traffic()) {
+                traffic(&mut out, &attached, &cells);
+            }
+        }
+        if let Some(counters) = out.read("drops", observe.drops()) {
+            drops(&mut out, &counters);
+        }
+        if let Some(counters) = out.read("tables", observe.tables()) {
+            for ((table, target), counter) in counters {
+                out.set(&metric::TABLE_PACKETS, [&table, target], counter.packets);
+                out.set(&metric::TABLE_BYTES, [&table, target], counter.bytes);
+            }
+        }
+        if let Some(addresses) = out.read("pools", observe.pools()) {
+            for address in &addresses {
+                pool_address(&mut out, address);
+            }
+        }
+        if let Some(classes) = out.read("sessions", observe.session_counters()) {
+            sessions(&mut out, &classes);
+        }
+        if let Some(maps) = out.read("maps", observe.maps()) {
+            for MapStats { name, entries, capacity } in maps {
+                out.set(&metric::MAP_ENTRIES, [&name], entries);
+                out.set(&metric::MAP_CAPACITY, [&name], capacity);
+            }
+        }
+        if let Some(lost) = out.read("events", observe.events_lost()) {
+            out.set(&metric::EVENTS_LOST, [], lost);
+        }
+        out.0.into_values().collect()
+    }
+}
+
+/// What the desired state alone says.
+fn desired(out: &mut Families, snapshot: &Snapshot) {
+    out.set(&metric::ACTIVE, [], snapshot.active.into());
+    out.set(&metric::SESSION_CAPACITY, [], snapshot.capacity.sessions.into());
+    for (name, table) in &snapshot.tables {
+        let v4 = table.routes.keys().filter(|key| matches!(key.prefix, IpNet::V4(_))).count();
+        out.set(&metric::ROUTES, [name, "ipv4"], v4 as u64);
+        out.set(&metric::ROUTES, [name, "ipv6"], (table.routes.len() - v4) as u64);
+    }
+}
+
+fn interfaces(out: &mut Families, snapshot: Option<&Snapshot>, attached: &[AttachedInterface]) {
+    let mut seen = BTreeMap::new();
+    for interface in snapshot.into_iter().flat_map(|snapshot| snapshot.interfaces.values()) {
+        seen.insert(interface.name.as_str(), (interface.role, None));
+    }
+    seen.extend(attached.iter().map(|interface| (interface.name.as_str(), (interface.role, interface.mode))));
+    for (name, (role, mode)) in seen {
+        let labels = [name, role_name(role), mode.unwrap_or("none")];
+        out.set(&metric::INTERFACE_ATTACHED, labels, mode.is_some().into());
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Inside => "inside",
+        Role::Outside => "outside",
+        Role::Both => "both",
+    }
+}
+
+/// Both margins of the traffic matrix. Every verdict of an attached interface is there from the start.
+fn traffic(out: &mut Families, attached: &[AttachedInterface], cells: &[Traffic]) {
+    let mut margins: BTreeMap<(&str, &str, &str), Counter> = BTreeMap::new();
+    for interface in attached {
+        for &verdict in Verdict::ALL {
+            margins.entry((&interface.name, "in", verdict.name())).or_default();
+            if leaves(verdict) {
+                margins.entry((&interface.name, "out", verdict.name())).or_default();
+            }
+        }
+    }
+    for cell in cells {
+        let verdict = cell.verdict.name();
+        margins.entry((&cell.ingress, "in", verdict)).or_default().add(cell.counter);
+        if let Some(egress) = &cell.egress {
+            margins.entry((egress, "out", verdict)).or_default().add(cell.counter);
+        }
+    }
+    for ((interface, direction, verdict), counter) in margins {
+        out.set(&metric::PACKETS, [interface, direction, verdict], counter.packets);
+        out.set(&metric::BYTES, [interface, direction, verdict], counter.bytes);
+    }
+}
+
+/// Whether a packet with this verdict leaves through an interface.
+fn leaves(verdict: Verdict) -> bool {
+    match verdict {
+        Verdict::Direct
+        | Verdict::Snat
+        | Verdict::Eip
+        | Verdict::Proxy
+        | Verdict::Gateway
+        | Verdict::Reply => true,
+        Verdict::Host | Verdict::Drop => false,
+    }
+}
+
+fn drops(out: &mut Families, counters: &[(DropReason, Counter)]) {
+    for &reason in DropReason::ALL {
+        let mut sum = Counter::default();
+        counters.iter().filter(|(of, _)| *of == reason).for_each(|(_, counter)| sum.add(*counter));
+        out.set(&metric::DROPS, [reason.name()], sum.packets);
+        out.set(&metric::DROP_BYTES, [reason.name()], sum.bytes);
+    }
+}
+
+fn pool_address(out: &mut Families, stats: &PoolAddressStats) {
+    let labels = [stats.pool.as_str(), &stats.address.to_string()];
+    let counters = &stats.counters;
+    let open = counters.opened.saturating_sub(counters.closed);
+    out.set(&metric::POOL_PORTS_IN_USE, labels, open);
+    out.set(&metric::POOL_PORTS, labels, stats.ports.into());
+    out.set(&metric::POOL_SESSIONS, labels, open);
+    out.set(&metric::POOL_CONNECTION_ATTEMPTS, labels, counters.attempts);
+    out.set(&metric::POOL_CONNECTIONS_ESTABLISHED, labels, counters.established);
+    out.set(&metric::POOL_PORT_ALLOCATION_ERRORS, labels, counters.allocation_errors);
+    out.set(&metric::POOL_IDLE_TIMEOUTS, labels, counters.idle_timeouts);
+}
+
+fn sessions(out: &mut Families, classes: &[(SessionClass, SessionCounters)]) {
+    let mut sum = SessionCounters::default();
+    for &(class, SessionCounters { created, closed, expired, killed }) in classes {
+        // The four are read one CPU after the other while packets go on: the difference may be off by those.
+        let open = created.saturating_sub(closed + expired + killed);
+        out.set(&metric::SESSIONS, [class.name()], open);
+        sum.created += created;
+        sum.closed += closed;
+        sum.expired += expired;
+        sum.killed += killed;
+    }
+    let SessionCounters { created, closed, expired, killed } = sum;
+    for (event, count) in [("created", created), ("closed", closed), ("expired", expired), ("killed", killed)]
+    {
+        out.set(&metric::SESSION_EVENTS, [event], count);
+    }
+}
+
+/// What one scrape found, by name.
+#[derive(Default)]
+struct Families(HashMap<&'static str, MetricFamily>);
+
+impl Families {
+    /// Sets the series of `metric` with these values of its labels.
+    fn set<const N: usize>(&mut self, metric: &'static Descriptor, labels: [&str; N], value: u64) {
+        debug_assert_eq!(N, metric.labels.len(), "labels of {}", metric.name);
+        let pairs = metric.labels.iter().zip(labels).map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value(value.to_owned());
+            pair
+        });
+        let mut series = Metric::from_label(pairs.collect());
+        #[expect(clippy::cast_precision_loss, reason = "the text format has no integers beyond 2^53")]
+        let value = value as f64;
+        match metric.kind {
+            Kind::Counter => {
+                let mut counter = proto::Counter::default();
+                counter.set_value(value);
+                series.set_counter(counter);
+            }
+            Kind::Gauge => {
+                let mut gauge = proto::Gauge::default();
+                gauge.set_value(value);
+                series.set_gauge(gauge);
+            }
+        }
+        let family = self.0.entry(metric.name).or_insert_with(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(metric.name.to_owned());
+            family.set_help(metric.help.to_owned());
+            family.set_field_type(metric.kind.metric_type());
+            family
+        });
+        family.mut_metric().push(series);
+    }
+
+    /// What was read, if it could be: one part that fails does not hide the others.
+    fn read<T, E: Display>(&mut self, source: &'static str, result: Result<T, E>) -> Option<T> {
+        self.set(&metric::SCRAPE_SUCCESS, [source], result.is_ok().into());
+        result
+            .inspect_err(|error| {
+                tracing::warn!(source, "metrics are missing: cannot read the data plane: {error:#}");
+            })
+            .ok()
+    }
+}
