@@ -568,7 +568,7 @@ pub struct SessionUse {
 /// Drops of one reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DropRow {
-    /// Reason, snake_case.
+    /// Reason, `snake_case`.
     pub reason: String,
     /// `policy`, `resource`, `limit`, `packet`, `network` or `internal`.
     pub class: String,

@@ -1,24 +1,31 @@
 //! What the gateway is told to be: plain, serialisable, compared by value. No kernel, no sockets.
 
+pub mod error;
 pub mod interface;
 pub mod pool;
+pub mod prefix;
 pub mod route;
 pub mod table;
+pub mod validate;
+pub mod words;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use error::{Fault, ValueError};
 pub use interface::{AttachMode, Interface, Role};
 pub use pool::{Pool, PortRange};
-pub use route::{Proto, Route, RouteKey, Selector, Target};
+pub use route::{Proto, Route, RouteKey, RouteWords, Selector, Target};
 pub use table::{Binding, Table, TableKind};
+pub use validate::{Subject, Violation, validate};
 
 /// The table that serves a source without a binding.
 pub const MAIN_TABLE: &str = "main";
 
 /// The whole desired state. Immutable once shared; a change makes a new one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Snapshot {
     /// Name of this gateway, for logs and metrics.
     pub name: String,
@@ -38,6 +45,7 @@ pub struct Snapshot {
 
 /// Sizes fixed when the maps are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Capacity {
     /// Sessions of each family.
     pub sessions: u32,
@@ -53,6 +61,7 @@ impl Default for Capacity {
 
 /// Idle times after which a session is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Timeouts {
     /// TCP, established (RFC 5382 REQ-5: not below 2 h 4 min).
     pub tcp_established: Duration,
@@ -67,10 +76,10 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
-            tcp_established: Duration::from_secs(2 * 3600 + 4 * 60),
-            tcp_transitory: Duration::from_secs(4 * 60),
-            udp: Duration::from_secs(5 * 60),
-            icmp: Duration::from_secs(60),
+            tcp_established: Duration::from_mins(124),
+            tcp_transitory: Duration::from_mins(4),
+            udp: Duration::from_mins(5),
+            icmp: Duration::from_mins(1),
         }
     }
 }
@@ -87,5 +96,24 @@ impl Default for Snapshot {
             pools: BTreeMap::new(),
             tables: BTreeMap::from([(MAIN_TABLE.to_owned(), Arc::new(main))]),
         }
+    }
+}
+
+impl Snapshot {
+    /// The table that serves `source`, and the binding that says so; `None`: no binding does, and table
+    /// `main` serves it. A binding that names the interface beats one that does not; then the longest
+    /// source prefix wins.
+    pub fn table_of(&self, source: IpAddr, iif: Option<&str>) -> Option<(&Table, &Binding)> {
+        self.tables
+            .values()
+            .flat_map(|table| table.bindings.iter().map(move |binding| (&**table, binding)))
+            .filter(|(_, binding)| binding.source.contains(&source))
+            .filter(|(_, binding)| binding.iif.is_none() || binding.iif.as_deref() == iif)
+            .max_by_key(|(_, binding)| (binding.iif.is_some(), binding.source.prefix_len()))
+    }
+
+    /// Table `main`.
+    pub fn main(&self) -> Option<&Table> {
+        self.tables.get(MAIN_TABLE).map(|table| &**table)
     }
 }

@@ -2,8 +2,13 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use gateway_common::pool::{FIRST_PORT, LAST_PORT};
+use gateway_common::pool::{FIRST_PORT, LAST_PORT, MAX_ADDRESSES_PER_POOL};
 use serde::{Deserialize, Serialize};
+
+use super::{
+    error::ValueError,
+    prefix::{parse_address, parse_prefix},
+};
 
 /// An inclusive range of ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -18,6 +23,14 @@ pub struct PortRange {
 impl PortRange {
     /// What a pool uses when it is not told otherwise.
     pub const POOL: Self = Self { low: FIRST_PORT, high: LAST_PORT };
+
+    /// Every port there is.
+    pub const ALL: Self = Self { low: 0, high: u16::MAX };
+
+    /// Whether `port` is in the range.
+    pub fn contains(self, port: u16) -> bool {
+        self.low <= port && port <= self.high
+    }
 
     /// Number of ports.
     pub fn count(self) -> u32 {
@@ -36,25 +49,29 @@ impl fmt::Display for PortRange {
 }
 
 impl FromStr for PortRange {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
         let (low, high) = text.split_once('-').unwrap_or((text, text));
         let port = |word: &str| {
-            word.trim().parse::<u16>().map_err(|_| format!("`{word}` is not a port between 0 and 65535"))
+            word.trim().parse::<u16>().map_err(|_| {
+                ValueError::invalid("ports", format!("`{word}` is not a port from 0 to 65535"))
+                    .hint("write one port, `443`, or a range, `8000-8999`")
+            })
         };
         let range = Self { low: port(low)?, high: port(high)? };
         if range.low > range.high {
-            return Err(format!("port range `{text}` ends before it begins"));
+            return Err(ValueError::invalid("ports", format!("port range `{text}` ends before it begins"))
+                .hint(format!("write {}-{}", range.high, range.low)));
         }
         Ok(range)
     }
 }
 
 impl TryFrom<String> for PortRange {
-    type Error = String;
+    type Error = ValueError;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(text: String) -> Result<Self, ValueError> {
         text.parse()
     }
 }
@@ -67,6 +84,7 @@ impl From<PortRange> for String {
 
 /// A set of outside addresses that hide inside sources.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Pool {
     /// Name.
     pub name: String,
@@ -74,4 +92,26 @@ pub struct Pool {
     pub addresses: Vec<IpAddr>,
     /// Ports used on each address.
     pub ports: PortRange,
+}
+
+impl Pool {
+    /// Reads one entry of an address list: an address, or a prefix that stands for all its addresses
+    /// (those of a pool are not hosts of a subnet, so that the first and the last count too).
+    pub fn parse_addresses(text: &str) -> Result<Vec<IpAddr>, ValueError> {
+        if !text.contains('/') {
+            return Ok(vec![parse_address("addresses", text)?]);
+        }
+        let prefix = parse_prefix("addresses", text)?;
+        let host_bits = prefix.max_prefix_len() - prefix.prefix_len();
+        if u128::from(MAX_ADDRESSES_PER_POOL).checked_shr(u32::from(host_bits)).unwrap_or(0) == 0 {
+            return Err(ValueError::full(
+                "addresses",
+                format!("prefix `{text}` has more than the {MAX_ADDRESSES_PER_POOL} addresses of a pool"),
+            )
+            .hint("name the addresses, or a longer prefix"));
+        }
+        // `hosts` would leave out network and broadcast address.
+        let all = prefix.subnets(prefix.max_prefix_len()).into_iter().flatten();
+        Ok(all.map(|host| host.addr()).collect())
+    }
 }

@@ -1,11 +1,16 @@
 //! Routes: what happens to packets for a destination.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{borrow::Cow, fmt, net::IpAddr, str::FromStr};
 
+use gateway_common::parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::PortRange;
+use super::{
+    PortRange,
+    error::{ValueError, suggest},
+    prefix::{check_unicast, parse_address, parse_prefix},
+};
 
 /// A protocol that routes can select.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -70,7 +75,122 @@ pub struct Route {
     pub comment: Option<String>,
 }
 
+/// A route in the operator's words, field by field, whether they came from a file, a line or a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteWords<'a> {
+    /// Destination prefix.
+    pub prefix: Cow<'a, str>,
+    /// Target.
+    pub via: Cow<'a, str>,
+    /// Protocol.
+    pub proto: Option<Cow<'a, str>>,
+    /// Destination ports.
+    pub dport: Option<Cow<'a, str>>,
+    /// Destination names; not supported.
+    pub domain: Option<Cow<'a, str>>,
+    /// Whether sessions are logged.
+    pub log: bool,
+    /// The operator's words.
+    pub comment: Option<Cow<'a, str>>,
+}
+
+/// Longest comment of a route, in bytes.
+const MAX_COMMENT: usize = 256;
+
+impl RouteWords<'_> {
+    /// Reads every field.
+    pub fn parse(&self) -> Result<(RouteKey, Route), ValueError> {
+        if let Some(domain) = &self.domain {
+            return Err(ValueError::unsupported(
+                "domain",
+                format!("routes for a domain (`{domain}`) are not supported by this version"),
+            )
+            .hint("route the prefixes that the domain resolves to"));
+        }
+        let key = RouteKey {
+            prefix: parse_prefix("prefix", &self.prefix)?,
+            selector: Selector::parse(self.proto.as_deref(), self.dport.as_deref())?,
+        };
+        let target = self.via.parse()?;
+        if let Some(comment) = &self.comment {
+            check_comment(comment)?;
+        }
+        let comment = self.comment.as_deref().map(str::to_owned);
+        Ok((key, Route { target, log: self.log, comment }))
+    }
+}
+
+impl Proto {
+    /// Every protocol.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Icmp];
+
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Icmp => "icmp",
+        }
+    }
+
+    /// The protocol with this IP protocol number, if routes can select it.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            PROTO_TCP => Some(Self::Tcp),
+            PROTO_UDP => Some(Self::Udp),
+            PROTO_ICMP | PROTO_ICMPV6 => Some(Self::Icmp),
+            _ => None,
+        }
+    }
+}
+
+impl Selector {
+    /// Whether it matches everything.
+    pub fn is_any(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Reads the two fields; each may be absent.
+    pub fn parse(proto: Option<&str>, dport: Option<&str>) -> Result<Self, ValueError> {
+        let proto = proto.map(str::parse).transpose()?;
+        let dport = dport.map(|ports| ports.parse().map_err(|error: ValueError| error.of("dport")));
+        let selector = Self { proto, dport: dport.transpose()? };
+        selector.check()?;
+        Ok(selector)
+    }
+
+    /// Refuses ports without a protocol that has them.
+    pub fn check(self) -> Result<(), ValueError> {
+        match (self.dport, self.proto) {
+            (None, _) | (Some(_), Some(Proto::Tcp | Proto::Udp)) => Ok(()),
+            (Some(ports), None) => {
+                Err(ValueError::invalid("dport", format!("dport {ports} needs a protocol that has ports"))
+                    .hint("add `proto tcp` or `proto udp`"))
+            }
+            (Some(ports), Some(Proto::Icmp)) => {
+                Err(ValueError::invalid("dport", format!("dport {ports} makes no sense for icmp"))
+                    .hint("use `proto tcp` or `proto udp`, or leave out dport"))
+            }
+        }
+    }
+
+    /// Whether a packet of `proto` to `port` matches; `None`: the packet has none that could be selected.
+    pub fn matches(self, proto: Option<Proto>, port: Option<u16>) -> bool {
+        self.proto.is_none_or(|wanted| proto == Some(wanted))
+            && self.dport.is_none_or(|wanted| port.is_some_and(|port| wanted.contains(port)))
+    }
+
+    /// Sort key of the routes of one prefix: the one that comes first is asked first. Fewer ports win over
+    /// more, any ports over none, and a protocol over none.
+    pub fn precedence(self) -> (bool, u32) {
+        (self.proto.is_none(), self.dport.map_or(u32::MAX, PortRange::count))
+    }
+}
+
 impl Target {
+    /// The first words of all targets.
+    const WORDS: [&'static str; 6] = ["direct", "pool", "gateway", "blackhole", "prohibit", "host"];
+
     /// The word of the target, without its object: the `target` label of metrics.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -81,6 +201,64 @@ impl Target {
             Self::Prohibit => "prohibit",
             Self::Host => "host",
         }
+    }
+
+    /// Reads a target from the front of `words`; also says how many words it took.
+    pub fn from_words<W: AsRef<str>>(words: &[W]) -> Result<(Self, usize), ValueError> {
+        let word = |at: usize| words.get(at).map(AsRef::as_ref);
+        let object = |what: &str, example: &str| {
+            word(1).ok_or_else(|| {
+                ValueError::invalid("via", format!("target `{what}` needs {example}"))
+                    .hint(format!("write `via {what} {}`", example.rsplit(' ').next().unwrap_or_default()))
+            })
+        };
+        match word(0) {
+            None => Err(ValueError::invalid("via", "the target is missing")
+                .hint(format!("one of {}", Self::WORDS.join(", ")))),
+            Some("direct") => Ok((Self::Direct, 1)),
+            Some("blackhole") => Ok((Self::Blackhole, 1)),
+            Some("prohibit") => Ok((Self::Prohibit, 1)),
+            Some("host") => Ok((Self::Host, 1)),
+            Some("pool") => Ok((Self::Pool(object("pool", "the name of a pool: NAME")?.to_owned()), 2)),
+            Some("gateway") => {
+                let address = parse_address("via", object("gateway", "the address of a router: ADDR")?)?;
+                check_unicast("via", address)?;
+                if word(2) != Some("dev") {
+                    return Ok((Self::Gateway { address, dev: None }, 2));
+                }
+                let dev = word(3).ok_or_else(|| {
+                    ValueError::invalid("via", "`dev` needs the name of an interface")
+                        .hint(format!("write `via gateway {address} dev IF`"))
+                })?;
+                Ok((Self::Gateway { address, dev: Some(dev.to_owned()) }, 4))
+            }
+            Some(word @ ("eip" | "proxy")) => Err(ValueError::unsupported(
+                "via",
+                format!("target `{word}` is not supported by this version"),
+            )
+            .hint(format!("one of {}", Self::WORDS.join(", ")))),
+            Some(word) => Err(ValueError::invalid("via", format!("`{word}` is not a target"))
+                .hint(suggest(word, Self::WORDS))),
+        }
+    }
+}
+
+impl fmt::Display for Proto {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.prefix)?;
+        if let Some(proto) = self.selector.proto {
+            write!(f, " proto {proto}")?;
+        }
+        if let Some(dport) = self.selector.dport {
+            write!(f, " dport {dport}")?;
+        }
+        Ok(())
     }
 }
 
@@ -95,32 +273,151 @@ impl fmt::Display for Target {
     }
 }
 
-/// Routes as a list, the form they have in files and in the state directory.
-pub(super) mod as_list {
-    use std::collections::BTreeMap;
+impl FromStr for Proto {
+    type Err = ValueError;
 
-    use serde::{Deserializer, Serializer};
-
-    use super::{Route, RouteKey};
-
-    pub(in super::super) fn serialize<S: Serializer>(
-        _routes: &BTreeMap<RouteKey, Route>,
-        _serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        todo!()
-    }
-
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
-        _deserializer: D,
-    ) -> Result<BTreeMap<RouteKey, Route>, D::Error> {
-        todo!()
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        Self::ALL.into_iter().find(|proto| proto.name() == text).ok_or_else(|| {
+            ValueError::invalid("proto", format!("`{text}` is not a protocol that routes can select"))
+                .hint(suggest(text, Self::ALL.map(Self::name)))
+        })
     }
 }
 
 impl FromStr for Target {
-    type Err = String;
+    type Err = ValueError;
 
-    fn from_str(_: &str) -> Result<Self, String> {
-        todo!()
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let words: Vec<_> = text.split_whitespace().collect();
+        let (target, taken) = Self::from_words(&words)?;
+        match words.get(taken) {
+            None => Ok(target),
+            Some(word) => Err(ValueError::invalid("via", format!("`{word}` is too much after `{target}`"))
+                .hint("a target is one of `direct`, `pool NAME`, `gateway ADDR [dev IF]`, `blackhole`, `prohibit`, `host`")),
+        }
+    }
+}
+
+fn check_comment(comment: &str) -> Result<(), ValueError> {
+    if comment.len() > MAX_COMMENT {
+        return Err(ValueError::invalid("comment", format!("comment has {} bytes", comment.len()))
+            .hint(format!("at most {MAX_COMMENT}")));
+    }
+    if comment.chars().any(char::is_control) {
+        return Err(ValueError::invalid("comment", "comment has line breaks or control characters")
+            .hint("write it in one line"));
+    }
+    Ok(())
+}
+
+/// Routes as a list, the form they have in the state directory.
+pub(super) mod as_list {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use super::{Cow, Route, RouteKey, RouteWords};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Entry<'a> {
+        to: Cow<'a, str>,
+        via: Cow<'a, str>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proto: Option<Cow<'a, str>>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dport: Option<Cow<'a, str>>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        log: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        comment: Option<Cow<'a, str>>,
+    }
+
+    pub(in super::super) fn serialize<S: Serializer>(
+        routes: &BTreeMap<RouteKey, Route>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(routes.iter().map(|(key, route)| Entry {
+            to: key.prefix.to_string().into(),
+            via: route.target.to_string().into(),
+            proto: key.selector.proto.map(|proto| proto.name().into()),
+            dport: key.selector.dport.map(|ports| ports.to_string().into()),
+            log: route.log,
+            comment: route.comment.as_deref().map(Cow::from),
+        }))
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<RouteKey, Route>, D::Error> {
+        let mut routes = BTreeMap::new();
+        for entry in Vec::<Entry<'_>>::deserialize(deserializer)? {
+            let Entry { to, via, proto, dport, log, comment } = entry;
+            let words = RouteWords { prefix: to, via, proto, dport, domain: None, log, comment };
+            let (key, route) = words.parse().map_err(D::Error::custom)?;
+            if routes.insert(key, route).is_some() {
+                return Err(D::Error::custom(format!("route {key} appears twice")));
+            }
+        }
+        Ok(routes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use crate::model::error::Fault;
+
+    #[rstest]
+    #[case("direct")]
+    #[case("pool nat")]
+    #[case("gateway 10.0.1.2")]
+    #[case("gateway 2001:db8::2 dev eth1")]
+    #[case("blackhole")]
+    #[case("prohibit")]
+    #[case("host")]
+    fn a_target_reads_back_as_it_is_written(#[case] text: &str) {
+        assert_eq!(text.parse::<Target>().expect("a target").to_string(), text);
+    }
+
+    #[rstest]
+    #[case("", "the target is missing")]
+    #[case("pool", "target `pool` needs the name of a pool")]
+    #[case("gateway", "target `gateway` needs the address of a router")]
+    #[case("gateway nat", "`nat` is not an IP address")]
+    #[case("gateway 224.0.0.1", "`224.0.0.1` is a multicast address")]
+    #[case("gateway 10.0.1.2 dev", "`dev` needs the name of an interface")]
+    #[case("pool nat log", "`log` is too much after `pool nat`")]
+    #[case("direkt", "`direkt` is not a target")]
+    fn a_bad_target_is_named(#[case] text: &str, #[case] message: &str) {
+        let error = text.parse::<Target>().expect_err("refused");
+        assert!(error.message.contains(message), "{error:?}");
+        assert!(error.hint.is_some());
+        assert_eq!(error.fault, Fault::Invalid);
+    }
+
+    #[test]
+    fn targets_of_the_contract_that_are_not_there_are_unsupported() {
+        for text in ["eip", "proxy squid"] {
+            assert_eq!(text.parse::<Target>().expect_err("refused").fault, Fault::Unsupported);
+        }
+    }
+
+    #[rstest]
+    #[case(None, Some("443"), "dport 443 needs a protocol")]
+    #[case(Some("icmp"), Some("443"), "dport 443 makes no sense for icmp")]
+    #[case(Some("sctp"), None, "`sctp` is not a protocol")]
+    #[case(Some("tcp"), Some("70000"), "`70000` is not a port")]
+    #[case(Some("tcp"), Some("20-10"), "port range `20-10` ends before it begins")]
+    fn a_bad_selector_is_named(
+        #[case] proto: Option<&str>,
+        #[case] dport: Option<&str>,
+        #[case] message: &str,
+    ) {
+        let error = Selector::parse(proto, dport).expect_err("refused");
+        assert!(error.message.contains(message), "{error:?}");
+        assert!(matches!(error.field, "dport" | "proto"));
     }
 }

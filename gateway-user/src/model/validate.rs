@@ -1,0 +1,407 @@
+//! What makes a whole state acceptable: every reference leads somewhere, nothing overlaps, everything fits.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    net::IpAddr,
+    time::Duration,
+};
+
+use gateway_common::{
+    interface::MAX_INTERFACES,
+    pool::{FIRST_PORT, MAX_ADDRESSES_PER_POOL, MAX_POOL_ADDRESSES, MAX_POOLS},
+    route::{MAX_BINDINGS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX, MAX_TABLE_SLOTS},
+};
+
+use super::{
+    Binding, Interface, MAIN_TABLE, Pool, Role, Route, RouteKey, Snapshot, Table, TableKind, Target,
+    Timeouts,
+    error::{ValueError, closest, suggest},
+    prefix::{check_unicast, family},
+};
+
+/// Longest name of a gateway, pool or table, in bytes.
+pub const MAX_NAME: usize = 63;
+/// Tables there can be: a replacement needs a second slot for a moment, and slot 0 is never used.
+pub const MAX_TABLES: usize = (MAX_TABLE_SLOTS as usize - 1) / 2;
+/// Largest capacity that can be configured; the memory is taken when the gateway starts.
+pub const MAX_CAPACITY: u32 = 1 << 26;
+/// Longest idle time.
+pub const MAX_TIMEOUT: Duration = Duration::from_hours(24 * 365);
+
+/// The part of a state that is at fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Name, capacity, timeouts.
+    Gateway,
+    /// An interface.
+    Interface(String),
+    /// A pool.
+    Pool(String),
+    /// A table.
+    Table(String),
+    /// A binding of the table.
+    Binding(String, Binding),
+    /// A route of the table.
+    Route(String, RouteKey),
+}
+
+/// A state that is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Where.
+    pub subject: Box<Subject>,
+    /// Why.
+    pub error: ValueError,
+}
+
+impl Subject {
+    /// The noun of the subject.
+    pub fn noun(&self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Interface(_) => "interface",
+            Self::Pool(_) => "pool",
+            Self::Table(_) => "table",
+            Self::Binding(..) => "binding",
+            Self::Route(..) => "route",
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway => f.write_str("gateway"),
+            Self::Interface(name) => write!(f, "interface {name}"),
+            Self::Pool(name) => write!(f, "pool {name}"),
+            Self::Table(name) => write!(f, "table {name}"),
+            Self::Binding(table, binding) => write!(f, "table {table}, binding {binding}"),
+            Self::Route(table, key) => write!(f, "table {table}, route {key}"),
+        }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.subject, self.error)
+    }
+}
+
+impl std::error::Error for Violation {}
+
+/// Checks a whole state.
+pub fn validate(state: &Snapshot) -> Result<(), Violation> {
+    gateway(state).map_err(at(&Subject::Gateway))?;
+    interfaces(state)?;
+    pools(state)?;
+    tables(state)?;
+    bindings(state)?;
+    shared(state)?;
+    state.tables.values().try_for_each(|table| routes(state, table))
+}
+
+/// Checks a name that the operator chose.
+pub fn check_name(noun: &str, name: &str) -> Result<(), ValueError> {
+    let refuse = |why: &str| {
+        Err(ValueError::invalid("name", format!("{noun} name `{name}` {why}"))
+            .hint("use letters, digits, `-`, `_` and `.`, beginning with a letter or a digit"))
+    };
+    if name.is_empty() {
+        refuse("is empty")
+    } else if name.len() > MAX_NAME {
+        refuse(&format!("is longer than {MAX_NAME} bytes"))
+    } else if !name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        || name.contains(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')))
+    {
+        refuse("has a character that names cannot have")
+    } else {
+        Ok(())
+    }
+}
+
+/// Idle times that are shorter than the standards ask for: allowed, and worth a warning.
+pub fn below_standard(timeouts: &Timeouts) -> Vec<String> {
+    let standard = [
+        ("tcp_established", timeouts.tcp_established, Duration::from_mins(124), "RFC 5382 REQ-5"),
+        ("tcp_transitory", timeouts.tcp_transitory, Duration::from_mins(4), "RFC 5382 REQ-5"),
+        ("udp", timeouts.udp, Duration::from_mins(2), "RFC 4787 REQ-5"),
+        ("icmp", timeouts.icmp, Duration::from_mins(1), "RFC 5508 REQ-2"),
+    ];
+    standard
+        .into_iter()
+        .filter(|(_, value, least, _)| value < least)
+        .map(|(name, value, least, source)| {
+            format!(
+                "timeouts.{name} is {}, below the {} of {source}: quiet flows will be cut",
+                humantime::format_duration(value),
+                humantime::format_duration(least)
+            )
+        })
+        .collect()
+}
+
+fn at(subject: &Subject) -> impl FnOnce(ValueError) -> Violation {
+    |error| Violation { subject: Box::new(subject.clone()), error }
+}
+
+fn gateway(state: &Snapshot) -> Result<(), ValueError> {
+    check_name("gateway", &state.name)?;
+    for (field, value) in [("sessions", state.capacity.sessions), ("routes", state.capacity.routes)] {
+        if value == 0 || value > MAX_CAPACITY {
+            return Err(ValueError::invalid(field, format!("a capacity of {value} {field} is not possible"))
+                .hint(format!("between 1 and {MAX_CAPACITY}")));
+        }
+    }
+    let timeouts = &state.timeouts;
+    for (field, value) in [
+        ("tcp_established", timeouts.tcp_established),
+        ("tcp_transitory", timeouts.tcp_transitory),
+        ("udp", timeouts.udp),
+        ("icmp", timeouts.icmp),
+    ] {
+        if value < Duration::from_secs(1) || value > MAX_TIMEOUT {
+            let value = humantime::format_duration(value);
+            return Err(ValueError::invalid(field, format!("an idle time of {value} is not possible"))
+                .hint("between 1s and 365days"));
+        }
+    }
+    Ok(())
+}
+
+fn interfaces(state: &Snapshot) -> Result<(), Violation> {
+    for (number, name) in state.interfaces.keys().enumerate() {
+        let subject = Subject::Interface(name.clone());
+        Interface::check_name(name).map_err(at(&subject))?;
+        if number >= MAX_INTERFACES as usize {
+            let message = format!("interface `{name}` is one more than the {MAX_INTERFACES} there can be");
+            return Err(at(&subject)(ValueError::full("name", message).hint("remove one first")));
+        }
+    }
+    Ok(())
+}
+
+fn pools(state: &Snapshot) -> Result<(), Violation> {
+    let mut owners: HashMap<IpAddr, &str> = HashMap::new();
+    for (number, pool) in state.pools.values().enumerate() {
+        let subject = Subject::Pool(pool.name.clone());
+        check_name("pool", &pool.name).map_err(at(&subject))?;
+        if number >= MAX_POOLS as usize {
+            let message = format!("pool `{}` is one more than the {MAX_POOLS} there can be", pool.name);
+            return Err(at(&subject)(ValueError::full("name", message).hint("remove one first")));
+        }
+        one_pool(pool).map_err(at(&subject))?;
+        for address in &pool.addresses {
+            let Some(owner) = owners.insert(*address, &pool.name) else { continue };
+            let error = if owner == pool.name {
+                ValueError::invalid("addresses", format!("address {address} appears twice"))
+                    .hint("remove one")
+            } else {
+                let message = format!("address {address} belongs to pool `{owner}` already");
+                ValueError::invalid("addresses", message).hint("an address can be in one pool only")
+            };
+            return Err(at(&subject)(error));
+        }
+        if owners.len() > MAX_POOL_ADDRESSES as usize {
+            let message = format!("all pools together have more than {MAX_POOL_ADDRESSES} addresses");
+            return Err(at(&subject)(ValueError::full("addresses", message).hint("remove some")));
+        }
+    }
+    Ok(())
+}
+
+fn one_pool(pool: &Pool) -> Result<(), ValueError> {
+    if pool.addresses.is_empty() {
+        return Err(ValueError::invalid("addresses", format!("pool `{}` has no address", pool.name))
+            .hint("give it at least one outside address"));
+    }
+    if pool.addresses.len() > MAX_ADDRESSES_PER_POOL as usize {
+        let message = format!("pool `{}` has {} addresses", pool.name, pool.addresses.len());
+        return Err(ValueError::full("addresses", message).hint(format!("at most {MAX_ADDRESSES_PER_POOL}")));
+    }
+    if pool.ports.low < FIRST_PORT {
+        let message = format!("port {} is below {FIRST_PORT}", pool.ports.low);
+        return Err(ValueError::invalid("ports", message)
+            .hint(format!("the ports below {FIRST_PORT} stay with hosts: use {FIRST_PORT}-65535")));
+    }
+    pool.addresses.iter().try_for_each(|address| check_unicast("addresses", *address))
+}
+
+fn tables(state: &Snapshot) -> Result<(), Violation> {
+    if !state.tables.contains_key(MAIN_TABLE) {
+        let error = ValueError::invalid("name", format!("table `{MAIN_TABLE}` is missing"));
+        return Err(at(&Subject::Table(MAIN_TABLE.to_owned()))(error));
+    }
+    for (number, table) in state.tables.values().enumerate() {
+        let subject = Subject::Table(table.name.clone());
+        check_name("table", &table.name).map_err(at(&subject))?;
+        if table.kind == TableKind::Border {
+            let message = format!("table `{}` of kind `border` is not supported by this version", table.name);
+            let error = ValueError::unsupported("kind", message).hint("use `kind egress`");
+            return Err(at(&subject)(error));
+        }
+        if number >= MAX_TABLES {
+            let message = format!("table `{}` is one more than the {MAX_TABLES} there can be", table.name);
+            return Err(at(&subject)(ValueError::full("name", message).hint("remove one first")));
+        }
+    }
+    Ok(())
+}
+
+fn bindings(state: &Snapshot) -> Result<(), Violation> {
+    let mut owners: BTreeMap<&Binding, &str> = BTreeMap::new();
+    for table in state.tables.values() {
+        for binding in &table.bindings {
+            let subject = Subject::Binding(table.name.clone(), binding.clone());
+            if let Some(iif) = &binding.iif {
+                inside(state, iif).map_err(at(&subject))?;
+            }
+            if let Some(owner) = owners.insert(binding, &table.name) {
+                let message = format!("source {binding} is bound to table `{owner}` already");
+                let error =
+                    ValueError::invalid("bind", message).hint(format!("unbind it from `{owner}` first"));
+                return Err(at(&subject)(error));
+            }
+            // Some elements are kept for the binding of table `main` to every source.
+            if owners.len() > MAX_BINDINGS as usize - 16 {
+                let message = format!("binding {binding} is one more than there can be");
+                return Err(at(&subject)(ValueError::full("bind", message).hint("remove one first")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A binding's interface has to be one that packets come in through.
+fn inside(state: &Snapshot, name: &str) -> Result<(), ValueError> {
+    match state.interfaces.get(name) {
+        Some(Interface { role: Role::Inside | Role::Both, .. }) => Ok(()),
+        Some(_) => Err(ValueError::invalid("iif", format!("interface `{name}` faces the outside"))
+            .hint("bindings are for interfaces with role `inside` or `both`")),
+        None => Err(unknown_interface("iif", state, name)),
+    }
+}
+
+/// What the routes of all tables share: routers, and room for selectors.
+fn shared(state: &Snapshot) -> Result<(), Violation> {
+    let mut routers = BTreeSet::new();
+    let mut with_selector = 0;
+    for table in state.tables.values() {
+        for (key, route) in &table.routes {
+            let full = |field, message: String, hint: &str| {
+                let subject = Subject::Route(table.name.clone(), *key);
+                Err(at(&subject)(ValueError::full(field, message).hint(hint)))
+            };
+            if let Target::Gateway { address, dev } = &route.target
+                && routers.insert((address, dev))
+                && routers.len() > MAX_ROUTERS as usize
+            {
+                let message = format!("router {address} is one more than the {MAX_ROUTERS} there can be");
+                return full("via", message, "use fewer routers");
+            }
+            with_selector += u32::from(!key.selector.is_any());
+            if with_selector > MAX_RULES {
+                let message =
+                    format!("route {key} is one more with a selector than the {MAX_RULES} there can be");
+                return full("proto", message, "use ranges of ports, or routes without selectors");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn routes(state: &Snapshot, table: &Table) -> Result<(), Violation> {
+    let mut of_family = [0u32; 2];
+    let mut siblings: Vec<&RouteKey> = Vec::new();
+    for (key, route) in &table.routes {
+        let subject = || Subject::Route(table.name.clone(), *key);
+        one_route(state, key, route).map_err(|error| at(&subject())(error))?;
+        let count = &mut of_family[usize::from(key.prefix.addr().is_ipv6())];
+        *count += 1;
+        if *count > state.capacity.routes {
+            let error = ValueError::full(
+                "prefix",
+                format!(
+                    "table `{}` would have more than {} routes of a family",
+                    table.name, state.capacity.routes
+                ),
+            );
+            return Err(at(&subject())(error.hint("raise capacity.routes in the configuration file")));
+        }
+        if key.selector.is_any() {
+            continue;
+        }
+        siblings.retain(|sibling| sibling.prefix == key.prefix);
+        if let Some(other) = siblings.iter().find(|other| crossing(other, key)) {
+            let error =
+                ValueError::invalid("dport", format!("route {key} and route {other} overlap in part"));
+            let error = error.hint("choose ranges that are apart, or one within the other");
+            return Err(at(&subject())(error));
+        }
+        siblings.push(key);
+        if siblings.len() > MAX_RULES_PER_PREFIX as usize {
+            let prefix = key.prefix;
+            let message =
+                format!("prefix {prefix} would have more than {MAX_RULES_PER_PREFIX} routes with selectors");
+            return Err(at(&subject())(ValueError::full("proto", message).hint("use ranges of ports")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether two port ranges overlap and neither contains the other: which of them wins would be a guess.
+fn crossing(a: &RouteKey, b: &RouteKey) -> bool {
+    match (a.selector.dport, b.selector.dport) {
+        (Some(x), Some(y)) if a.selector.proto == b.selector.proto => {
+            let (x, y) = if x.low <= y.low { (x, y) } else { (y, x) };
+            x.low < y.low && y.low <= x.high && x.high < y.high
+        }
+        _ => false,
+    }
+}
+
+fn one_route(state: &Snapshot, key: &RouteKey, route: &Route) -> Result<(), ValueError> {
+    key.selector.check()?;
+    match &route.target {
+        Target::Direct | Target::Blackhole | Target::Prohibit | Target::Host => Ok(()),
+        Target::Pool(name) => {
+            let Some(pool) = state.pools.get(name) else {
+                let hint = match closest(name, state.pools.keys().map(String::as_str)) {
+                    Some(close) => format!("did you mean `{close}`?"),
+                    None => format!("add it first: pool add {name} address ADDR"),
+                };
+                return Err(ValueError::invalid("via", format!("pool `{name}` does not exist")).hint(hint));
+            };
+            let wanted = key.prefix.addr();
+            if !pool.addresses.iter().any(|address| address.is_ipv4() == wanted.is_ipv4()) {
+                let family = family(wanted);
+                return Err(ValueError::invalid(
+                    "via",
+                    format!("pool `{name}` has no {family} address for the {family} prefix {}", key.prefix),
+                )
+                .hint(format!("add an {family} address to the pool, or use another target")));
+            }
+            Ok(())
+        }
+        Target::Gateway { address, dev } => {
+            check_unicast("via", *address)?;
+            if address.is_ipv4() != key.prefix.addr().is_ipv4() {
+                return Err(ValueError::invalid(
+                    "via",
+                    format!("router {address} is {} and prefix {} is not", family(*address), key.prefix),
+                )
+                .hint("use a router of the same family"));
+            }
+            match dev {
+                Some(dev) if !state.interfaces.contains_key(dev) => Err(unknown_interface("via", state, dev)),
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
+fn unknown_interface(field: &'static str, state: &Snapshot, name: &str) -> ValueError {
+    let known = state.interfaces.keys().map(String::as_str);
+    ValueError::invalid(field, format!("interface `{name}` is not one of the gateway's"))
+        .hint(format!("{}; or add it first: interface add {name} role ROLE", suggest(name, known)))
+}
