@@ -1,6 +1,9 @@
 //! The chores of the gateway, as programs: `cargo xtask COMMAND`.
 
 mod cargo;
+mod floors;
+mod leftovers;
+mod lint;
 mod setup;
 mod term;
 
@@ -26,6 +29,16 @@ enum Command {
     },
     /// Build gatewayd and gwctl in release mode, with the XDP object inside
     Build,
+    /// Run the tests: all floors, or those named
+    Test {
+        /// Which floors
+        floors: Vec<floors::Floor>,
+        /// Passed on to the test harness: part of a test's name, --nocapture, ...
+        #[arg(last = true)]
+        filter: Vec<String>,
+    },
+    /// Check formatting, run clippy on the host crates and the kernel object, and look over the tree
+    Lint,
 }
 
 fn main() -> ExitCode {
@@ -33,6 +46,8 @@ fn main() -> ExitCode {
         Command::Setup { check: true } => setup::check(),
         Command::Setup { check: false } => setup::ensure(setup::Scope::Everything),
         Command::Build => setup::ensure(setup::Scope::Build).and_then(|()| cargo::build_release()),
+        Command::Test { floors, filter } => floors::test(&floors, &filter),
+        Command::Lint => lint::lint(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

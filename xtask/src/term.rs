@@ -30,6 +30,11 @@ pub(crate) fn error(text: &str) -> String {
     paint("1;31", text)
 }
 
+/// A heading, a name or a command.
+pub(crate) fn strong(text: &str) -> String {
+    paint("1", text)
+}
+
 /// Something of lesser interest.
 pub(crate) fn dim(text: &str) -> String {
     paint("2", text)

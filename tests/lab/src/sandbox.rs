@@ -1,7 +1,7 @@
 //! Namespaces and links of any shape, under one name and with one end.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
@@ -24,12 +24,14 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// An empty sandbox under a name that no other process uses.
+    /// An empty sandbox under a name that no other process uses. It begins with `GATEWAY_LAB_PREFIX` where
+    /// that is set, so that whoever runs many tests can see what they left.
     pub fn new() -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let moment = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().subsec_micros();
-        Self::named(&format!("gw{}-{number}-{moment:05x}", process::id()))
+        let prefix = env::var("GATEWAY_LAB_PREFIX").unwrap_or_else(|_| "gw".to_owned());
+        Self::named(&format!("{prefix}{}-{number}-{moment:05x}", process::id()))
     }
 
     /// An empty sandbox under this name.
