@@ -8,6 +8,8 @@
 //! ```
 
 pub mod api;
+pub mod control;
 pub mod dataplane;
 pub mod metrics;
 pub mod model;
+pub mod refused;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::{Fault, ValueError};
+
 /// Exit codes of `gwctl` and `gatewayd`.
 pub mod exit {
     /// Done.
@@ -122,6 +124,18 @@ impl ApiError {
     /// A value of the contract that this version cannot do.
     pub fn unsupported(message: impl Into<String>) -> Self {
         Self::new("", ErrorKind::Unsupported, message)
+    }
+
+    /// A value of `noun` that was refused.
+    pub fn value(noun: &str, error: ValueError) -> Self {
+        let kind = match error.fault {
+            Fault::Invalid => ErrorKind::Invalid,
+            Fault::Full => ErrorKind::Full,
+            Fault::Unsupported => {
+                return Self { hint: error.hint, ..Self::unsupported(error.message).field(error.field) };
+            }
+        };
+        Self { hint: error.hint, ..Self::new(noun, kind, error.message).field(error.field) }
     }
 
     /// Adds what to do.

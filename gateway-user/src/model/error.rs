@@ -11,8 +11,6 @@ pub enum Fault {
     Unsupported,
     /// It would exceed a capacity.
     Full,
-    /// It does not exist, and something refers to it.
-    InUse,
 }
 
 /// A value that is refused: which, why, and what to write instead.

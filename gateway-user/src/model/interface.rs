@@ -50,7 +50,10 @@ pub const MAX_NAME: usize = 15;
 impl Interface {
     /// Checks a device name by the rules of the kernel (`dev_valid_name` in net/core/dev.c).
     pub fn check_name(name: &str) -> Result<(), ValueError> {
-        let refuse = |why: &str| Err(ValueError::invalid("name", format!("interface name `{name}` {why}")));
+        let refuse = |why: &str| {
+            Err(ValueError::invalid("name", format!("interface name `{name}` {why}"))
+                .hint("use a name that `ip link` shows"))
+        };
         if name.is_empty() {
             refuse("is empty")
         } else if name.len() > MAX_NAME {

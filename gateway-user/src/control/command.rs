@@ -1,0 +1,361 @@
+//! Changes of the desired state, one variant a verb.
+
+use std::{fmt, net::IpAddr, sync::Arc};
+
+use crate::{
+    api::{ApiError, ErrorKind},
+    model::{
+        Binding, Interface, MAIN_TABLE, Pool, PortRange, Route, RouteKey, Snapshot, Subject, Table,
+        TableKind, Target, error::closest,
+    },
+};
+
+/// A change of the desired state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Adds a route; it must not exist.
+    RouteAdd(Entry),
+    /// Adds a route or takes the place of an equal one.
+    RouteReplace(Entry),
+    /// Removes a route; it must exist.
+    RouteDel {
+        /// Table.
+        table: String,
+        /// Route.
+        key: RouteKey,
+    },
+    /// Removes all routes of a table.
+    RouteFlush {
+        /// Table.
+        table: String,
+    },
+    /// Adds an empty table.
+    TableAdd {
+        /// Name.
+        name: String,
+        /// What it decides.
+        kind: TableKind,
+    },
+    /// Removes an empty table.
+    TableDel {
+        /// Name.
+        name: String,
+    },
+    /// Binds sources to a table.
+    TableBind {
+        /// Table.
+        name: String,
+        /// Sources.
+        binding: Binding,
+    },
+    /// Takes a binding away.
+    TableUnbind {
+        /// Table.
+        name: String,
+        /// Sources.
+        binding: Binding,
+    },
+    /// Adds a pool.
+    PoolAdd(Pool),
+    /// Changes a pool; what is absent stays.
+    PoolSet {
+        /// Name.
+        name: String,
+        /// Addresses.
+        addresses: Option<Vec<IpAddr>>,
+        /// Ports.
+        ports: Option<PortRange>,
+    },
+    /// Removes a pool that no route uses.
+    PoolDel {
+        /// Name.
+        name: String,
+    },
+    /// Adds an interface.
+    InterfaceAdd(Interface),
+    /// Removes an interface that nothing refers to.
+    InterfaceDel {
+        /// Device name.
+        name: String,
+    },
+    /// From now on, what no route allows is dropped.
+    Activate,
+    /// From now on, the host stack does what it did without a gateway.
+    Deactivate,
+}
+
+/// A route and where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Table.
+    pub table: String,
+    /// What it matches.
+    pub key: RouteKey,
+    /// What it does.
+    pub route: Route,
+}
+
+impl Command {
+    /// The state after the change. References of the new state are not checked here.
+    pub fn change(&self, state: &Snapshot) -> Result<Snapshot, ApiError> {
+        let mut next = state.clone();
+        match self {
+            Self::RouteAdd(entry) => route_add(&mut next, entry)?,
+            Self::RouteReplace(Entry { table, key, route }) => {
+                table_mut(&mut next, table)?.routes.insert(*key, route.clone());
+            }
+            Self::RouteDel { table, key } => route_del(&mut next, table, key)?,
+            Self::RouteFlush { table } => table_mut(&mut next, table)?.routes.clear(),
+            Self::TableAdd { name, kind } => {
+                if next.tables.contains_key(name) {
+                    return Err(exists("table", name).hint("choose another name"));
+                }
+                next.tables.insert(name.clone(), Arc::new(Table::new(name, *kind)));
+            }
+            Self::TableDel { name } => table_del(&mut next, name)?,
+            Self::TableBind { name, binding } => table_bind(&mut next, name, binding)?,
+            Self::TableUnbind { name, binding } => table_unbind(&mut next, name, binding)?,
+            Self::PoolAdd(pool) => {
+                if next.pools.contains_key(&pool.name) {
+                    return Err(exists("pool", &pool.name).hint("change it with `pool set`"));
+                }
+                next.pools.insert(pool.name.clone(), pool.clone());
+            }
+            Self::PoolSet { name, addresses, ports } => {
+                let known: Vec<_> = state.pools.keys().map(String::as_str).collect();
+                let pool = next.pools.get_mut(name).ok_or_else(|| not_found("pool", name, known))?;
+                if let Some(addresses) = addresses {
+                    pool.addresses.clone_from(addresses);
+                }
+                pool.ports = ports.unwrap_or(pool.ports);
+            }
+            Self::PoolDel { name } => pool_del(&mut next, name)?,
+            Self::InterfaceAdd(interface) => {
+                if next.interfaces.contains_key(&interface.name) {
+                    return Err(exists("interface", &interface.name)
+                        .hint("to change its role or mode, delete it and add it again"));
+                }
+                next.interfaces.insert(interface.name.clone(), interface.clone());
+            }
+            Self::InterfaceDel { name } => interface_del(&mut next, name)?,
+            Self::Activate => next.active = true,
+            Self::Deactivate => next.active = false,
+        }
+        Ok(next)
+    }
+
+    /// What the command is about: faults found there need no further introduction.
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::RouteAdd(Entry { table, key, .. })
+            | Self::RouteReplace(Entry { table, key, .. })
+            | Self::RouteDel { table, key } => Subject::Route(table.clone(), *key),
+            Self::RouteFlush { table: name } | Self::TableAdd { name, .. } | Self::TableDel { name } => {
+                Subject::Table(name.clone())
+            }
+            Self::TableBind { name, binding } | Self::TableUnbind { name, binding } => {
+                Subject::Binding(name.clone(), binding.clone())
+            }
+            Self::PoolAdd(Pool { name, .. }) | Self::PoolSet { name, .. } | Self::PoolDel { name } => {
+                Subject::Pool(name.clone())
+            }
+            Self::InterfaceAdd(Interface { name, .. }) | Self::InterfaceDel { name } => {
+                Subject::Interface(name.clone())
+            }
+            Self::Activate | Self::Deactivate => Subject::Gateway,
+        }
+    }
+}
+
+/// The command as an operator would type it.
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list =
+            |addresses: &[IpAddr]| addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+        match self {
+            Self::RouteAdd(Entry { table, key, route }) => {
+                write!(f, "route add {key} via {} table {table}", route.target)
+            }
+            Self::RouteReplace(Entry { table, key, route }) => {
+                write!(f, "route replace {key} via {} table {table}", route.target)
+            }
+            Self::RouteDel { table, key } => write!(f, "route del {key} table {table}"),
+            Self::RouteFlush { table } => write!(f, "route flush table {table}"),
+            Self::TableAdd { name, kind } => write!(f, "table add {name} kind {kind}"),
+            Self::TableDel { name } => write!(f, "table del {name}"),
+            Self::TableBind { name, binding } => write!(f, "table bind {name} from {binding}"),
+            Self::TableUnbind { name, binding } => write!(f, "table unbind {name} from {binding}"),
+            Self::PoolAdd(Pool { name, addresses, ports }) => {
+                write!(f, "pool add {name} address {} ports {ports}", list(addresses))
+            }
+            Self::PoolSet { name, addresses, ports } => {
+                write!(f, "pool set {name}")?;
+                if let Some(addresses) = addresses {
+                    write!(f, " address {}", list(addresses))?;
+                }
+                ports.map_or(Ok(()), |ports| write!(f, " ports {ports}"))
+            }
+            Self::PoolDel { name } => write!(f, "pool del {name}"),
+            Self::InterfaceAdd(Interface { name, role, mode }) => {
+                write!(f, "interface add {name} role {role} mode {mode}")
+            }
+            Self::InterfaceDel { name } => write!(f, "interface del {name}"),
+            Self::Activate => f.write_str("activate"),
+            Self::Deactivate => f.write_str("deactivate"),
+        }
+    }
+}
+
+/// The error of a command whose subject is missing; suggests a name that is not.
+pub fn not_found<'a>(noun: &str, name: &str, known: impl IntoIterator<Item = &'a str>) -> ApiError {
+    let error = ApiError::new(noun, ErrorKind::NotFound, format!("{noun} `{name}` does not exist"));
+    error.hint(match closest(name, known) {
+        Some(close) => format!("did you mean `{close}`?"),
+        None => format!("see what there is with `{noun} show`"),
+    })
+}
+
+fn exists(noun: &str, name: &str) -> ApiError {
+    ApiError::new(noun, ErrorKind::Exists, format!("{noun} `{name}` exists already"))
+}
+
+fn in_use(noun: &str, name: &str, by: &str) -> ApiError {
+    ApiError::new(noun, ErrorKind::InUse, format!("{noun} `{name}` is in use by {by}"))
+}
+
+fn table_mut<'a>(state: &'a mut Snapshot, name: &str) -> Result<&'a mut Table, ApiError> {
+    if !state.tables.contains_key(name) {
+        return Err(not_found("table", name, state.tables.keys().map(String::as_str)).field("table"));
+    }
+    let table = state.tables.get_mut(name).map(Arc::make_mut);
+    table.ok_or_else(|| ApiError::new("table", ErrorKind::Internal, format!("table `{name}` vanished")))
+}
+
+fn route_add(state: &mut Snapshot, Entry { table, key, route }: &Entry) -> Result<(), ApiError> {
+    let routes = &mut table_mut(state, table)?.routes;
+    if let Some(present) = routes.get(key) {
+        let message = format!("route {key} exists already in table `{table}`, via {}", present.target);
+        return Err(ApiError::new("route", ErrorKind::Exists, message)
+            .hint("use `route replace` to change it")
+            .field("prefix"));
+    }
+    routes.insert(*key, route.clone());
+    Ok(())
+}
+
+fn route_del(state: &mut Snapshot, name: &str, key: &RouteKey) -> Result<(), ApiError> {
+    if table_mut(state, name)?.routes.remove(key).is_some() {
+        return Ok(());
+    }
+    let message = format!("route {key} does not exist in table `{name}`");
+    let error = ApiError::new("route", ErrorKind::NotFound, message).field("prefix");
+    let siblings = state.tables.get(name).map_or_else(Vec::new, |table| table.of_prefix(key.prefix));
+    let elsewhere = state.tables.values().find(|table| table.routes.contains_key(key));
+    Err(match (siblings.first(), elsewhere) {
+        (Some((sibling, _)), _) => error.hint(format!("there is {sibling}")),
+        (None, Some(table)) => error.hint(format!("table `{}` has it", table.name)),
+        (None, None) => error.hint(format!("see what there is with `route show table {name}`")),
+    })
+}
+
+fn table_del(state: &mut Snapshot, name: &str) -> Result<(), ApiError> {
+    let Some(table) = state.tables.get(name) else {
+        return Err(not_found("table", name, state.tables.keys().map(String::as_str)));
+    };
+    if name == MAIN_TABLE {
+        let message = format!("table `{MAIN_TABLE}` cannot be deleted: it serves sources without a binding");
+        return Err(ApiError::new("table", ErrorKind::InUse, message)
+            .hint(format!("to remove its routes: route flush table {MAIN_TABLE}")));
+    }
+    if let Some(binding) = table.bindings.first() {
+        return Err(in_use("table", name, &format!("the binding from {binding}"))
+            .hint(format!("unbind it first: table unbind {name} from {binding}")));
+    }
+    if !table.routes.is_empty() {
+        let count = table.routes.len();
+        let message = format!("table `{name}` has {count} {}", if count == 1 { "route" } else { "routes" });
+        return Err(ApiError::new("table", ErrorKind::InUse, message)
+            .hint(format!("empty it first: route flush table {name}")));
+    }
+    state.tables.remove(name);
+    Ok(())
+}
+
+fn table_bind(state: &mut Snapshot, name: &str, binding: &Binding) -> Result<(), ApiError> {
+    let owner = state.tables.values().find(|table| table.bindings.contains(binding));
+    if let Some(owner) = owner {
+        let owner = &owner.name;
+        return Err(ApiError::new(
+            "binding",
+            ErrorKind::Exists,
+            format!("source {binding} is bound to table `{owner}` already"),
+        )
+        .hint(format!("unbind it first: table unbind {owner} from {binding}"))
+        .field("from"));
+    }
+    table_mut(state, name)?.bindings.insert(binding.clone());
+    Ok(())
+}
+
+fn table_unbind(state: &mut Snapshot, name: &str, binding: &Binding) -> Result<(), ApiError> {
+    let table = table_mut(state, name)?;
+    if table.bindings.remove(binding) {
+        return Ok(());
+    }
+    let message = format!("source {binding} is not bound to table `{name}`");
+    Err(ApiError::new("binding", ErrorKind::NotFound, message)
+        .hint(format!("see what is with `table show {name}`"))
+        .field("from"))
+}
+
+fn pool_del(state: &mut Snapshot, name: &str) -> Result<(), ApiError> {
+    if !state.pools.contains_key(name) {
+        return Err(not_found("pool", name, state.pools.keys().map(String::as_str)));
+    }
+    let uses = |route: &Route| matches!(&route.target, Target::Pool(pool) if pool == name);
+    if let Some(by) = users(state, uses) {
+        return Err(in_use("pool", name, &by).hint("delete those routes or give them another target first"));
+    }
+    state.pools.remove(name);
+    Ok(())
+}
+
+fn interface_del(state: &mut Snapshot, name: &str) -> Result<(), ApiError> {
+    if !state.interfaces.contains_key(name) {
+        return Err(not_found("interface", name, state.interfaces.keys().map(String::as_str)));
+    }
+    let bound = state.tables.values().find_map(|table| {
+        table
+            .bindings
+            .iter()
+            .find(|binding| binding.iif.as_deref() == Some(name))
+            .map(|binding| (table, binding))
+    });
+    if let Some((table, binding)) = bound {
+        let table = &table.name;
+        return Err(in_use("interface", name, &format!("the binding of table `{table}` from {binding}"))
+            .hint(format!("unbind it first: table unbind {table} from {binding}")));
+    }
+    let uses = |route: &Route| matches!(&route.target, Target::Gateway { dev: Some(dev), .. } if dev == name);
+    if let Some(by) = users(state, uses) {
+        return Err(
+            in_use("interface", name, &by).hint("delete those routes or give them another target first")
+        );
+    }
+    state.interfaces.remove(name);
+    Ok(())
+}
+
+/// The routes for which `concerns` holds, in words; `None` if there is none.
+fn users(state: &Snapshot, concerns: impl Fn(&Route) -> bool) -> Option<String> {
+    let mut users = state.tables.values().flat_map(|table| {
+        table.routes.iter().filter(|(_, route)| concerns(route)).map(move |(key, _)| (table, key))
+    });
+    let (table, key) = users.next()?;
+    let one = format!("route {key} of table `{}`", table.name);
+    Some(match users.count() {
+        0 => one,
+        1 => format!("{one} and another"),
+        more => format!("{one} and {more} others"),
+    })
+}

@@ -1,0 +1,431 @@
+//! The control plane over a data plane in memory.
+
+use std::{net::IpAddr, path::Path, time::Duration};
+
+use rstest::rstest;
+
+use super::*;
+use crate::{
+    dataplane::{Link, memory::Memory},
+    model::{Interface, Pool, PortRange, TableKind, words},
+};
+
+const PEER: Peer = Peer { uid: 1000, pid: 42 };
+
+/// A control plane, its data plane and its directory.
+struct Rig {
+    handle: Handle,
+    control: Control,
+    memory: Memory,
+}
+
+impl Rig {
+    async fn start(directory: &Path, base: Base) -> anyhow::Result<Self> {
+        let memory = Memory::default();
+        let store = Store::open(directory)?;
+        let (handle, control) = start(Box::new(memory.clone()), host(), base, store).await?;
+        Ok(Self { handle, control, memory })
+    }
+
+    async fn run(&self, command: &str) -> Result<Change, ApiError> {
+        self.handle.change(parse(command), PEER).await
+    }
+
+    fn fail_next(&self, answers: &[Option<&str>]) {
+        self.memory.state().script = answers.iter().map(|answer| answer.map(str::to_owned)).collect();
+    }
+
+    fn applied(&self) -> Snapshot {
+        self.memory.state().applied.clone().expect("a state in force")
+    }
+
+    async fn stop(self) {
+        self.control.stop(false).await.expect("stops");
+    }
+}
+
+fn host() -> Host {
+    let link = |index| Link { index, mac: [2, 0, 0, 0, 0, 1], mtu: 1500, up: true, addresses: Vec::new() };
+    Host { links: [("eth0".to_owned(), link(2)), ("eth1".to_owned(), link(3))].into() }
+}
+
+fn base() -> Base {
+    let mut snapshot = Snapshot::default();
+    for command in [
+        "interface eth1 inside",
+        "interface eth0 outside",
+        "pool nat 198.51.100.10 198.51.100.11",
+        "pool spare 198.51.100.20",
+        "route main 203.0.113.0/24 via pool nat",
+        "table servers",
+        "bind servers 10.0.2.0/24 iif eth1",
+        "route servers 192.0.2.0/24 via gateway 10.9.0.1 dev eth0",
+    ] {
+        snapshot = parse(command).change(&snapshot).expect("a good base");
+    }
+    Base { snapshot: Arc::new(snapshot), fingerprint: "one".to_owned() }
+}
+
+/// A command in a short form for tests: verbs are `add` unless they say otherwise.
+fn parse(text: &str) -> Command {
+    let words: Vec<_> = text.split_whitespace().collect();
+    let name = |at: usize| words[at].to_owned();
+    let entry = || {
+        let (key, route) = words::parse_route(&words[2..]).expect("a route");
+        Entry { table: name(1), key, route }
+    };
+    let addresses =
+        |from: usize| words[from..].iter().map(|word| word.parse().expect("an address")).collect();
+    let pool = |ports| Pool { name: name(1), addresses: addresses(2), ports };
+    match words[0] {
+        "interface" => Command::InterfaceAdd(Interface {
+            name: name(1),
+            role: words[2].parse().expect("a role"),
+            mode: crate::model::AttachMode::Auto,
+        }),
+        "interface-del" => Command::InterfaceDel { name: name(1) },
+        "pool" => Command::PoolAdd(pool(PortRange::POOL)),
+        "pool-low" => Command::PoolAdd(pool(PortRange { low: 80, high: 90 })),
+        "pool-set" => Command::PoolSet { name: name(1), addresses: Some(addresses(2)), ports: None },
+        "pool-del" => Command::PoolDel { name: name(1) },
+        "table" => Command::TableAdd { name: name(1), kind: TableKind::Egress },
+        "border" => Command::TableAdd { name: name(1), kind: TableKind::Border },
+        "table-del" => Command::TableDel { name: name(1) },
+        "bind" | "unbind" => {
+            let binding = words::parse_binding(&words[2..].join(" ")).expect("a binding");
+            if words[0] == "bind" {
+                Command::TableBind { name: name(1), binding }
+            } else {
+                Command::TableUnbind { name: name(1), binding }
+            }
+        }
+        "route" => Command::RouteAdd(entry()),
+        "replace" => Command::RouteReplace(entry()),
+        "route-del" => Command::RouteDel { table: name(1), key: entry().key },
+        "flush" => Command::RouteFlush { table: name(1) },
+        "activate" => Command::Activate,
+        "deactivate" => Command::Deactivate,
+        other => panic!("{other} is not a command of these tests"),
+    }
+}
+
+#[tokio::test]
+async fn a_change_is_in_force_and_published_when_it_returns() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    assert_eq!((rig.handle.revision(), rig.handle.current().config_differs), (1, false));
+    let change = rig.run("route main 192.0.2.0/24 via pool nat").await.expect("accepted");
+    assert_eq!(change, Change { revision: 2, changed: true });
+    assert_eq!(rig.applied(), *rig.handle.snapshot());
+    assert_eq!(rig.applied().tables["main"].routes.len(), 2);
+    assert!(rig.handle.current().config_differs);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_so_already_moves_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    let applies = rig.memory.state().applies;
+    for command in ["deactivate", "replace main 203.0.113.0/24 via pool nat"] {
+        assert_eq!(rig.run(command).await.expect("accepted"), Change { revision: 1, changed: false });
+    }
+    assert_eq!(rig.memory.state().applies, applies);
+    rig.stop().await;
+}
+
+#[rstest]
+#[case(
+    "route main 203.0.113.0/24 via direct",
+    "route.exists",
+    "route 203.0.113.0/24 exists already in table `main`, via pool nat"
+)]
+#[case("route nowhere 203.0.113.0/24 via direct", "table.not_found", "table `nowhere` does not exist")]
+#[case("route main 192.0.2.0/24 via pool nta", "route.invalid", "pool `nta` does not exist")]
+#[case("route main 2001:db8::/32 via pool nat", "route.invalid", "pool `nat` has no IPv6 address")]
+#[case("route main 192.0.2.0/24 via gateway 2001:db8::1", "route.invalid", "router 2001:db8::1 is IPv6")]
+#[case(
+    "route main 192.0.2.0/24 via gateway 10.0.0.1 dev eth7",
+    "route.invalid",
+    "interface `eth7` is not one of the gateway's"
+)]
+#[case(
+    "route-del main 192.0.2.0/24 via direct",
+    "route.not_found",
+    "route 192.0.2.0/24 does not exist in table `main`"
+)]
+#[case(
+    "route-del main 203.0.113.0/24 via direct proto tcp",
+    "route.not_found",
+    "route 203.0.113.0/24 proto tcp does not exist"
+)]
+#[case("flush nowhere", "table.not_found", "table `nowhere` does not exist")]
+#[case("table servers", "table.exists", "table `servers` exists already")]
+#[case("table bad/name", "table.invalid", "table name `bad/name` has a character")]
+#[case("border return", "unsupported", "table `return` of kind `border` is not supported")]
+#[case("table-del main", "table.in_use", "table `main` cannot be deleted")]
+#[case(
+    "table-del servers",
+    "table.in_use",
+    "table `servers` is in use by the binding from 10.0.2.0/24 iif eth1"
+)]
+#[case("table-del nowhere", "table.not_found", "table `nowhere` does not exist")]
+#[case("bind main 10.0.2.0/24 iif eth1", "binding.exists", "is bound to table `servers` already")]
+#[case("bind main 10.0.3.0/24 iif eth0", "binding.invalid", "interface `eth0` faces the outside")]
+#[case("bind main 10.0.3.0/24 iif eth7", "binding.invalid", "interface `eth7` is not one of the gateway's")]
+#[case("unbind main 10.0.3.0/24", "binding.not_found", "source 10.0.3.0/24 is not bound to table `main`")]
+#[case("pool nat 198.51.100.30", "pool.exists", "pool `nat` exists already")]
+#[case("pool new", "pool.invalid", "pool `new` has no address")]
+#[case("pool new 198.51.100.11", "pool.invalid", "address 198.51.100.11 belongs to pool `nat` already")]
+#[case("pool new 198.51.100.30 198.51.100.30", "pool.invalid", "address 198.51.100.30 appears twice")]
+#[case("pool new 224.0.0.1", "pool.invalid", "`224.0.0.1` is a multicast address")]
+#[case("pool new 127.0.0.1", "pool.invalid", "`127.0.0.1` is a loopback address")]
+#[case("pool-low new 198.51.100.30", "pool.invalid", "port 80 is below 1024")]
+#[case("pool-set new 198.51.100.30", "pool.not_found", "pool `new` does not exist")]
+#[case(
+    "pool-set nat 2001:db8::1",
+    "route.invalid",
+    "table main, route 203.0.113.0/24: pool `nat` has no IPv4 address"
+)]
+#[case("pool-del nat", "pool.in_use", "pool `nat` is in use by route 203.0.113.0/24 of table `main`")]
+#[case("pool-del nowhere", "pool.not_found", "pool `nowhere` does not exist")]
+#[case("interface eth0 inside", "interface.exists", "interface `eth0` exists already")]
+#[case(
+    "interface a-name-of-16byte inside",
+    "interface.invalid",
+    "`a-name-of-16byte` is longer than 15 bytes"
+)]
+#[case(
+    "interface-del eth1",
+    "interface.in_use",
+    "interface `eth1` is in use by the binding of table `servers`"
+)]
+#[case(
+    "interface-del eth0",
+    "interface.in_use",
+    "interface `eth0` is in use by route 192.0.2.0/24 of table `servers`"
+)]
+#[case("interface-del eth7", "interface.not_found", "interface `eth7` does not exist")]
+#[tokio::test]
+async fn a_refused_command_names_the_value_and_changes_nothing(
+    #[case] command: &str,
+    #[case] code: &str,
+    #[case] message: &str,
+) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    let before = std::fs::read(directory.path().join("state.json")).expect("saved");
+    let error = rig.run(command).await.expect_err("refused");
+    assert_eq!(error.code, code, "{error}");
+    assert!(error.message.contains(message), "{error}");
+    assert!(error.hint.is_some(), "{error:?} has no remedy");
+    assert_eq!(rig.applied(), *base().snapshot);
+    assert_eq!(*rig.handle.snapshot(), *base().snapshot);
+    assert_eq!((rig.handle.revision(), rig.handle.last_apply_success()), (1, true));
+    assert_eq!(std::fs::read(directory.path().join("state.json")).expect("saved"), before);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_change_that_the_data_plane_refuses_is_rolled_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    rig.fail_next(&[Some("map ROUTES_V4: no space")]);
+    let error = rig.run("activate").await.expect_err("refused");
+    assert_eq!(error.code, "apply.rolled_back");
+    assert!(error.message.contains("map ROUTES_V4: no space"));
+    assert_eq!(rig.applied(), *base().snapshot);
+    assert_eq!((rig.handle.revision(), rig.handle.last_apply_success()), (1, false));
+    let change = rig.run("activate").await.expect("accepted");
+    assert_eq!((change.revision, rig.handle.last_apply_success()), (2, true));
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_change_that_cannot_be_saved_is_rolled_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    // A directory of that name cannot be opened for writing, not even by root.
+    let obstacle = directory.path().join("state.json.tmp");
+    std::fs::create_dir(&obstacle).expect("in the way");
+    let error = rig.run("activate").await.expect_err("refused");
+    assert_eq!(error.code, "apply.rolled_back");
+    assert!(error.message.contains("state.json"), "{error}");
+    assert_eq!(rig.applied(), *base().snapshot);
+    assert_eq!((rig.handle.revision(), rig.handle.last_apply_success()), (1, false));
+
+    rig.fail_next(&[None, Some("stuck")]);
+    let error = rig.run("activate").await.expect_err("refused");
+    assert_eq!(error.code, "state.internal", "{error}");
+    assert!(rig.handle.snapshot().active, "what is published is what the data plane does");
+    assert_eq!(rig.applied(), *rig.handle.snapshot());
+    assert!(!rig.handle.last_apply_success());
+
+    std::fs::remove_dir(&obstacle).expect("removed");
+    rig.run("pool new 198.51.100.30").await.expect("accepted");
+    rig.stop().await;
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    assert!(rig.handle.snapshot().active);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn changes_are_there_after_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    rig.run("route main 192.0.2.0/24 via pool spare proto udp dport 53 log comment dns")
+        .await
+        .expect("accepted");
+    rig.run("activate").await.expect("accepted");
+    let snapshot = rig.handle.snapshot();
+    rig.stop().await;
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    assert_eq!(*rig.handle.snapshot(), *snapshot);
+    assert_eq!(rig.applied(), *snapshot);
+    let current = rig.handle.current();
+    assert_eq!((current.revision, current.config_differs, current.config_changed), (3, true, false));
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn changes_win_over_an_edited_file_until_they_are_taken_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    rig.run("activate").await.expect("accepted");
+    rig.stop().await;
+
+    let mut edited = (*base().snapshot).clone();
+    edited.name = "gw-2".to_owned();
+    edited.capacity.sessions = 4096;
+    edited.pools.remove("spare");
+    let edited = Base { snapshot: Arc::new(edited), fingerprint: "two".to_owned() };
+    let rig = Rig::start(directory.path(), edited.clone()).await.expect("starts");
+    let current = rig.handle.current();
+    assert!(current.config_differs && current.config_changed);
+    assert!(current.snapshot.active && current.snapshot.pools.contains_key("spare"));
+    assert_eq!(current.snapshot.name, "gw-2", "what gwctl cannot change comes from the file");
+    assert_eq!(current.snapshot.capacity.sessions, 4096);
+    rig.run("deactivate").await.expect("accepted");
+    rig.run("pool-del spare").await.expect("accepted");
+    let current = rig.handle.current();
+    assert!(!current.config_differs && !current.config_changed);
+    rig.stop().await;
+
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    assert_eq!(*rig.handle.snapshot(), *base().snapshot, "with nothing changed, the file decides");
+    assert_eq!(rig.handle.revision(), 5, "an edited file is a change too");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn run_time_changes_that_no_longer_fit_are_refused_at_the_start() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    rig.run("route main 192.0.2.0/24 via direct").await.expect("accepted");
+    rig.stop().await;
+    let mut small = (*base().snapshot).clone();
+    small.capacity.routes = 1;
+    let small = Base { snapshot: Arc::new(small), fingerprint: "two".to_owned() };
+    let error = Rig::start(directory.path(), small).await.err().expect("refused");
+    let refused = error.downcast_ref::<Refused>().expect("a refusal");
+    assert!(refused.message.contains("table `main` would have more than 1 routes"), "{refused}");
+}
+
+#[tokio::test]
+async fn the_host_is_passed_on_and_the_sweep_runs() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    assert_eq!(rig.memory.state().host_changes, 1);
+    rig.handle.host_changed(Host::default()).await;
+    rig.run("activate").await.expect("accepted");
+    assert_eq!(rig.memory.state().host, Host::default());
+    tokio::time::timeout(Duration::from_secs(5), async {
+        while rig.memory.state().sweeps < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("sweeps");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn stopping_keeps_the_data_plane_unless_it_is_to_be_removed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for remove in [false, true] {
+        let rig = Rig::start(directory.path(), base()).await.expect("starts");
+        let Rig { handle, control, memory } = rig;
+        control.stop(remove).await.expect("stops");
+        assert_eq!(memory.state().removed, remove);
+        let error = handle.change(Command::Activate, PEER).await.expect_err("refused");
+        assert_eq!(error.message, "the daemon is stopping");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_data_plane_ends_the_control_plane() {
+    struct Dead(Memory);
+    impl Dataplane for Dead {
+        fn apply(&mut self, from: Option<&Snapshot>, to: &Snapshot) -> anyhow::Result<()> {
+            self.0.apply(from, to)
+        }
+        fn host_changed(&mut self, host: &Host) -> anyhow::Result<()> {
+            self.0.host_changed(host)
+        }
+        fn remove(&mut self) -> anyhow::Result<()> {
+            self.0.remove()
+        }
+        fn sweep(&mut self) -> anyhow::Result<()> {
+            panic!("this test's data plane panics in its first sweep")
+        }
+        fn observe(&self) -> Arc<dyn Observe> {
+            self.0.observe()
+        }
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = Store::open(directory.path()).expect("a store");
+    let dead = Box::new(Dead(Memory::default()));
+    let (_handle, mut control) = start(dead, host(), base(), store).await.expect("starts");
+    let error = tokio::time::timeout(Duration::from_secs(5), control.failed()).await.expect("fails");
+    assert!(error.to_string().contains("the data plane failed"));
+}
+
+#[test]
+fn limits_of_the_maps_are_limits_of_the_state() {
+    let many = |command: &dyn Fn(u32) -> Command, count: u32| {
+        let mut state = (*base().snapshot).clone();
+        for number in 0..count {
+            state = command(number).change(&state).expect("applies");
+        }
+        validate(&state).map_err(|violation| violation.error.message)
+    };
+    let interface = |number| parse(&format!("interface if{number} inside"));
+    assert_eq!(many(&interface, 30), Ok(()));
+    assert!(many(&interface, 31).expect_err("refused").contains("one more than the 32"));
+
+    let route = |number| parse(&format!("route main 192.0.2.1 via direct proto tcp dport {}", 1000 + number));
+    assert_eq!(many(&route, 16), Ok(()));
+    assert!(many(&route, 17).expect_err("refused").contains("more than 16 routes with selectors"));
+
+    let pool = |number| {
+        parse(&format!("pool p{number} {}", IpAddr::from([10, 1, (number >> 8) as u8, number as u8])))
+    };
+    assert_eq!(many(&pool, 254), Ok(()));
+    assert!(many(&pool, 255).expect_err("refused").contains("one more than the 256"));
+}
+
+#[test]
+fn port_ranges_that_overlap_in_part_are_refused() {
+    let with = |ports: [&str; 2]| {
+        let mut state = (*base().snapshot).clone();
+        for ports in ports {
+            let route = format!("route main 192.0.2.1 via direct proto tcp dport {ports}");
+            state = parse(&route).change(&state).expect("applies");
+        }
+        validate(&state)
+    };
+    assert_eq!(with(["1-100", "200-300"]), Ok(()));
+    assert_eq!(with(["1-100", "50"]), Ok(()));
+    assert_eq!(with(["1-100", "1-50"]), Ok(()));
+    assert!(with(["1-100", "50-150"]).is_err());
+}
