@@ -10,6 +10,8 @@
 pub mod api;
 pub mod control;
 pub mod dataplane;
+pub mod events;
 pub mod metrics;
 pub mod model;
+pub mod netlink;
 pub mod refused;

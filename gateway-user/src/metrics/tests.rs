@@ -250,7 +250,8 @@ fn promtool_finds_nothing_to_complain_about() {
     let mut promtool = match command.spawn() {
         Ok(promtool) => promtool,
         Err(error) => {
-            println!("SKIP promtool_finds_nothing_to_complain_about: promtool: {error}");
+            // An extra check where Prometheus happens to be installed.
+            println!("promtool cannot be run: {error}");
             return;
         }
     };

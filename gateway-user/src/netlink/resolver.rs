@@ -1,0 +1,236 @@
+//! Keeps next hops resolved, so that the packet path never waits for ARP or ND.
+//!
+//! Three kinds of neighbors, all on interfaces of the gateway:
+//!
+//! * **Routers** of the host's routes and of `gateway` targets are handed to the kernel as managed neighbors
+//!   (`NTF_EXT_MANAGED`, Linux 5.16): it resolves them at once and keeps them resolved, also while no daemon
+//!   runs. Older kernels ignore the flag; there the daemon asks again every second.
+//! * **Whatever the packet path found unresolved** is resolved once ([`Resolver::wanted`]).
+//! * **Stale ones** are verified. The kernel does that when its own stack sends to them, but it does not see
+//!   what XDP sends: a client that moved to another host would be sent to its old MAC address for ever.
+//!
+//! A request with `NTF_USE` or `NTF_EXT_MANAGED` makes a permanent entry a temporary one and takes away the
+//! flags it does not repeat (`__neigh_update` in net/core/neighbour.c): entries of operators and of other
+//! programs are left alone.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use nix::errno::Errno;
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
+        NeighbourState,
+    },
+};
+
+use super::{
+    Neighbor,
+    neighbor::{State, Table},
+    socket::Sockets,
+};
+use crate::{
+    dataplane::Host,
+    model::{Snapshot, Target},
+};
+
+/// How often [`Resolver::tick`] wants to be called.
+pub(super) const TICK: Duration = Duration::from_secs(1);
+
+/// A neighbor that does not answer keeps the kernel busy for three seconds; asking again sooner is useless.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Requests of the packet path a second. Someone who scans a subnet behind the gateway makes it ask for
+/// every address; the kernel's table (`gc_thresh3`, 1024 entries) must not fill up with those.
+const ON_DEMAND: u32 = 100;
+/// Stale neighbors that are verified a second.
+const VERIFY: usize = 100;
+/// Routers that are handed to the kernel.
+const MAX_ROUTERS: usize = 512;
+
+/// Asks the kernel to resolve neighbors.
+#[derive(Debug, Default)]
+pub(super) struct Resolver {
+    /// Ifindexes of the gateway's interfaces.
+    interfaces: BTreeSet<u32>,
+    /// Routers of the host's routes, all interfaces.
+    of_routes: BTreeSet<Neighbor>,
+    /// Routers of `gateway` targets.
+    of_targets: BTreeSet<Neighbor>,
+    /// Routers that the kernel was told to manage.
+    managed: BTreeSet<Neighbor>,
+    asked: HashMap<Neighbor, Instant>,
+    this_second: u32,
+    refused: bool,
+}
+
+impl Resolver {
+    /// Takes in which interfaces are the gateway's and which routers its routes name.
+    pub(super) fn configure(&mut self, snapshot: &Snapshot, host: &Host) {
+        self.interfaces = snapshot
+            .interfaces
+            .keys()
+            .filter_map(|name| host.links.get(name))
+            .map(|link| link.index)
+            .collect();
+        self.of_targets = snapshot
+            .tables
+            .values()
+            .flat_map(|table| table.routes.values())
+            .filter_map(|route| match &route.target {
+                Target::Gateway { address, dev } => Some((*address, dev.as_deref())),
+                Target::Direct | Target::Pool(_) | Target::Blackhole | Target::Prohibit | Target::Host => {
+                    None
+                }
+            })
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .filter_map(|(address, dev)| {
+                let ifindex = match dev {
+                    Some(name) => host.links.get(name)?.index,
+                    None => on_link(host, address)?,
+                };
+                Some(Neighbor { ifindex, address })
+            })
+            .collect();
+    }
+
+    /// Replaces the routers of the host's routes.
+    pub(super) fn set_routers(&mut self, routers: BTreeSet<Neighbor>) {
+        self.of_routes = routers;
+    }
+
+    /// Adds a router of a route that the host got; resolved at the next [`Resolver::tick`].
+    pub(super) fn add_router(&mut self, router: Neighbor) {
+        self.of_routes.insert(router);
+    }
+
+    /// The packet path has packets for a neighbor and no MAC address.
+    pub(super) async fn wanted(
+        &mut self,
+        neighbor: Neighbor,
+        table: &Table,
+        sockets: &Sockets,
+        now: Instant,
+    ) {
+        if !self.interfaces.contains(&neighbor.ifindex) || self.this_second >= ON_DEMAND {
+            return;
+        }
+        if self.asked.get(&neighbor).is_some_and(|&at| now.duration_since(at) < PATIENCE) {
+            return;
+        }
+        self.this_second += 1;
+        self.asked.insert(neighbor, now);
+        self.ask(neighbor, false, table, sockets).await;
+    }
+
+    /// Once a second: routers that the kernel does not manage yet or need not any more, and stale neighbors.
+    pub(super) async fn tick(&mut self, table: &Table, sockets: &Sockets, now: Instant) {
+        self.this_second = 0;
+        self.asked.retain(|_, at| now.duration_since(*at) < PATIENCE);
+        let routers = self.routers();
+        for router in &self.managed - &routers {
+            self.release(router, sockets).await;
+        }
+        for router in routers {
+            let managed = table
+                .get(&router)
+                .is_some_and(|entry| entry.managed && !matches!(entry.state, State::Gone { .. }));
+            if !managed {
+                self.managed.insert(router);
+                self.ask(router, true, table, sockets).await;
+            }
+        }
+        let stale: Vec<Neighbor> = table
+            .stale()
+            .map(|(neighbor, _)| *neighbor)
+            .filter(|neighbor| self.interfaces.contains(&neighbor.ifindex))
+            .take(VERIFY)
+            .collect();
+        for neighbor in stale {
+            self.ask(neighbor, false, table, sockets).await;
+        }
+    }
+
+    /// Tells the kernel to treat all routers like any other neighbor again.
+    pub(super) async fn release_all(&mut self, sockets: &Sockets) {
+        while let Some(&router) = self.managed.first() {
+            self.release(router, sockets).await;
+        }
+    }
+
+    /// Routers to be kept resolved.
+    fn routers(&self) -> BTreeSet<Neighbor> {
+        self.of_targets
+            .iter()
+            .chain(&self.of_routes)
+            .filter(|router| self.interfaces.contains(&router.ifindex))
+            .take(MAX_ROUTERS)
+            .copied()
+            .collect()
+    }
+
+    async fn ask(&mut self, neighbor: Neighbor, manage: bool, table: &Table, sockets: &Sockets) {
+        let known = table.get(&neighbor);
+        if known.is_some_and(|entry| entry.fixed) {
+            return;
+        }
+        let manage = manage || known.is_some_and(|entry| entry.managed);
+        match sockets.create(request(neighbor, manage)).await {
+            Ok(()) => self.refused = false,
+            Err(error) => self.failed(neighbor, &error),
+        }
+    }
+
+    async fn release(&mut self, router: Neighbor, sockets: &Sockets) {
+        self.managed.remove(&router);
+        // Without the flag, the entry is one that is used now and forgotten when it is not.
+        if let Err(error) = sockets.create(request(router, false)).await {
+            self.failed(router, &error);
+        }
+    }
+
+    fn failed(&mut self, neighbor: Neighbor, error: &io::Error) {
+        let Neighbor { ifindex, address } = neighbor;
+        if error.raw_os_error() == Some(Errno::EPERM as i32) {
+            if !self.refused {
+                tracing::warn!("cannot ask the kernel to resolve next hops: CAP_NET_ADMIN is missing");
+            }
+            self.refused = true;
+        } else {
+            // The device is down or gone, or the table is full; the packet path asks again.
+            tracing::debug!(%address, ifindex, %error, "cannot resolve a next hop");
+        }
+    }
+}
+
+/// The device whose subnet holds `address`, the longest prefix first.
+fn on_link(host: &Host, address: IpAddr) -> Option<u32> {
+    let subnets = host.links.values().flat_map(|link| link.addresses.iter().map(|own| (own, link.index)));
+    subnets
+        .filter(|(own, _)| own.contains(&address) && own.addr() != address)
+        .max_by_key(|(own, _)| own.prefix_len())
+        .map(|(_, index)| index)
+}
+
+/// `ip neigh replace ADDRESS dev IFINDEX use` (or `managed`).
+fn request(neighbor: Neighbor, manage: bool) -> RouteNetlinkMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = neighbor.ifindex;
+    message.header.state = NeighbourState::None;
+    message.header.flags = NeighbourFlags::Use;
+    let (family, destination) = match neighbor.address {
+        IpAddr::V4(address) => (AddressFamily::Inet, NeighbourAddress::Inet(address)),
+        IpAddr::V6(address) => (AddressFamily::Inet6, NeighbourAddress::Inet6(address)),
+    };
+    message.header.family = family;
+    message.attributes.push(NeighbourAttribute::Destination(destination));
+    if manage {
+        message.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
+    }
+    RouteNetlinkMessage::NewNeighbour(message)
+}

@@ -1,0 +1,390 @@
+//! Follows a real network: devices, addresses and neighbors of a namespace with a wire to another one.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use gateway_lab::{Node, Sandbox, runnable};
+use gateway_user::{
+    dataplane::Host,
+    model::{AttachMode, Interface, Role, Route, RouteKey, Selector, Snapshot, Target},
+    netlink::{Control, Neighbor, Netlink},
+};
+use tokio::{sync::mpsc, time::timeout};
+
+/// A gateway `gw` (10.0.1.1) with its interface `in0`, and a host `peer` (10.0.1.2) on the same wire.
+struct Wire {
+    gw: Node,
+    peer: Node,
+    _sandbox: Sandbox,
+}
+
+impl Wire {
+    fn new() -> Result<Self> {
+        let sandbox = Sandbox::new()?;
+        let (gw, peer) = (sandbox.node("gw")?, sandbox.node("peer")?);
+        sandbox.link((&gw, "in0"), (&peer, "eth0"))?;
+        gw.ip(&["addr", "add", "10.0.1.1/24", "dev", "in0"])?;
+        gw.ip(&["addr", "add", "2001:db8:1::1/64", "dev", "in0", "nodad"])?;
+        peer.ip(&["addr", "add", "10.0.1.2/24", "dev", "eth0"])?;
+        peer.ip(&["addr", "add", "2001:db8:1::2/64", "dev", "eth0", "nodad"])?;
+        Ok(Self { gw, peer, _sandbox: sandbox })
+    }
+
+    fn neighbor(&self, address: &str) -> Result<String> {
+        self.gw.ip(&["neigh", "show", "to", address, "dev", "in0"])
+    }
+}
+
+/// Stands in for the control plane: notes what it is told.
+#[derive(Default)]
+struct Notes {
+    snapshot: Mutex<Option<Arc<Snapshot>>>,
+    told: Mutex<Vec<Host>>,
+}
+
+impl Notes {
+    /// A gateway whose only interface is `in0`, with these targets in its main table.
+    fn gateway(targets: &[Target]) -> Self {
+        let in0 = Interface { name: "in0".to_owned(), role: Role::Inside, mode: AttachMode::Auto };
+        let mut snapshot =
+            Snapshot { interfaces: BTreeMap::from([("in0".to_owned(), in0)]), ..Snapshot::default() };
+        for (number, target) in targets.iter().enumerate() {
+            let prefix = format!("203.0.113.{number}/32").parse().expect("a prefix");
+            let route = Route { target: target.clone(), log: false, comment: None };
+            let main = Arc::make_mut(snapshot.tables.get_mut("main").expect("the main table"));
+            main.routes.insert(RouteKey { prefix, selector: Selector::default() }, route);
+        }
+        Self { snapshot: Mutex::new(Some(Arc::new(snapshot))), told: Mutex::default() }
+    }
+
+    fn told(&self) -> usize {
+        self.told.lock().expect("not poisoned").len()
+    }
+
+    fn last(&self) -> Host {
+        self.told.lock().expect("not poisoned").last().cloned().unwrap_or_default()
+    }
+}
+
+impl Control for Notes {
+    fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.snapshot.lock().expect("not poisoned").clone()
+    }
+
+    fn host_changed(&self, host: Host) {
+        self.told.lock().expect("not poisoned").push(host);
+    }
+}
+
+/// Runs netlink in `node` while `script` plays; requests of the packet path go through the sender.
+fn follow(
+    node: &Node,
+    notes: &Notes,
+    script: impl AsyncFnOnce(mpsc::Sender<Neighbor>, Host) -> Result<()> + Send,
+) -> Result<()> {
+    node.enter(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let mut netlink = Netlink::open().await?;
+            let host = netlink.host().clone();
+            let (sender, receiver) = mpsc::channel(16);
+            tokio::select! {
+                () = netlink.run(notes, receiver) => unreachable!("it runs until it is dropped"),
+                done = timeout(Duration::from_secs(30), script(sender, host)) => done?,
+            }
+        })
+    })?
+}
+
+/// Waits, without holding up the task under test.
+async fn until(what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
+    let begin = Instant::now();
+    while !ready()? {
+        ensure!(begin.elapsed() < Duration::from_secs(10), "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// Runs many `ip` commands at once.
+fn batch(node: &Node, lines: impl Iterator<Item = String>) -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), lines.collect::<Vec<_>>().join("\n") + "\n")?;
+    node.ip(&["-batch", &file.path().display().to_string()])?;
+    Ok(())
+}
+
+async fn quiet() {
+    tokio::time::sleep(Duration::from_millis(300)).await;
+}
+
+fn ifindex(host: &Host, device: &str) -> Result<u32> {
+    Ok(host.links.get(device).with_context(|| format!("no device {device}"))?.index)
+}
+
+#[test]
+fn devices_and_addresses_are_read_at_the_start() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let wire = Wire::new()?;
+    let mac = wire.gw.mac("in0")?;
+    follow(&wire.gw, &Notes::default(), async |_, host| {
+        let link = &host.links["in0"];
+        let own = link.mac.map(|byte| format!("{byte:02x}")).join(":");
+        ensure!(own == mac, "{own} is not {mac}");
+        ensure!(link.up && link.mtu == 1500, "{link:?}");
+        for address in ["10.0.1.1/24", "2001:db8:1::1/64"] {
+            ensure!(link.addresses.contains(&address.parse()?), "no {address} in {link:?}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_namespace_without_devices_is_followed_too() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let sandbox = Sandbox::new()?;
+    let empty = sandbox.node("empty")?;
+    let notes = Notes::default();
+    follow(&empty, &notes, async |_, host| {
+        ensure!(host.links.keys().eq(["lo"]), "{host:?}");
+        empty.ip(&["link", "add", "late0", "type", "veth", "peer", "name", "late1"])?;
+        until("the new device", || Ok(notes.last().links.contains_key("late0"))).await
+    })
+}
+
+#[test]
+fn changes_of_addresses_and_devices_reach_the_data_plane() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let wire = Wire::new()?;
+    let notes = Notes::default();
+    follow(&wire.gw, &notes, async |_, before| {
+        wire.gw.ip(&["addr", "add", "10.0.9.1/24", "dev", "in0"])?;
+        let added = "10.0.9.1/24".parse()?;
+        until("the address", || {
+            Ok(notes.last().links.get("in0").is_some_and(|link| link.addresses.contains(&added)))
+        })
+        .await?;
+        wire.gw.ip(&["link", "set", "in0", "mtu", "1400"])?;
+        until("the MTU", || Ok(notes.last().links["in0"].mtu == 1400)).await?;
+        wire.gw.ip(&["link", "del", "in0"])?;
+        until("the end of the device", || Ok(!notes.last().links.contains_key("in0"))).await?;
+        wire.gw.ip(&["link", "add", "in0", "type", "veth", "peer", "name", "in1"])?;
+        until("the new device", || Ok(notes.last().links.contains_key("in0"))).await?;
+        ensure!(ifindex(&notes.last(), "in0")? != ifindex(&before, "in0")?, "it is another device");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_burst_of_changes_is_told_together() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let wire = Wire::new()?;
+    let notes = Notes::default();
+    follow(&wire.gw, &notes, async |_, _| {
+        batch(&wire.gw, (1..=250).map(|last| format!("addr add 10.0.8.{last}/32 dev in0")))?;
+        until("all addresses", || {
+            Ok(notes.last().links.get("in0").is_some_and(|link| link.addresses.len() >= 250))
+        })
+        .await?;
+        ensure!(notes.told() <= 10, "told {} times", notes.told());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_route_that_changes_moves_next_hops_though_the_host_is_the_same() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let wire = Wire::new()?;
+    let notes = Notes::default();
+    follow(&wire.gw, &notes, async |_, before| {
+        wire.gw.ip(&["route", "add", "192.0.2.0/24", "via", "10.0.1.2"])?;
+        until("the route", || Ok(notes.told() == 1)).await?;
+        ensure!(notes.last() == before, "the host has not changed");
+        wire.gw.ip(&["rule", "add", "from", "10.0.7.0/24", "lookup", "100"])?;
+        until("the rule", || Ok(notes.told() == 2)).await
+    })
+}
+
+#[test]
+fn a_neighbor_with_another_mac_address_moves_next_hops_and_verification_does_not() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let wire = Wire::new()?;
+    let neighbor = |state: &str, mac: &str| {
+        wire.gw.ip(&["neigh", "replace", "10.0.1.9", "lladdr", mac, "dev", "in0", "nud", state])
+    };
+    let notes = Notes::default();
+    follow(&wire.gw, &notes, async |_, _| {
+        neighbor("reachable", "02:00:00:00:00:0a")?;
+        neighbor("stale", "02:00:00:00:00:0a")?;
+        neighbor("delay", "02:00:00:00:00:0a")?;
+        neighbor("reachable", "02:00:00:00:00:0a")?;
+        quiet().await;
+        ensure!(notes.told() == 0, "told {} times", notes.told());
+        neighbor("reachable", "02:00:00:00:00:0b")?;
+        until("the other address", || Ok(notes.told() == 1)).await
+    })
+}
+
+#[test]
+fn what_the_packet_path_finds_unresolved_becomes_reachable() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let wire = Wire::new()?;
+    let notes = Notes::gateway(&[]);
+    follow(&wire.gw, &notes, async |unresolved, host| {
+        for address in ["10.0.1.2", "2001:db8:1::2"] {
+            ensure!(wire.neighbor(address)?.is_empty(), "{address} is known already");
+            let neighbor = Neighbor { ifindex: ifindex(&host, "in0")?, address: address.parse()? };
+            until("the peer's MAC address", || {
+                unresolved.try_send(neighbor)?;
+                Ok(wire.neighbor(address)?.contains("REACHABLE"))
+            })
+            .await?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn neighbors_on_other_interfaces_are_not_resolved() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let wire = Wire::new()?;
+    // No state in force: `in0` is not an interface of the gateway.
+    follow(&wire.gw, &Notes::default(), async |unresolved, host| {
+        let address: IpAddr = "10.0.1.2".parse()?;
+        unresolved.send(Neighbor { ifindex: ifindex(&host, "in0")?, address }).await?;
+        quiet().await;
+        ensure!(wire.neighbor("10.0.1.2")?.is_empty(), "it was resolved");
+        Ok(())
+    })
+}
+
+#[test]
+fn routers_are_kept_resolved_and_released() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let wire = Wire::new()?;
+    wire.peer.ip(&["addr", "add", "10.0.1.3/24", "dev", "eth0"])?;
+    wire.gw.ip(&["route", "add", "default", "via", "10.0.1.2"])?;
+    let target = Target::Gateway { address: "10.0.1.3".parse()?, dev: None };
+    let notes = Notes::gateway(&[target]);
+    let is_managed = |address: &str| -> Result<bool> {
+        let shown = wire.neighbor(address)?;
+        Ok(shown.contains("REACHABLE") && shown.contains("managed"))
+    };
+    follow(&wire.gw, &notes, async |_, _| {
+        until("the default router", || is_managed("10.0.1.2")).await?;
+        until("the router of a target", || is_managed("10.0.1.3")).await?;
+
+        wire.peer.ip(&["addr", "add", "10.0.1.4/24", "dev", "eth0"])?;
+        wire.gw.ip(&["route", "add", "192.0.2.0/24", "via", "10.0.1.4"])?;
+        until("the router of a new route", || is_managed("10.0.1.4")).await?;
+
+        *notes.snapshot.lock().expect("not poisoned") = Notes::gateway(&[]).snapshot();
+        until("the router that is not needed any more", || {
+            Ok(!wire.neighbor("10.0.1.3")?.contains("managed"))
+        })
+        .await
+    })
+}
+
+#[test]
+fn entries_of_operators_stay_as_they_are() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let wire = Wire::new()?;
+    wire.gw.ip(&[
+        "neigh",
+        "add",
+        "10.0.1.2",
+        "lladdr",
+        "02:00:00:00:00:0a",
+        "dev",
+        "in0",
+        "nud",
+        "permanent",
+    ])?;
+    wire.gw.ip(&["route", "add", "default", "via", "10.0.1.2"])?;
+    let notes = Notes::gateway(&[]);
+    follow(&wire.gw, &notes, async |unresolved, host| {
+        let address: IpAddr = "10.0.1.2".parse()?;
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        unresolved.send(Neighbor { ifindex: ifindex(&host, "in0")?, address }).await?;
+        quiet().await;
+        let shown = wire.neighbor("10.0.1.2")?;
+        ensure!(shown.contains("02:00:00:00:00:0a") && shown.contains("PERMANENT"), "{shown}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_host_that_moved_silently_is_found_again() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let wire = Wire::new()?;
+    // What was once the peer's address; XDP would go on sending there.
+    wire.gw.ip(&["neigh", "add", "10.0.1.2", "lladdr", "02:00:00:00:00:0a", "dev", "in0", "nud", "stale"])?;
+    wire.gw.sysctl("net.ipv4.neigh.in0.delay_first_probe_time", "1")?;
+    wire.gw.sysctl("net.ipv4.neigh.in0.ucast_solicit", "1")?;
+    let mac = wire.peer.mac("eth0")?;
+    let notes = Notes::gateway(&[]);
+    follow(&wire.gw, &notes, async |unresolved, host| {
+        // Verified though nobody asked; it does not answer, and sessions are sent to look again ...
+        until("the data plane to be told", || Ok(notes.told() > 0)).await?;
+        // ... and so they ask for it.
+        let neighbor = Neighbor { ifindex: ifindex(&host, "in0")?, address: "10.0.1.2".parse()? };
+        until("the peer's own MAC address", || {
+            unresolved.try_send(neighbor)?;
+            Ok(wire.neighbor("10.0.1.2")?.contains(&mac))
+        })
+        .await
+    })
+}
+
+#[test]
+fn nothing_is_missed_when_events_overflow() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let wire = Wire::new()?;
+    let notes = Notes::default();
+    follow(&wire.gw, &notes, async |_, _| {
+        // The runtime has one thread and this blocks it: 40,000 events are more than the buffer holds.
+        batch(
+            &wire.gw,
+            (0..40_000_u32).map(|number| {
+                let [_, _, high, low] = number.to_be_bytes();
+                format!("route add 10.100.{high}.{low} via 10.0.1.2")
+            }),
+        )?;
+        wire.gw.ip(&["addr", "add", "10.0.9.1/24", "dev", "in0"])?;
+        let added = "10.0.9.1/24".parse()?;
+        until("the address", || {
+            Ok(notes.last().links.get("in0").is_some_and(|link| link.addresses.contains(&added)))
+        })
+        .await
+    })
+}
