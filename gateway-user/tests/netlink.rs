@@ -2,17 +2,17 @@
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use gateway_lab::{Node, Sandbox, runnable};
 use gateway_user::{
-    dataplane::Host,
+    control::{self, Base, Command, Entry, Handle, Peer, Store},
+    dataplane::{Host, memory::Memory},
     model::{AttachMode, Interface, Role, Route, RouteKey, Selector, Snapshot, Target},
-    netlink::{Control, Neighbor, Netlink},
+    netlink::{Neighbor, Netlink},
 };
 use tokio::{sync::mpsc, time::timeout};
 
@@ -40,63 +40,74 @@ impl Wire {
     }
 }
 
-/// Stands in for the control plane: notes what it is told.
-#[derive(Default)]
-struct Notes {
-    snapshot: Mutex<Option<Arc<Snapshot>>>,
-    told: Mutex<Vec<Host>>,
+/// What a script plays with while netlink follows the network.
+struct Stage {
+    /// What netlink tells ends up here.
+    dataplane: Memory,
+    control: Handle,
+    /// What the packet path asks for.
+    unresolved: mpsc::Sender<Neighbor>,
+    /// As it was at the start.
+    host: Host,
 }
 
-impl Notes {
-    /// A gateway whose only interface is `in0`, with these targets in its main table.
-    fn gateway(targets: &[Target]) -> Self {
-        let in0 = Interface { name: "in0".to_owned(), role: Role::Inside, mode: AttachMode::Auto };
-        let mut snapshot =
-            Snapshot { interfaces: BTreeMap::from([("in0".to_owned(), in0)]), ..Snapshot::default() };
-        for (number, target) in targets.iter().enumerate() {
-            let prefix = format!("203.0.113.{number}/32").parse().expect("a prefix");
-            let route = Route { target: target.clone(), log: false, comment: None };
-            let main = Arc::make_mut(snapshot.tables.get_mut("main").expect("the main table"));
-            main.routes.insert(RouteKey { prefix, selector: Selector::default() }, route);
-        }
-        Self { snapshot: Mutex::new(Some(Arc::new(snapshot))), told: Mutex::default() }
-    }
-
+impl Stage {
+    /// How often the data plane was told of a change.
     fn told(&self) -> usize {
-        self.told.lock().expect("not poisoned").len()
+        // The control plane tells of the host as it was at the start.
+        self.dataplane.state().host_changes - 1
     }
 
+    /// What it was told last.
     fn last(&self) -> Host {
-        self.told.lock().expect("not poisoned").last().cloned().unwrap_or_default()
+        self.dataplane.state().host.clone()
+    }
+
+    fn neighbor(&self, address: &str) -> Result<Neighbor> {
+        Ok(Neighbor { ifindex: ifindex(&self.host, "in0")?, address: address.parse()? })
+    }
+
+    async fn change(&self, command: Command) -> Result<()> {
+        self.control.change(command, Peer { uid: 0, pid: 0 }).await?;
+        Ok(())
     }
 }
 
-impl Control for Notes {
-    fn snapshot(&self) -> Option<Arc<Snapshot>> {
-        self.snapshot.lock().expect("not poisoned").clone()
-    }
-
-    fn host_changed(&self, host: Host) {
-        self.told.lock().expect("not poisoned").push(host);
-    }
+/// A gateway without routes whose only interface is `in0`.
+fn gateway() -> Snapshot {
+    let in0 = Interface { name: "in0".to_owned(), role: Role::Inside, mode: AttachMode::Auto };
+    Snapshot { interfaces: BTreeMap::from([("in0".to_owned(), in0)]), ..Snapshot::default() }
 }
 
-/// Runs netlink in `node` while `script` plays; requests of the packet path go through the sender.
+/// Runs netlink in `node`, for a gateway of `snapshot`, while `script` plays.
 fn follow(
     node: &Node,
-    notes: &Notes,
-    script: impl AsyncFnOnce(mpsc::Sender<Neighbor>, Host) -> Result<()> + Send,
+    snapshot: Snapshot,
+    script: impl AsyncFnOnce(Stage) -> Result<()> + Send,
 ) -> Result<()> {
     node.enter(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let mut netlink = Netlink::open().await?;
             let host = netlink.host().clone();
-            let (sender, receiver) = mpsc::channel(16);
-            tokio::select! {
-                () = netlink.run(notes, receiver) => unreachable!("it runs until it is dropped"),
-                done = timeout(Duration::from_secs(30), script(sender, host)) => done?,
-            }
+            let dataplane = Memory::default();
+            let directory = tempfile::tempdir()?;
+            let base = Base { snapshot: Arc::new(snapshot), fingerprint: String::new() };
+            let (control, running) = control::start(
+                Box::new(dataplane.clone()),
+                host.clone(),
+                base,
+                Store::open(directory.path())?,
+            )
+            .await?;
+            let (unresolved, receiver) = mpsc::channel(16);
+            let stage = Stage { dataplane, control: control.clone(), unresolved, host };
+            let played = tokio::select! {
+                () = netlink.run(&control, receiver) => unreachable!("it runs until it is dropped"),
+                played = timeout(Duration::from_secs(30), script(stage)) => played?,
+            };
+            running.stop(false).await?;
+            played
         })
     })?
 }
@@ -134,8 +145,8 @@ fn devices_and_addresses_are_read_at_the_start() -> Result<()> {
     }
     let wire = Wire::new()?;
     let mac = wire.gw.mac("in0")?;
-    follow(&wire.gw, &Notes::default(), async |_, host| {
-        let link = &host.links["in0"];
+    follow(&wire.gw, Snapshot::default(), async |stage| {
+        let link = &stage.host.links["in0"];
         let own = link.mac.map(|byte| format!("{byte:02x}")).join(":");
         ensure!(own == mac, "{own} is not {mac}");
         ensure!(link.up && link.mtu == 1500, "{link:?}");
@@ -153,11 +164,10 @@ fn a_namespace_without_devices_is_followed_too() -> Result<()> {
     }
     let sandbox = Sandbox::new()?;
     let empty = sandbox.node("empty")?;
-    let notes = Notes::default();
-    follow(&empty, &notes, async |_, host| {
-        ensure!(host.links.keys().eq(["lo"]), "{host:?}");
+    follow(&empty, Snapshot::default(), async |stage| {
+        ensure!(stage.host.links.keys().eq(["lo"]), "{:?}", stage.host);
         empty.ip(&["link", "add", "late0", "type", "veth", "peer", "name", "late1"])?;
-        until("the new device", || Ok(notes.last().links.contains_key("late0"))).await
+        until("the new device", || Ok(stage.last().links.contains_key("late0"))).await
     })
 }
 
@@ -167,21 +177,20 @@ fn changes_of_addresses_and_devices_reach_the_data_plane() -> Result<()> {
         return Ok(());
     }
     let wire = Wire::new()?;
-    let notes = Notes::default();
-    follow(&wire.gw, &notes, async |_, before| {
+    follow(&wire.gw, Snapshot::default(), async |stage| {
         wire.gw.ip(&["addr", "add", "10.0.9.1/24", "dev", "in0"])?;
         let added = "10.0.9.1/24".parse()?;
         until("the address", || {
-            Ok(notes.last().links.get("in0").is_some_and(|link| link.addresses.contains(&added)))
+            Ok(stage.last().links.get("in0").is_some_and(|link| link.addresses.contains(&added)))
         })
         .await?;
         wire.gw.ip(&["link", "set", "in0", "mtu", "1400"])?;
-        until("the MTU", || Ok(notes.last().links["in0"].mtu == 1400)).await?;
+        until("the MTU", || Ok(stage.last().links["in0"].mtu == 1400)).await?;
         wire.gw.ip(&["link", "del", "in0"])?;
-        until("the end of the device", || Ok(!notes.last().links.contains_key("in0"))).await?;
+        until("the end of the device", || Ok(!stage.last().links.contains_key("in0"))).await?;
         wire.gw.ip(&["link", "add", "in0", "type", "veth", "peer", "name", "in1"])?;
-        until("the new device", || Ok(notes.last().links.contains_key("in0"))).await?;
-        ensure!(ifindex(&notes.last(), "in0")? != ifindex(&before, "in0")?, "it is another device");
+        until("the new device", || Ok(stage.last().links.contains_key("in0"))).await?;
+        ensure!(ifindex(&stage.last(), "in0")? != ifindex(&stage.host, "in0")?, "it is another device");
         Ok(())
     })
 }
@@ -192,14 +201,13 @@ fn a_burst_of_changes_is_told_together() -> Result<()> {
         return Ok(());
     }
     let wire = Wire::new()?;
-    let notes = Notes::default();
-    follow(&wire.gw, &notes, async |_, _| {
+    follow(&wire.gw, gateway(), async |stage| {
         batch(&wire.gw, (1..=250).map(|last| format!("addr add 10.0.8.{last}/32 dev in0")))?;
         until("all addresses", || {
-            Ok(notes.last().links.get("in0").is_some_and(|link| link.addresses.len() >= 250))
+            Ok(stage.last().links.get("in0").is_some_and(|link| link.addresses.len() >= 250))
         })
         .await?;
-        ensure!(notes.told() <= 10, "told {} times", notes.told());
+        ensure!(stage.told() <= 10, "told {} times", stage.told());
         Ok(())
     })
 }
@@ -210,13 +218,12 @@ fn a_route_that_changes_moves_next_hops_though_the_host_is_the_same() -> Result<
         return Ok(());
     }
     let wire = Wire::new()?;
-    let notes = Notes::default();
-    follow(&wire.gw, &notes, async |_, before| {
+    follow(&wire.gw, Snapshot::default(), async |stage| {
         wire.gw.ip(&["route", "add", "192.0.2.0/24", "via", "10.0.1.2"])?;
-        until("the route", || Ok(notes.told() == 1)).await?;
-        ensure!(notes.last() == before, "the host has not changed");
+        until("the route", || Ok(stage.told() == 1)).await?;
+        ensure!(stage.last() == stage.host, "the host has not changed");
         wire.gw.ip(&["rule", "add", "from", "10.0.7.0/24", "lookup", "100"])?;
-        until("the rule", || Ok(notes.told() == 2)).await
+        until("the rule", || Ok(stage.told() == 2)).await
     })
 }
 
@@ -229,16 +236,15 @@ fn a_neighbor_with_another_mac_address_moves_next_hops_and_verification_does_not
     let neighbor = |state: &str, mac: &str| {
         wire.gw.ip(&["neigh", "replace", "10.0.1.9", "lladdr", mac, "dev", "in0", "nud", state])
     };
-    let notes = Notes::default();
-    follow(&wire.gw, &notes, async |_, _| {
+    follow(&wire.gw, gateway(), async |stage| {
         neighbor("reachable", "02:00:00:00:00:0a")?;
         neighbor("stale", "02:00:00:00:00:0a")?;
         neighbor("delay", "02:00:00:00:00:0a")?;
         neighbor("reachable", "02:00:00:00:00:0a")?;
         quiet().await;
-        ensure!(notes.told() == 0, "told {} times", notes.told());
+        ensure!(stage.told() == 0, "told {} times", stage.told());
         neighbor("reachable", "02:00:00:00:00:0b")?;
-        until("the other address", || Ok(notes.told() == 1)).await
+        until("the other address", || Ok(stage.told() == 1)).await
     })
 }
 
@@ -248,13 +254,12 @@ fn what_the_packet_path_finds_unresolved_becomes_reachable() -> Result<()> {
         return Ok(());
     }
     let wire = Wire::new()?;
-    let notes = Notes::gateway(&[]);
-    follow(&wire.gw, &notes, async |unresolved, host| {
+    follow(&wire.gw, gateway(), async |stage| {
         for address in ["10.0.1.2", "2001:db8:1::2"] {
             ensure!(wire.neighbor(address)?.is_empty(), "{address} is known already");
-            let neighbor = Neighbor { ifindex: ifindex(&host, "in0")?, address: address.parse()? };
+            let neighbor = stage.neighbor(address)?;
             until("the peer's MAC address", || {
-                unresolved.try_send(neighbor)?;
+                stage.unresolved.try_send(neighbor)?;
                 Ok(wire.neighbor(address)?.contains("REACHABLE"))
             })
             .await?;
@@ -270,9 +275,8 @@ fn neighbors_on_other_interfaces_are_not_resolved() -> Result<()> {
     }
     let wire = Wire::new()?;
     // No state in force: `in0` is not an interface of the gateway.
-    follow(&wire.gw, &Notes::default(), async |unresolved, host| {
-        let address: IpAddr = "10.0.1.2".parse()?;
-        unresolved.send(Neighbor { ifindex: ifindex(&host, "in0")?, address }).await?;
+    follow(&wire.gw, Snapshot::default(), async |stage| {
+        stage.unresolved.send(stage.neighbor("10.0.1.2")?).await?;
         quiet().await;
         ensure!(wire.neighbor("10.0.1.2")?.is_empty(), "it was resolved");
         Ok(())
@@ -287,21 +291,24 @@ fn routers_are_kept_resolved_and_released() -> Result<()> {
     let wire = Wire::new()?;
     wire.peer.ip(&["addr", "add", "10.0.1.3/24", "dev", "eth0"])?;
     wire.gw.ip(&["route", "add", "default", "via", "10.0.1.2"])?;
+    let prefix = "203.0.113.0/24".parse()?;
+    let key = RouteKey { prefix, selector: Selector::default() };
     let target = Target::Gateway { address: "10.0.1.3".parse()?, dev: None };
-    let notes = Notes::gateway(&[target]);
+    let route = Route { target, log: false, comment: None };
     let is_managed = |address: &str| -> Result<bool> {
         let shown = wire.neighbor(address)?;
         Ok(shown.contains("REACHABLE") && shown.contains("managed"))
     };
-    follow(&wire.gw, &notes, async |_, _| {
+    follow(&wire.gw, gateway(), async |stage| {
         until("the default router", || is_managed("10.0.1.2")).await?;
+        stage.change(Command::RouteAdd(Entry { table: "main".to_owned(), key, route })).await?;
         until("the router of a target", || is_managed("10.0.1.3")).await?;
 
         wire.peer.ip(&["addr", "add", "10.0.1.4/24", "dev", "eth0"])?;
         wire.gw.ip(&["route", "add", "192.0.2.0/24", "via", "10.0.1.4"])?;
         until("the router of a new route", || is_managed("10.0.1.4")).await?;
 
-        *notes.snapshot.lock().expect("not poisoned") = Notes::gateway(&[]).snapshot();
+        stage.change(Command::RouteDel { table: "main".to_owned(), key }).await?;
         until("the router that is not needed any more", || {
             Ok(!wire.neighbor("10.0.1.3")?.contains("managed"))
         })
@@ -327,11 +334,9 @@ fn entries_of_operators_stay_as_they_are() -> Result<()> {
         "permanent",
     ])?;
     wire.gw.ip(&["route", "add", "default", "via", "10.0.1.2"])?;
-    let notes = Notes::gateway(&[]);
-    follow(&wire.gw, &notes, async |unresolved, host| {
-        let address: IpAddr = "10.0.1.2".parse()?;
+    follow(&wire.gw, gateway(), async |stage| {
         tokio::time::sleep(Duration::from_millis(1_200)).await;
-        unresolved.send(Neighbor { ifindex: ifindex(&host, "in0")?, address }).await?;
+        stage.unresolved.send(stage.neighbor("10.0.1.2")?).await?;
         quiet().await;
         let shown = wire.neighbor("10.0.1.2")?;
         ensure!(shown.contains("02:00:00:00:00:0a") && shown.contains("PERMANENT"), "{shown}");
@@ -350,14 +355,13 @@ fn a_host_that_moved_silently_is_found_again() -> Result<()> {
     wire.gw.sysctl("net.ipv4.neigh.in0.delay_first_probe_time", "1")?;
     wire.gw.sysctl("net.ipv4.neigh.in0.ucast_solicit", "1")?;
     let mac = wire.peer.mac("eth0")?;
-    let notes = Notes::gateway(&[]);
-    follow(&wire.gw, &notes, async |unresolved, host| {
+    follow(&wire.gw, gateway(), async |stage| {
         // Verified though nobody asked; it does not answer, and sessions are sent to look again ...
-        until("the data plane to be told", || Ok(notes.told() > 0)).await?;
+        until("the data plane to be told", || Ok(stage.told() > 0)).await?;
         // ... and so they ask for it.
-        let neighbor = Neighbor { ifindex: ifindex(&host, "in0")?, address: "10.0.1.2".parse()? };
+        let neighbor = stage.neighbor("10.0.1.2")?;
         until("the peer's own MAC address", || {
-            unresolved.try_send(neighbor)?;
+            stage.unresolved.try_send(neighbor)?;
             Ok(wire.neighbor("10.0.1.2")?.contains(&mac))
         })
         .await
@@ -370,8 +374,7 @@ fn nothing_is_missed_when_events_overflow() -> Result<()> {
         return Ok(());
     }
     let wire = Wire::new()?;
-    let notes = Notes::default();
-    follow(&wire.gw, &notes, async |_, _| {
+    follow(&wire.gw, gateway(), async |stage| {
         // The runtime has one thread and this blocks it: 40,000 events are more than the buffer holds.
         batch(
             &wire.gw,
@@ -383,7 +386,7 @@ fn nothing_is_missed_when_events_overflow() -> Result<()> {
         wire.gw.ip(&["addr", "add", "10.0.9.1/24", "dev", "in0"])?;
         let added = "10.0.9.1/24".parse()?;
         until("the address", || {
-            Ok(notes.last().links.get("in0").is_some_and(|link| link.addresses.contains(&added)))
+            Ok(stage.last().links.get("in0").is_some_and(|link| link.addresses.contains(&added)))
         })
         .await
     })

@@ -22,7 +22,6 @@ use tracing::{error, info, warn};
 use crate::{
     api::{ApiError, ErrorKind, types::Change},
     dataplane::{Dataplane, Host, Observe},
-    metrics,
     model::{Snapshot, Violation, validate},
     refused::Refused,
 };
@@ -152,20 +151,6 @@ impl Handle {
     /// The reading side of the data plane.
     pub fn observe(&self) -> Arc<dyn Observe> {
         self.observe.clone()
-    }
-}
-
-impl metrics::Control for Handle {
-    fn snapshot(&self) -> Option<Arc<Snapshot>> {
-        Some(self.snapshot())
-    }
-
-    fn revision(&self) -> u64 {
-        self.revision()
-    }
-
-    fn last_apply_success(&self) -> bool {
-        self.last_apply_success()
     }
 }
 

@@ -15,25 +15,23 @@ use prometheus::{
     proto::{self, LabelPair, Metric, MetricFamily},
 };
 
-use super::{
-    Sources,
-    descriptor::{self as metric, Descriptor, Kind},
-};
+use super::descriptor::{self as metric, Descriptor, Kind};
 use crate::{
+    control::Handle,
     dataplane::{AttachedInterface, MapStats, PoolAddressStats, Traffic},
-    model::{Role, Snapshot},
+    model::Snapshot,
 };
 
 /// The metrics of the gateway, as a collector of the client library.
 pub(super) struct GatewayCollector {
-    sources: Sources,
+    control: Handle,
     descs: Vec<Desc>,
 }
 
 impl GatewayCollector {
-    pub(super) fn new(sources: Sources) -> prometheus::Result<Self> {
+    pub(super) fn new(control: Handle) -> prometheus::Result<Self> {
         let descs = metric::ALL.iter().map(Descriptor::desc).collect::<prometheus::Result<_>>()?;
-        Ok(Self { sources, descs })
+        Ok(Self { control, descs })
     }
 }
 
@@ -43,19 +41,17 @@ impl Collector for GatewayCollector {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let Sources { observe, control } = &self.sources;
+        let current = self.control.current();
+        let observe = self.control.observe();
         let mut out = Families::default();
 
         out.set(&metric::BUILD_INFO, [env!("CARGO_PKG_VERSION"), &ABI_VERSION.to_string()], 1);
-        out.set(&metric::CONFIG_REVISION, [], control.revision());
-        out.set(&metric::CONFIG_LAST_APPLY_SUCCESS, [], control.last_apply_success().into());
-        let snapshot = control.snapshot();
-        if let Some(snapshot) = &snapshot {
-            desired(&mut out, snapshot);
-        }
+        out.set(&metric::CONFIG_REVISION, [], current.revision);
+        out.set(&metric::CONFIG_LAST_APPLY_SUCCESS, [], current.apply_error.is_none().into());
+        desired(&mut out, &current.snapshot);
 
         if let Some(attached) = out.read("interfaces", observe.interfaces()) {
-            interfaces(&mut out, snapshot.as_deref(), &attached);
+            interfaces(&mut out, &current.snapshot, &attached);
             if let Some(cells) = out.read("traffic", observe.traffic()) {
                 traffic(&mut out, &attached, &cells);
             }
@@ -101,23 +97,15 @@ fn desired(out: &mut Families, snapshot: &Snapshot) {
     }
 }
 
-fn interfaces(out: &mut Families, snapshot: Option<&Snapshot>, attached: &[AttachedInterface]) {
+fn interfaces(out: &mut Families, snapshot: &Snapshot, attached: &[AttachedInterface]) {
     let mut seen = BTreeMap::new();
-    for interface in snapshot.into_iter().flat_map(|snapshot| snapshot.interfaces.values()) {
+    for interface in snapshot.interfaces.values() {
         seen.insert(interface.name.as_str(), (interface.role, None));
     }
     seen.extend(attached.iter().map(|interface| (interface.name.as_str(), (interface.role, interface.mode))));
     for (name, (role, mode)) in seen {
-        let labels = [name, role_name(role), mode.unwrap_or("none")];
+        let labels = [name, role.name(), mode.unwrap_or("none")];
         out.set(&metric::INTERFACE_ATTACHED, labels, mode.is_some().into());
-    }
-}
-
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Inside => "inside",
-        Role::Outside => "outside",
-        Role::Both => "both",
     }
 }
 

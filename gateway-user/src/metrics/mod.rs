@@ -1,7 +1,7 @@
 //! Metrics and health for monitoring systems.
 //!
 //! Nothing is polled: [`serve`] answers a scrape by reading the data plane at that moment, through
-//! [`Observe`]. [`descriptor`] is the one table of names and help texts.
+//! [`Observe`](crate::dataplane::Observe). [`descriptor`] is the one table of names and help texts.
 
 mod collector;
 pub mod descriptor;
@@ -9,52 +9,31 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-
 use anyhow::Context as _;
 use prometheus::{Encoder as _, Registry, TextEncoder, process_collector::ProcessCollector};
 
-use crate::{dataplane::Observe, model::Snapshot};
+use crate::control::Handle;
 
 pub use server::serve;
-
-/// What metrics need to know of the control plane.
-pub trait Control: Send + Sync {
-    /// The state in force; `None` until the data plane has taken the first one.
-    fn snapshot(&self) -> Option<Arc<Snapshot>>;
-    /// Its revision.
-    fn revision(&self) -> u64;
-    /// Whether the last change could be put in force.
-    fn last_apply_success(&self) -> bool;
-}
-
-/// Where the values come from.
-#[derive(Clone)]
-pub struct Sources {
-    /// The data plane.
-    pub observe: Arc<dyn Observe>,
-    /// The control plane.
-    pub control: Arc<dyn Control>,
-}
 
 /// The metrics of a gateway and of this process.
 pub struct Metrics {
     registry: Registry,
-    sources: Sources,
+    control: Handle,
 }
 
 impl Metrics {
-    /// Metrics that read `sources` whenever they are asked for.
-    pub fn new(sources: Sources) -> anyhow::Result<Self> {
+    /// Metrics that read the control plane and its data plane whenever they are asked for.
+    pub fn new(control: Handle) -> anyhow::Result<Self> {
         let registry = Registry::new();
         registry
-            .register(Box::new(collector::GatewayCollector::new(sources.clone())?))
+            .register(Box::new(collector::GatewayCollector::new(control.clone())?))
             .context("cannot register the metrics of the gateway")?;
         // Only the library's default registry has it of itself.
         registry
             .register(Box::new(ProcessCollector::for_self()))
             .context("cannot register the metrics of the process")?;
-        Ok(Self { registry, sources })
+        Ok(Self { registry, control })
     }
 
     /// The Prometheus text format. Reads the data plane: blocks for as long as that takes.
@@ -67,18 +46,20 @@ impl Metrics {
     /// # Errors
     /// One sentence that says what is not as it should be.
     pub fn readiness(&self) -> Result<(), String> {
-        let Some(snapshot) = self.sources.control.snapshot() else {
-            return Err("the data plane has no state yet".to_owned());
-        };
-        if snapshot.interfaces.is_empty() {
+        let current = self.control.current();
+        if let Some(error) = &current.host_error {
+            return Err(format!("the data plane cannot follow the host's links: {error}"));
+        }
+        if current.snapshot.interfaces.is_empty() {
             return Err("no interface is configured".to_owned());
         }
         let attached = self
-            .sources
-            .observe
+            .control
+            .observe()
             .interfaces()
             .map_err(|error| format!("the data plane cannot be read: {error:#}"))?;
-        let missing: Vec<&str> = snapshot
+        let missing: Vec<&str> = current
+            .snapshot
             .interfaces
             .keys()
             .map(String::as_str)

@@ -73,12 +73,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::metrics::tests::fake;
+    use crate::metrics::tests::gateway;
 
-    async fn get(metrics: Metrics, path: &str) -> String {
+    async fn get(metrics: &Arc<Metrics>, path: &str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let server = tokio::spawn(serve(listener, Arc::new(metrics)));
+        let server = tokio::spawn(serve(listener, metrics.clone()));
         let mut stream = TcpStream::connect(address).await.expect("a connection");
         let request = format!("GET {path} HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.expect("written");
@@ -90,7 +90,7 @@ mod tests {
 
     #[tokio::test]
     async fn metrics_are_served_as_prometheus_text() {
-        let answer = get(fake().metrics(), "/metrics").await;
+        let answer = get(&Arc::new(gateway().await.1), "/metrics").await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(answer.contains("content-type: text/plain; version=0.0.4"), "{answer}");
         assert!(answer.contains("\ngateway_active 1\n"), "{answer}");
@@ -98,17 +98,18 @@ mod tests {
 
     #[tokio::test]
     async fn health_needs_nothing_but_a_live_process() {
-        let mut fake = fake();
-        fake.broken = true;
-        assert!(get(fake.metrics(), "/healthz").await.starts_with("HTTP/1.1 200"));
+        let (memory, metrics) = gateway().await;
+        memory.state().unreadable = true;
+        assert!(get(&Arc::new(metrics), "/healthz").await.starts_with("HTTP/1.1 200"));
     }
 
     #[tokio::test]
     async fn readiness_says_why_not() {
-        assert!(get(fake().metrics(), "/readyz").await.starts_with("HTTP/1.1 200"));
-        let mut detached = fake();
-        detached.interfaces[1].mode = None;
-        let answer = get(detached.metrics(), "/readyz").await;
+        let (memory, metrics) = gateway().await;
+        let metrics = Arc::new(metrics);
+        assert!(get(&metrics, "/readyz").await.starts_with("HTTP/1.1 200"));
+        memory.state().host.links.remove("eth0");
+        let answer = get(&metrics, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         assert!(answer.ends_with("\r\n\r\nnot ready: not attached to eth0\n"), "{answer}");
     }

@@ -1,120 +1,40 @@
 //! What a scrape says about a known data plane.
 
-use std::{collections::BTreeMap, net::IpAddr, process::Stdio};
+use std::{collections::BTreeMap, net::IpAddr, process::Stdio, sync::Arc};
 
 use gateway_common::{
     DropReason, Verdict,
-    counter::{Counter, SessionClass, SessionCounters},
+    counter::{Counter, SessionCounters},
     pool::PoolCounters,
 };
 
 use super::*;
 use crate::{
-    dataplane::{AttachedInterface, MapStats, PoolAddressStats, SessionRow, Traffic},
-    model::{AttachMode, Interface, Role, Route, RouteKey, Selector, Table, TableKind, Target},
+    control::{self, Base, Store},
+    dataplane::{Host, Link, Traffic, memory::Memory},
+    model::{
+        AttachMode, Interface, Pool, PortRange, Role, Route, RouteKey, Selector, Snapshot, Table, TableKind,
+        Target,
+    },
 };
 
-/// A data plane and control plane with known values.
-#[derive(Clone)]
-pub(super) struct Fake {
-    /// Whether every read fails.
-    pub(super) broken: bool,
-    pub(super) interfaces: Vec<AttachedInterface>,
-    pub(super) traffic: Vec<Traffic>,
-    pub(super) drops: Vec<(DropReason, Counter)>,
-    pub(super) snapshot: Snapshot,
-}
+const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 10));
 
-/// Two interfaces, one pool, one route; two packets translated, one answered, one dropped.
-pub(super) fn fake() -> Fake {
-    let attached = |name: &str, index, role| AttachedInterface {
-        name: name.to_owned(),
-        index,
-        role,
-        mode: Some("native"),
-    };
-    let cell = |ingress: &str, egress: Option<&str>, verdict, packets, bytes| Traffic {
-        ingress: ingress.to_owned(),
-        egress: egress.map(str::to_owned),
-        verdict,
-        counter: Counter { packets, bytes },
-    };
-    let mut main = Table::new("main", TableKind::Egress);
-    main.routes.insert(
-        RouteKey { prefix: "203.0.113.0/24".parse().expect("a prefix"), selector: Selector::default() },
-        Route { target: Target::Pool("nat".to_owned()), log: false, comment: None },
-    );
-    let interface = |name: &str, role| {
-        (name.to_owned(), Interface { name: name.to_owned(), role, mode: AttachMode::Auto })
-    };
-    Fake {
-        broken: false,
-        interfaces: vec![attached("eth1", 2, Role::Inside), attached("eth0", 3, Role::Outside)],
-        traffic: vec![
-            cell("eth1", Some("eth0"), Verdict::Snat, 2, 200),
-            cell("eth1", None, Verdict::Drop, 1, 60),
-            cell("eth0", Some("eth1"), Verdict::Reply, 1, 90),
-        ],
-        drops: vec![(DropReason::NoRoute, Counter { packets: 1, bytes: 60 })],
-        snapshot: Snapshot {
-            active: true,
-            interfaces: BTreeMap::from([interface("eth1", Role::Inside), interface("eth0", Role::Outside)]),
-            tables: BTreeMap::from([("main".to_owned(), Arc::new(main))]),
-            ..Snapshot::default()
-        },
-    }
-}
-
-impl Fake {
-    pub(super) fn metrics(self) -> Metrics {
-        let fake = Arc::new(self);
-        Metrics::new(Sources { observe: fake.clone(), control: fake }).expect("metrics register")
-    }
-
-    fn scrape(self) -> String {
-        self.metrics().render().expect("metrics render")
-    }
-
-    fn read<T>(&self, value: T) -> anyhow::Result<T> {
-        if self.broken { Err(anyhow::anyhow!("map DROPS: bad file descriptor")) } else { Ok(value) }
-    }
-}
-
-impl Control for Fake {
-    fn snapshot(&self) -> Option<Arc<Snapshot>> {
-        Some(Arc::new(self.snapshot.clone()))
-    }
-    fn revision(&self) -> u64 {
-        7
-    }
-    fn last_apply_success(&self) -> bool {
-        true
-    }
-}
-
-impl Observe for Fake {
-    fn interfaces(&self) -> anyhow::Result<Vec<AttachedInterface>> {
-        self.read(self.interfaces.clone())
-    }
-    fn traffic(&self) -> anyhow::Result<Vec<Traffic>> {
-        self.read(self.traffic.clone())
-    }
-    fn drops(&self) -> anyhow::Result<Vec<(DropReason, Counter)>> {
-        self.read(self.drops.clone())
-    }
-    fn routes(&self) -> anyhow::Result<BTreeMap<(String, RouteKey), Counter>> {
-        self.read(BTreeMap::new())
-    }
-    fn tables(&self) -> anyhow::Result<BTreeMap<(String, &'static str), Counter>> {
-        let counter = Counter { packets: 2, bytes: 200 };
-        self.read(BTreeMap::from([(("main".to_owned(), "pool"), counter)]))
-    }
-    fn pools(&self) -> anyhow::Result<Vec<PoolAddressStats>> {
-        self.read(vec![PoolAddressStats {
-            pool: "nat".to_owned(),
-            address: IpAddr::from([198, 51, 100, 10]),
-            ports: 64_512,
-            counters: PoolCounters {
+/// A gateway in memory: two packets translated, one answered, one dropped.
+pub(super) async fn gateway() -> (Memory, Metrics) {
+    let memory = Memory::default();
+    {
+        let mut state = memory.state();
+        state.traffic = vec![
+            cell("eth1", Some("eth0"), Verdict::Snat, Counter { packets: 2, bytes: 200 }),
+            cell("eth1", None, Verdict::Drop, Counter { packets: 1, bytes: 60 }),
+            cell("eth0", Some("eth1"), Verdict::Reply, Counter { packets: 1, bytes: 90 }),
+        ];
+        state.drops = BTreeMap::from([(DropReason::NoRoute as u8, Counter { packets: 1, bytes: 60 })]);
+        state.tables = BTreeMap::from([(("main".to_owned(), "pool"), Counter { packets: 2, bytes: 200 })]);
+        state.pools = BTreeMap::from([(
+            ADDRESS,
+            PoolCounters {
                 attempts: 9,
                 established: 4,
                 allocation_errors: 1,
@@ -122,29 +42,46 @@ impl Observe for Fake {
                 opened: 8,
                 closed: 5,
             },
-        }])
+        )]);
+        state.session_counters[0] = SessionCounters { created: 8, closed: 3, expired: 1, killed: 1 };
+        state.session_counters[1] = SessionCounters { created: 2, closed: 0, expired: 1, killed: 0 };
     }
-    fn session_counters(&self) -> anyhow::Result<Vec<(SessionClass, SessionCounters)>> {
-        let of = |class| match class {
-            SessionClass::Tcp => SessionCounters { created: 8, closed: 3, expired: 1, killed: 1 },
-            SessionClass::Udp => SessionCounters { created: 2, closed: 0, expired: 1, killed: 0 },
-            SessionClass::Icmp | SessionClass::Other => SessionCounters::default(),
-        };
-        self.read(SessionClass::ALL.iter().map(|&class| (class, of(class))).collect())
+    let link = |index| Link { index, mac: [2, 0, 0, 0, 0, 1], mtu: 1500, up: true, addresses: Vec::new() };
+    let host = Host { links: BTreeMap::from([("eth1".to_owned(), link(2)), ("eth0".to_owned(), link(3))]) };
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = Store::open(directory.path()).expect("a store");
+    let base = Base { snapshot: Arc::new(snapshot()), fingerprint: String::new() };
+    let (handle, _) =
+        control::start(Box::new(memory.clone()), host, base, store).await.expect("a control plane");
+    (memory, Metrics::new(handle).expect("metrics register"))
+}
+
+/// Two interfaces, one pool, one route.
+fn snapshot() -> Snapshot {
+    let interface = |name: &str, role| {
+        (name.to_owned(), Interface { name: name.to_owned(), role, mode: AttachMode::Auto })
+    };
+    let mut main = Table::new("main", TableKind::Egress);
+    main.routes.insert(
+        RouteKey { prefix: "203.0.113.0/24".parse().expect("a prefix"), selector: Selector::default() },
+        Route { target: Target::Pool("nat".to_owned()), log: false, comment: None },
+    );
+    let nat = Pool { name: "nat".to_owned(), addresses: vec![ADDRESS], ports: PortRange::POOL };
+    Snapshot {
+        active: true,
+        interfaces: BTreeMap::from([interface("eth1", Role::Inside), interface("eth0", Role::Outside)]),
+        pools: BTreeMap::from([("nat".to_owned(), nat)]),
+        tables: BTreeMap::from([("main".to_owned(), Arc::new(main))]),
+        ..Snapshot::default()
     }
-    fn sessions(
-        &self,
-        _filter: &mut dyn FnMut(&SessionRow) -> bool,
-        _limit: usize,
-    ) -> anyhow::Result<Vec<SessionRow>> {
-        self.read(Vec::new())
-    }
-    fn maps(&self) -> anyhow::Result<Vec<MapStats>> {
-        self.read(vec![MapStats { name: "SESSIONS_V4".to_owned(), entries: 12, capacity: 2_097_152 }])
-    }
-    fn events_lost(&self) -> anyhow::Result<u64> {
-        self.read(3)
-    }
+}
+
+fn cell(ingress: &str, egress: Option<&str>, verdict: Verdict, counter: Counter) -> Traffic {
+    Traffic { ingress: ingress.to_owned(), egress: egress.map(str::to_owned), verdict, counter }
+}
+
+async fn scrape() -> String {
+    gateway().await.1.render().expect("metrics render")
 }
 
 #[track_caller]
@@ -160,26 +97,26 @@ fn sum(text: &str, name: &str, label: &str) -> f64 {
         .sum()
 }
 
-#[test]
-fn a_scrape_reports_the_state_in_force() {
-    let text = fake().scrape();
+#[tokio::test]
+async fn a_scrape_reports_the_state_in_force() {
+    let text = scrape().await;
     has(&text, "gateway_active 1");
-    has(&text, "gateway_config_revision 7");
+    has(&text, "gateway_config_revision 1");
     has(&text, "gateway_config_last_apply_success 1");
     has(&text, &format!(r#"gateway_build_info{{version="{}",abi="1"}} 1"#, env!("CARGO_PKG_VERSION")));
     has(&text, r#"gateway_routes{table="main",family="ipv4"} 1"#);
     has(&text, r#"gateway_routes{table="main",family="ipv6"} 0"#);
     has(&text, "gateway_session_capacity 1048576");
     has(&text, r#"gateway_interface_attached{interface="eth1",role="inside",mode="native"} 1"#);
-    has(&text, r#"gateway_map_entries{map="SESSIONS_V4"} 12"#);
-    has(&text, "gateway_events_lost_total 3");
+    has(&text, r#"gateway_map_capacity{map="SESSIONS_V4"} 1048576"#);
+    has(&text, "gateway_events_lost_total 0");
     has(&text, r#"gateway_table_packets_total{table="main",target="pool"} 2"#);
     assert!(text.contains("\nprocess_open_fds "), "{text}");
 }
 
-#[test]
-fn packets_in_are_counted_once_and_packets_out_where_they_left() {
-    let text = fake().scrape();
+#[tokio::test]
+async fn packets_in_are_counted_once_and_packets_out_where_they_left() {
+    let text = scrape().await;
     has(&text, r#"gateway_packets_total{interface="eth1",direction="in",verdict="snat"} 2"#);
     has(&text, r#"gateway_packets_total{interface="eth0",direction="out",verdict="snat"} 2"#);
     has(&text, r#"gateway_bytes_total{interface="eth1",direction="out",verdict="reply"} 90"#);
@@ -189,18 +126,18 @@ fn packets_in_are_counted_once_and_packets_out_where_they_left() {
     assert!((sum(&text, "gateway_packets_total", r#"direction="out""#) - 3.0).abs() < f64::EPSILON);
 }
 
-#[test]
-fn every_drop_reason_is_there_from_the_start() {
-    let text = fake().scrape();
+#[tokio::test]
+async fn every_drop_reason_is_there_from_the_start() {
+    let text = scrape().await;
     has(&text, r#"gateway_drops_total{reason="no_route"} 1"#);
     for reason in DropReason::ALL {
         assert!(text.contains(&format!(r#"gateway_drop_bytes_total{{reason="{}"}} "#, reason.name())));
     }
 }
 
-#[test]
-fn sessions_and_ports_in_use_are_what_was_opened_and_not_closed() {
-    let text = fake().scrape();
+#[tokio::test]
+async fn sessions_and_ports_in_use_are_what_was_opened_and_not_closed() {
+    let text = scrape().await;
     has(&text, r#"gateway_sessions{proto="tcp"} 3"#);
     has(&text, r#"gateway_sessions{proto="icmp"} 0"#);
     has(&text, r#"gateway_session_events_total{event="created"} 10"#);
@@ -210,29 +147,28 @@ fn sessions_and_ports_in_use_are_what_was_opened_and_not_closed() {
     has(&text, r#"gateway_pool_connection_attempts_total{pool="nat",address="198.51.100.10"} 9"#);
 }
 
-#[test]
-fn an_interface_that_is_not_attached_says_so() {
-    let mut fake = fake();
-    fake.interfaces.pop();
-    fake.interfaces[0].mode = None;
-    let text = fake.scrape();
-    has(&text, r#"gateway_interface_attached{interface="eth1",role="inside",mode="none"} 0"#);
+#[tokio::test]
+async fn an_interface_that_is_not_attached_says_so() {
+    let (memory, metrics) = gateway().await;
+    memory.state().host.links.remove("eth0");
+    let text = metrics.render().expect("metrics render");
+    has(&text, r#"gateway_interface_attached{interface="eth1",role="inside",mode="native"} 1"#);
     has(&text, r#"gateway_interface_attached{interface="eth0",role="outside",mode="none"} 0"#);
 }
 
-#[test]
-fn what_cannot_be_read_is_absent_and_named() {
-    let mut fake = fake();
-    fake.broken = true;
-    let text = fake.scrape();
+#[tokio::test]
+async fn what_cannot_be_read_is_absent_and_named() {
+    let (memory, metrics) = gateway().await;
+    memory.state().unreadable = true;
+    let text = metrics.render().expect("metrics render");
     has(&text, r#"gateway_scrape_success{source="drops"} 0"#);
     has(&text, "gateway_active 1");
     assert!(!text.contains("gateway_drops_total"), "{text}");
 }
 
-#[test]
-fn every_metric_of_the_table_is_served() {
-    let text = fake().scrape();
+#[tokio::test]
+async fn every_metric_of_the_table_is_served() {
+    let text = scrape().await;
     for metric in descriptor::ALL {
         has(&text, &format!("# TYPE {} {}", metric.name, metric.kind.name()));
     }
@@ -242,8 +178,8 @@ fn every_metric_of_the_table_is_served() {
     }
 }
 
-#[test]
-fn promtool_finds_nothing_to_complain_about() {
+#[tokio::test]
+async fn promtool_finds_nothing_to_complain_about() {
     use std::io::Write as _;
     let mut command = std::process::Command::new("promtool");
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -255,7 +191,7 @@ fn promtool_finds_nothing_to_complain_about() {
             return;
         }
     };
-    let text = fake().scrape();
+    let text = scrape().await;
     promtool.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("written");
     let output = promtool.wait_with_output().expect("promtool ends");
     let said = String::from_utf8_lossy(&output.stderr);

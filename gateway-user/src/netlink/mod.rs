@@ -38,7 +38,7 @@ use self::{
     resolver::Resolver,
     socket::{Event, Sockets},
 };
-use crate::{dataplane::Host, model::Snapshot};
+use crate::{control::Handle, dataplane::Host, model::Snapshot};
 
 pub use self::forwarding::forwarding;
 
@@ -49,15 +49,6 @@ pub struct Neighbor {
     pub ifindex: u32,
     /// Its address on that link.
     pub address: IpAddr,
-}
-
-/// What this module needs of the control plane.
-pub trait Control: Send + Sync {
-    /// The state in force; `None` until the data plane has taken the first one.
-    fn snapshot(&self) -> Option<Arc<Snapshot>>;
-    /// Hands `host` to [`crate::dataplane::Dataplane::host_changed`]. `host` may equal the one before: then
-    /// next hops have changed. Does not block.
-    fn host_changed(&self, host: Host);
 }
 
 /// How long to wait before the next attempt to read what could not be read.
@@ -120,7 +111,7 @@ impl Netlink {
     }
 
     /// Follows the host's network and resolves what the packet path wants (`unresolved`), until dropped.
-    pub async fn run(&mut self, control: &dyn Control, mut unresolved: mpsc::Receiver<Neighbor>) {
+    pub async fn run(&mut self, control: &Handle, mut unresolved: mpsc::Receiver<Neighbor>) {
         let mut tick = interval(resolver::TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -197,7 +188,7 @@ impl Netlink {
         }
     }
 
-    async fn tick(&mut self, control: &dyn Control) {
+    async fn tick(&mut self, control: &Handle) {
         let now = Instant::now();
         if self.routes_due.is_some_and(|due| due <= now) {
             self.routes_due = None;
@@ -209,9 +200,8 @@ impl Netlink {
                 }
             }
         }
-        if let Some(snapshot) = control.snapshot()
-            && self.configured.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &snapshot))
-        {
+        let snapshot = control.snapshot();
+        if self.configured.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &snapshot)) {
             self.resolver.configure(&snapshot, &self.reading.host);
             self.configured = Some(snapshot);
         }
@@ -219,14 +209,14 @@ impl Netlink {
     }
 
     /// Tells the data plane what has changed.
-    async fn tell(&mut self, control: &dyn Control) {
+    async fn tell(&mut self, control: &Handle) {
         let todo = std::mem::take(&mut self.todo);
         let told = self.refresh(&todo).await;
         self.pace.done(Instant::now());
         match told {
             Ok(false) => {}
             Ok(true) => {
-                control.host_changed(self.reading.host.clone());
+                control.host_changed(self.reading.host.clone()).await;
                 self.neighbors.told();
                 // Its interfaces may have other indexes.
                 self.configured = None;
