@@ -8,6 +8,7 @@
 //! ```
 
 pub mod api;
+pub mod cli;
 pub mod control;
 pub mod dataplane;
 pub mod events;
@@ -15,3 +16,4 @@ pub mod metrics;
 pub mod model;
 pub mod netlink;
 pub mod refused;
+pub mod render;

@@ -39,11 +39,13 @@
 //! percent-encoded ([`segment`]).
 //! Reads answer a [`types::List`], changes a [`types::Change`], failures an [`ApiError`].
 
+pub mod client;
 pub mod error;
 pub mod types;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+pub use client::{Client, ClientError};
 pub use error::{ApiError, ErrorKind};
 
 /// `name` as one segment of a path: `/v1/pools/` + `segment(name)`.

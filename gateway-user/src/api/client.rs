@@ -1,0 +1,140 @@
+//! The client of the control API: HTTP/1.1 over a Unix socket, one connection a request.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Method, Request, StatusCode,
+    body::Bytes,
+    header::{CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use super::{ApiError, types::Change};
+
+/// Speaks to one daemon.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    timeout: Duration,
+}
+
+/// Why there is no answer to show.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The daemon answered that it will not or cannot.
+    #[error(transparent)]
+    Refused(#[from] ApiError),
+    /// Nobody accepts connections on the socket.
+    #[error("cannot connect to gatewayd: {0}")]
+    Unreachable(#[source] io::Error),
+    /// The caller may not connect to the socket.
+    #[error("permission denied")]
+    Denied,
+    /// No answer in time.
+    #[error("gatewayd did not answer within {}", humantime::format_duration(*.0))]
+    Timeout(Duration),
+    /// The connection broke, or what came back is not an answer of this API.
+    #[error("{0}")]
+    Protocol(String),
+}
+
+impl Client {
+    /// A client of the daemon on `socket` that waits `timeout` for the whole of each answer.
+    pub fn new(socket: impl Into<PathBuf>, timeout: Duration) -> Self {
+        Self { socket: socket.into(), timeout }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Reads `path`, with `query` behind the question mark.
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        self.call(Method::GET, &with_query(path, query)?, Bytes::new()).await
+    }
+
+    /// Deletes `path`, with `query` behind the question mark.
+    pub async fn delete(&self, path: &str, query: &impl Serialize) -> Result<Change, ClientError> {
+        self.call(Method::DELETE, &with_query(path, query)?, Bytes::new()).await
+    }
+
+    /// Sends `body` to `path` with `POST`, `PUT` or `PATCH`.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Change, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Protocol(error.to_string()))?;
+        self.call(method, path, body.into()).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        uri: &str,
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let (status, answer) = tokio::time::timeout(self.timeout, self.exchange(method, uri, body))
+            .await
+            .map_err(|_| ClientError::Timeout(self.timeout))??;
+        if status.is_success() {
+            return serde_json::from_slice(&answer).map_err(|error| {
+                ClientError::Protocol(format!("gatewayd's answer makes no sense: {error}"))
+            });
+        }
+        Err(match serde_json::from_slice(&answer) {
+            Ok(error) => ClientError::Refused(error),
+            Err(_) => ClientError::Protocol(format!("gatewayd answered `{status}` to {uri}")),
+        })
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        uri: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+            let denied = error.kind() == io::ErrorKind::PermissionDenied;
+            if denied { ClientError::Denied } else { ClientError::Unreachable(error) }
+        })?;
+        let broken = |error: hyper::Error| ClientError::Protocol(format!("connection to gatewayd: {error}"));
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(HOST, "gw")
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| ClientError::Protocol(error.to_string()))?;
+        let answer = async move {
+            let response = sender.send_request(request).await.map_err(broken)?;
+            let status = response.status();
+            let body = response.into_body().collect().await.map_err(broken)?.to_bytes();
+            Ok((status, body))
+        };
+        // The connection makes progress only while it is polled; its own errors reach the request as well.
+        let (answer, _) = tokio::join!(answer, connection);
+        answer
+    }
+}
+
+fn with_query(path: &str, query: &impl Serialize) -> Result<String, ClientError> {
+    let query =
+        serde_urlencoded::to_string(query).map_err(|error| ClientError::Protocol(error.to_string()))?;
+    Ok(if query.is_empty() { path.to_owned() } else { format!("{path}?{query}") })
+}

@@ -1,0 +1,95 @@
+//! `gwctl pool`.
+
+use clap::{Args, Subcommand};
+use hyper::Method;
+
+use super::{context::Context, failure::Failure};
+use crate::api::{
+    segment,
+    types::{PoolRequest, PoolRow},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Add a pool
+    #[command(after_help = "gwctl pool add nat address 198.51.100.10\n\
+                            gwctl pool add nat address 198.51.100.10,198.51.100.11 ports 10000-65535")]
+    Add(Add),
+    /// Change what is named of a pool; sessions keep their addresses and ports
+    #[command(after_help = "gwctl pool set nat address 198.51.100.10,198.51.100.12")]
+    Set(Set),
+    /// Remove a pool that no route uses
+    #[command(alias = "delete", after_help = "gwctl pool del nat")]
+    Del(Name),
+    /// Show pools
+    #[command(aliases = ["list", "ls"], after_help = "gwctl pool show\ngwctl pool show nat")]
+    Show(Show),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Add {
+    /// Name of the pool
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Outside addresses, or prefixes of them
+    #[arg(long, value_name = "ADDR[,ADDR...]", value_delimiter = ',', required = true)]
+    address: Vec<String>,
+    /// Ports used on each address
+    #[arg(long, value_name = "A-B")]
+    ports: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Set {
+    /// Name of the pool
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// All outside addresses, or prefixes of them
+    #[arg(long, value_name = "ADDR[,ADDR...]", value_delimiter = ',')]
+    address: Option<Vec<String>>,
+    /// Ports used on each address
+    #[arg(long, value_name = "A-B")]
+    ports: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Name {
+    /// Name of the pool
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Show {
+    /// Name of the pool
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+}
+
+impl Verb {
+    pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
+        match self {
+            Self::Add(Add { name, address, ports }) => {
+                let pool = PoolRequest { addresses: Some(address), ports, ..PoolRequest::default() };
+                context.change(Method::POST, &path(&name), &pool).await
+            }
+            Self::Set(Set { name, address, ports }) => {
+                if address.is_none() && ports.is_none() {
+                    return Err(Failure::usage("`gwctl pool set` needs something to set")
+                        .hint("usage: gwctl pool set NAME [address ADDR[,ADDR...]] [ports A-B]"));
+                }
+                let pool = PoolRequest { addresses: address, ports, ..PoolRequest::default() };
+                context.change(Method::PATCH, &path(&name), &pool).await
+            }
+            Self::Del(Name { name }) => context.delete(&path(&name), &()).await,
+            Self::Show(Show { name }) => {
+                let path = name.map_or_else(|| "/v1/pools".to_owned(), |name| path(&name));
+                context.show::<PoolRow>(&path, &()).await
+            }
+        }
+    }
+}
+
+fn path(name: &str) -> String {
+    format!("/v1/pools/{}", segment(name))
+}

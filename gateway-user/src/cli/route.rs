@@ -1,0 +1,165 @@
+//! `gwctl route`.
+
+use clap::{Args, Subcommand};
+use hyper::Method;
+
+use super::{context::Context, failure::Failure};
+use crate::api::types::{
+    RouteFlush, RouteGet, RouteMatch, RouteQuery, RouteRequest, RouteRow, RouteSelector,
+};
+
+/// The name of a value that is a target: one to four words.
+pub(super) const TARGET: &str = "TARGET";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Add a route; fails if the table has one with the same prefix, proto and dport
+    #[command(after_help = "gwctl route add 203.0.113.0/24 via pool nat\n\
+                            gwctl route add 192.0.2.53 via direct proto udp dport 53\n\
+                            gwctl route add default via gateway 198.51.100.1 dev eth0 table servers\n\
+                            gwctl route add 203.0.113.66 via prohibit comment \"asked for by security\"")]
+    Add(Full),
+    /// Add a route, or replace the one with the same prefix, proto and dport
+    #[command(after_help = "gwctl route replace 203.0.113.0/24 via pool other")]
+    Replace(Full),
+    /// Remove a route
+    #[command(
+        alias = "delete",
+        after_help = "gwctl route del 203.0.113.0/24\n\
+                      gwctl route del 192.0.2.53 proto udp dport 53 table servers"
+    )]
+    Del(Selector),
+    /// Show routes
+    #[command(
+        aliases = ["list", "ls"],
+        after_help = "gwctl route show\n\
+                      gwctl route show in 203.0.113.0/24 table main --counters\n\
+                      gwctl route show for 203.0.113.7"
+    )]
+    Show(Show),
+    /// Show the one route that decides a packet
+    #[command(after_help = "gwctl route get 203.0.113.7\n\
+                            gwctl route get 203.0.113.7 from 10.0.2.4 proto tcp dport 443")]
+    Get(Get),
+    /// Remove every route of a table
+    #[command(after_help = "gwctl route flush table servers")]
+    Flush(Flush),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Full {
+    /// Destination: prefix, address, or default (0.0.0.0/0)
+    #[arg(value_name = "PREFIX")]
+    prefix: String,
+    /// direct | pool NAME | gateway ADDR [dev IF] | blackhole | prohibit | host
+    #[arg(long, value_name = TARGET)]
+    via: String,
+    /// Table of the route [main]
+    #[arg(long, value_name = "TABLE")]
+    table: Option<String>,
+    /// Only packets of this protocol
+    #[arg(long, value_name = "tcp|udp|icmp")]
+    proto: Option<String>,
+    /// Only packets to these ports
+    #[arg(long, value_name = "A[-B]")]
+    dport: Option<String>,
+    /// Log the sessions of the route
+    #[arg(long)]
+    log: bool,
+    /// A note for whoever reads the table next
+    #[arg(long, value_name = "TEXT")]
+    comment: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Selector {
+    /// Destination: prefix, address, or default (0.0.0.0/0)
+    #[arg(value_name = "PREFIX")]
+    prefix: String,
+    /// Table of the route [main]
+    #[arg(long, value_name = "TABLE")]
+    table: Option<String>,
+    /// Protocol of the route
+    #[arg(long, value_name = "tcp|udp|icmp")]
+    proto: Option<String>,
+    /// Ports of the route
+    #[arg(long, value_name = "A[-B]")]
+    dport: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Show {
+    /// Routes of exactly this prefix
+    #[arg(value_name = "PREFIX")]
+    prefix: Option<String>,
+    /// Routes of this prefix and of those inside it
+    #[arg(long = "in", value_name = "PREFIX", conflicts_with = "prefix")]
+    within: Option<String>,
+    /// Routes that cover this address, the longest prefix first
+    #[arg(long = "for", value_name = "ADDR", conflicts_with_all = ["prefix", "within"])]
+    covering: Option<String>,
+    /// Routes of this table
+    #[arg(long, value_name = "TABLE")]
+    table: Option<String>,
+    /// With packets and bytes
+    #[arg(long, help_heading = super::words::OPTIONS)]
+    counters: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Get {
+    /// Destination of the packet
+    #[arg(value_name = "ADDR")]
+    address: String,
+    /// Source of the packet, which selects the table
+    #[arg(long, value_name = "ADDR")]
+    from: Option<String>,
+    /// Protocol of the packet
+    #[arg(long, value_name = "tcp|udp|icmp")]
+    proto: Option<String>,
+    /// Destination port of the packet
+    #[arg(long, value_name = "PORT")]
+    dport: Option<u16>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Flush {
+    /// Table that loses its routes
+    #[arg(long, value_name = "TABLE", required = true)]
+    table: String,
+}
+
+impl Verb {
+    pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
+        const PATH: &str = "/v1/routes";
+        match self {
+            Self::Add(route) => context.change(Method::POST, PATH, &RouteRequest::from(route)).await,
+            Self::Replace(route) => context.change(Method::PUT, PATH, &RouteRequest::from(route)).await,
+            Self::Del(Selector { prefix, table, proto, dport }) => {
+                context.delete(PATH, &RouteSelector { prefix, table, proto, dport }).await
+            }
+            Self::Show(Show { prefix, within, covering, table, counters }) => {
+                let query = RouteQuery { prefix, within, covering, table, counters };
+                context.show::<RouteRow>(PATH, &query).await
+            }
+            Self::Get(Get { address, from, proto, dport }) => {
+                let query = RouteGet { address, from, proto, dport };
+                context.show::<RouteMatch>("/v1/routes/get", &query).await
+            }
+            Self::Flush(flush) => flush.run(context).await,
+        }
+    }
+}
+
+impl Flush {
+    async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
+        context.confirm(&format!("remove every route of table {}?", self.table))?;
+        context.change(Method::POST, "/v1/routes/flush", &RouteFlush { table: self.table }).await
+    }
+}
+
+impl From<Full> for RouteRequest {
+    fn from(Full { prefix, via, table, proto, dport, log, comment }: Full) -> Self {
+        Self { prefix, via, table, proto, dport, domain: None, log, comment }
+    }
+}

@@ -1,0 +1,96 @@
+//! `gwctl session`.
+
+use clap::{Args, Subcommand};
+
+use super::{context::Context, failure::Failure};
+use crate::api::types::{List, SessionCount, SessionQuery, SessionRow};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Show sessions
+    #[command(
+        aliases = ["list", "ls"],
+        after_help = "gwctl session show from 10.0.1.0/24 dport 443\n\
+                      gwctl session show sort bytes limit 10"
+    )]
+    Show(Show),
+    /// Count sessions
+    #[command(after_help = "gwctl session count\n\
+                            gwctl session count proto tcp by destination")]
+    Count(Count),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Selectors {
+    /// Only from this address or prefix
+    #[arg(long, value_name = "PREFIX")]
+    from: Option<String>,
+    /// Only to this address or prefix
+    #[arg(long, value_name = "PREFIX")]
+    to: Option<String>,
+    /// Only this protocol
+    #[arg(long, value_name = "tcp|udp|icmp")]
+    proto: Option<String>,
+    /// Only to this port
+    #[arg(long, value_name = "PORT")]
+    dport: Option<u16>,
+    /// Only through this pool
+    #[arg(long, value_name = "POOL")]
+    pool: Option<String>,
+    /// Only in this state
+    #[arg(long, value_name = "opening|established|closing|closed|active|replied")]
+    state: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Show {
+    #[command(flatten)]
+    selectors: Selectors,
+    /// The largest, or the oldest, first
+    #[arg(long, value_name = "bytes|age|packets")]
+    sort: Option<String>,
+    /// Not more than this number [1000]
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Count {
+    #[command(flatten)]
+    selectors: Selectors,
+    /// One number for each
+    #[arg(long, value_name = "pool|route|proto|source|destination")]
+    by: Option<String>,
+}
+
+impl Verb {
+    pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
+        match self {
+            Self::Show(show) => show.run(context).await,
+            Self::Count(Count { selectors, by }) => {
+                let query = SessionQuery { by, ..selectors.into() };
+                context.show::<SessionCount>("/v1/sessions/count", &query).await
+            }
+        }
+    }
+}
+
+impl Show {
+    async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
+        let query = SessionQuery { sort: self.sort, limit: self.limit, ..self.selectors.into() };
+        let list: List<SessionRow> = context.get("/v1/sessions", &query).await?;
+        context.print(&list)?;
+        // Whoever names a limit expects it to cut.
+        let shown = list.items.len() as u64;
+        if let Some(total) = list.total.filter(|&total| total > shown && query.limit.is_none()) {
+            context.note(&format!("{shown} of {total} sessions shown; `limit N` shows more"));
+        }
+        Ok(())
+    }
+}
+
+impl From<Selectors> for SessionQuery {
+    fn from(Selectors { from, to, proto, dport, pool, state }: Selectors) -> Self {
+        Self { from, to, proto, dport, pool, state, ..Self::default() }
+    }
+}

@@ -1,0 +1,18 @@
+//! What a terminal shows: tables, the status screen and JSON, all of them from the rows of [`crate::api::types`].
+
+pub mod grid;
+pub mod human;
+pub mod paint;
+pub mod status;
+
+mod interface;
+mod pool;
+mod route;
+mod session;
+mod stats;
+mod table;
+mod version;
+
+pub use grid::{Cell, Column, Columns, Grid, Rated};
+pub use paint::{Paint, Tone};
+pub use version::ProgramVersion;

@@ -1,0 +1,60 @@
+//! `pool show`, `stats pools`.
+
+use super::{Cell, Column, Columns, Rated, Tone};
+use crate::api::types::{PoolAddressRow, PoolRow};
+
+impl Columns for PoolRow {
+    fn columns() -> Vec<Column> {
+        vec![Column::text("POOL"), Column::text("ADDRESSES"), Column::text("PORTS")]
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        vec![Cell::new(&self.name), Cell::new(&addresses.join(",")), Cell::new(&self.ports)]
+    }
+}
+
+impl Columns for PoolAddressRow {
+    fn columns() -> Vec<Column> {
+        vec![
+            Column::text("POOL"),
+            Column::text("ADDRESS"),
+            Column::number("PORTS"),
+            Column::number("SESSIONS"),
+            Column::number("ATTEMPTS"),
+            Column::number("ESTABLISHED"),
+            Column::number("NO-PORT"),
+            Column::number("IDLE-TIMEOUTS"),
+        ]
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![
+            Cell::new(&self.pool),
+            Cell::new(&self.address),
+            Cell::new(&self.ports),
+            Cell::new(&self.sessions),
+            Cell::new(&self.connection_attempts),
+            Cell::new(&self.connections_established),
+            Cell::new(&self.port_allocation_errors),
+            Cell::new(&self.idle_timeouts),
+        ]
+    }
+
+    fn tone(&self) -> Tone {
+        if self.port_allocation_errors == 0 { Tone::Plain } else { Tone::Notice }
+    }
+}
+
+impl Rated for PoolAddressRow {
+    const COUNTERS: &'static [(&'static str, bool)] =
+        &[("ATTEMPTS", false), ("ESTABLISHED", false), ("NO-PORT", false)];
+
+    fn key(&self) -> String {
+        format!("{} {}", self.pool, self.address)
+    }
+
+    fn counters(&self) -> Vec<u64> {
+        vec![self.connection_attempts, self.connections_established, self.port_allocation_errors]
+    }
+}

@@ -1,0 +1,60 @@
+//! `route show`, `route get`, `stats routes`.
+
+use super::{Cell, Column, Columns, Rated};
+use crate::api::types::{RouteMatch, RouteRow};
+
+impl Columns for RouteRow {
+    fn columns() -> Vec<Column> {
+        vec![
+            Column::text("TABLE"),
+            Column::text("PREFIX"),
+            Column::text("PROTO"),
+            Column::text("DPORT"),
+            Column::text("VIA"),
+            Column::text("LOG"),
+            Column::number("PACKETS"),
+            Column::number("BYTES"),
+            Column::text("COMMENT"),
+        ]
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![
+            Cell::new(&self.table),
+            Cell::new(&self.prefix),
+            Cell::of(self.proto.as_ref()),
+            Cell::of(self.dport.as_ref()),
+            Cell::new(&self.via),
+            Cell::of(self.log.then_some("log")),
+            Cell::of(self.packets.as_ref()),
+            self.bytes.map_or(Cell::EMPTY, Cell::bytes),
+            Cell::of(self.comment.as_ref()),
+        ]
+    }
+}
+
+impl Rated for RouteRow {
+    const COUNTERS: &'static [(&'static str, bool)] = &[("PACKETS", false), ("BYTES", true)];
+
+    fn key(&self) -> String {
+        format!("{} {} {:?} {:?}", self.table, self.prefix, self.proto, self.dport)
+    }
+
+    fn counters(&self) -> Vec<u64> {
+        vec![self.packets.unwrap_or(0), self.bytes.unwrap_or(0)]
+    }
+}
+
+impl Columns for RouteMatch {
+    fn columns() -> Vec<Column> {
+        let mut columns = RouteRow::columns();
+        columns.push(Column::text("BINDING"));
+        columns
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        let mut cells = self.route.cells();
+        cells.push(Cell::of(self.binding.as_ref()));
+        cells
+    }
+}

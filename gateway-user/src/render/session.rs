@@ -1,0 +1,76 @@
+//! `session show`, `session count`.
+
+use std::{fmt, net::IpAddr};
+
+use super::{Cell, Column, Columns, human};
+use crate::api::types::{Endpoint, SessionCount, SessionRow};
+
+impl Columns for SessionRow {
+    fn columns() -> Vec<Column> {
+        vec![
+            Column::text("PROTO"),
+            Column::text("SOURCE"),
+            Column::text("TRANSLATED"),
+            Column::text("DESTINATION"),
+            Column::text("POOL"),
+            Column::text("ROUTE"),
+            Column::text("STATE"),
+            Column::number("AGE"),
+            Column::number("IDLE"),
+            Column::number("SENT"),
+            Column::number("RECEIVED"),
+        ]
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        let route = self.table.as_ref().zip(self.route).map(|(table, route)| format!("{table} {route}"));
+        vec![
+            Cell::new(&self.proto),
+            Cell::new(&self.source),
+            Cell::new(&self.translated),
+            Cell::new(&self.destination),
+            Cell::of(self.pool.as_ref()),
+            Cell::of(route.as_ref()),
+            Cell::new(&self.state),
+            Cell::new(&human::seconds(self.age)),
+            Cell::new(&human::seconds(self.idle)),
+            Cell::bytes(self.sent.bytes),
+            Cell::bytes(self.received.bytes),
+        ]
+    }
+}
+
+impl Columns for SessionCount {
+    fn columns() -> Vec<Column> {
+        vec![
+            Column::text("POOL"),
+            Column::text("TABLE"),
+            Column::text("ROUTE"),
+            Column::text("PROTO"),
+            Column::text("SOURCE"),
+            Column::text("DESTINATION"),
+            Column::number("SESSIONS"),
+        ]
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![
+            Cell::of(self.pool.as_ref()),
+            Cell::of(self.table.as_ref()),
+            Cell::of(self.route.as_ref()),
+            Cell::of(self.proto.as_ref()),
+            Cell::of(self.source.as_ref()),
+            Cell::of(self.destination.as_ref()),
+            Cell::new(&self.count),
+        ]
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            IpAddr::V4(address) => write!(f, "{address}:{}", self.port),
+            IpAddr::V6(address) => write!(f, "[{address}]:{}", self.port),
+        }
+    }
+}
