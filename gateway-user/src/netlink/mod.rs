@@ -3,7 +3,7 @@
 //! * [`Netlink`] reads devices and addresses ([`Host`]), and again when the kernel reports a change; changes
 //!   of routes, rules and neighbors move the data plane's generation, because a next hop that a session
 //!   remembers may be wrong. It also keeps next hops resolved (`resolver`).
-//! * [`forwarding`] says which sysctls stand in the way.
+//! * [`Sysctls`] says which settings of the host stand in the way.
 //!
 //! All of it concerns the network namespace of the thread that calls.
 #![expect(
@@ -11,13 +11,13 @@
     reason = "the enums of netlink are open: the kernel adds to them with every release"
 )]
 
-mod forwarding;
 mod host;
 mod neighbor;
 mod pace;
 mod resolver;
 mod route;
 mod socket;
+mod sysctl;
 
 use std::{
     net::IpAddr,
@@ -40,7 +40,7 @@ use self::{
 };
 use crate::{control::Handle, dataplane::Host, model::Snapshot};
 
-pub use self::forwarding::forwarding;
+pub use self::sysctl::Sysctls;
 
 /// A host on a link of the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -200,7 +200,13 @@ impl Netlink {
                 }
             }
         }
-        let snapshot = control.snapshot();
+        let current = control.current();
+        if current.host_error.is_some() {
+            // It does not know what it was told last: tell it again.
+            self.todo.moved = true;
+            self.pace.poke(now);
+        }
+        let snapshot = current.snapshot.clone();
         if self.configured.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &snapshot)) {
             self.resolver.configure(&snapshot, &self.reading.host);
             self.configured = Some(snapshot);

@@ -65,7 +65,9 @@ pub(super) struct Resolver {
     managed: BTreeSet<Neighbor>,
     asked: HashMap<Neighbor, Instant>,
     this_second: u32,
+    /// What was complained about, so that it is said once.
     refused: bool,
+    crowded: bool,
 }
 
 impl Resolver {
@@ -133,6 +135,12 @@ impl Resolver {
         self.this_second = 0;
         self.asked.retain(|_, at| now.duration_since(*at) < PATIENCE);
         let routers = self.routers();
+        if routers.len() == MAX_ROUTERS && !self.crowded {
+            tracing::warn!(
+                "the host's routes name more than {MAX_ROUTERS} routers: the others are resolved on demand"
+            );
+            self.crowded = true;
+        }
         for router in &self.managed - &routers {
             self.release(router, sockets).await;
         }
