@@ -167,11 +167,11 @@ impl Gatewayd {
         Ok(body.to_owned())
     }
 
-    /// The value of one series: `gateway_drops_total{reason="no_route"}`.
+    /// The value of one series that counts: `gateway_drops_total{reason="no_route"}`.
     ///
     /// # Errors
-    /// If the page does not have it.
-    pub fn metric(&self, series: &str) -> Result<f64> {
+    /// If the page does not have it, or it is no whole number.
+    pub fn count(&self, series: &str) -> Result<u64> {
         let page = self.metrics()?;
         let found = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         let value = found.with_context(|| format!("no {series} among the metrics"))?;
@@ -179,8 +179,8 @@ impl Gatewayd {
     }
 
     /// How many packets were dropped for this reason.
-    pub fn drops(&self, reason: &str) -> Result<f64> {
-        self.metric(&format!("gateway_drops_total{{reason=\"{reason}\"}}"))
+    pub fn drops(&self, reason: &str) -> Result<u64> {
+        self.count(&format!("gateway_drops_total{{reason=\"{reason}\"}}"))
     }
 
     /// What the daemon wrote so far, over all of its lives.
