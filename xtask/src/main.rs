@@ -1,6 +1,7 @@
 //! The chores of the gateway, as programs: `cargo xtask COMMAND`.
 
 mod cargo;
+mod demo;
 mod floors;
 mod leftovers;
 mod lint;
@@ -29,6 +30,11 @@ enum Command {
     },
     /// Build gatewayd and gwctl in release mode, with the XDP object inside
     Build,
+    /// Show the gateway at work, in a network of namespaces that is gone afterwards (as root)
+    Demo(demo::Options),
+    /// A server of the demo
+    #[command(hide = true)]
+    Serve { address: std::net::SocketAddr, log: std::path::PathBuf },
     /// Run the tests: all floors, or those named
     Test {
         /// Which floors
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
         Command::Setup { check: true } => setup::check(),
         Command::Setup { check: false } => setup::ensure(setup::Scope::Everything),
         Command::Build => setup::ensure(setup::Scope::Build).and_then(|()| cargo::build_release()),
+        Command::Demo(options) => demo::run(options),
+        Command::Serve { address, log } => demo::serve(address, &log),
         Command::Test { floors, filter } => floors::test(&floors, &filter),
         Command::Lint => lint::lint(),
     };

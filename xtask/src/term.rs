@@ -35,6 +35,16 @@ pub(crate) fn strong(text: &str) -> String {
     paint("1", text)
 }
 
+/// The title of a section.
+pub(crate) fn title(text: &str) -> String {
+    paint("1;36", text)
+}
+
+/// The name of a host.
+pub(crate) fn host(text: &str) -> String {
+    paint("35", text)
+}
+
 /// Something of lesser interest.
 pub(crate) fn dim(text: &str) -> String {
     paint("2", text)
