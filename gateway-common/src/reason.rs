@@ -44,7 +44,7 @@ macro_rules! drop_reasons {
             /// Every reason, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
-            /// The snake_case name used by metrics, JSON and filters.
+            /// The `snake_case` name used by metrics, JSON and filters.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name),+ }
             }
