@@ -9,6 +9,7 @@ use super::failure::Failure;
 use crate::{
     api::{
         Client,
+        error::exit,
         types::{Change, List},
     },
     render::{Columns, Grid, Paint},
@@ -144,7 +145,8 @@ impl Context<'_, '_> {
         if matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
             Ok(())
         } else {
-            Err(Failure::usage("not confirmed, nothing was changed").hint("answer y, or give --yes"))
+            Err(Failure::new(exit::NOT_PERMITTED, "not confirmed, nothing was changed")
+                .hint("answer y, or give --yes"))
         }
     }
 

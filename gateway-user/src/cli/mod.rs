@@ -15,6 +15,7 @@ mod session;
 mod stats;
 mod status;
 mod table;
+mod value;
 mod words;
 
 use std::{
@@ -82,7 +83,7 @@ struct Global {
     #[arg(short, long, global = true)]
     verbose: bool,
     /// How long to wait for gatewayd: 500ms, 5s, 1m
-    #[arg(long, global = true, value_name = "DUR", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "DUR", default_value = "30s", value_parser = value::duration)]
     timeout: Duration,
     /// Print tables without headings
     #[arg(long, global = true)]

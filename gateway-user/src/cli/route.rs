@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use hyper::Method;
 
-use super::{context::Context, failure::Failure};
+use super::{context::Context, failure::Failure, value};
 use crate::api::types::{
     RouteFlush, RouteGet, RouteMatch, RouteQuery, RouteRequest, RouteRow, RouteSelector,
 };
@@ -118,7 +118,7 @@ pub(super) struct Get {
     #[arg(long, value_name = "tcp|udp|icmp")]
     proto: Option<String>,
     /// Destination port of the packet
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = value::port)]
     dport: Option<u16>,
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{context::Context, failure::Failure};
+use super::{context::Context, failure::Failure, value};
 use crate::api::types::{List, SessionCount, SessionQuery, SessionRow};
 
 #[derive(Debug, Subcommand)]
@@ -32,7 +32,7 @@ pub(super) struct Selectors {
     #[arg(long, value_name = "tcp|udp|icmp")]
     proto: Option<String>,
     /// Only to this port
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = value::port)]
     dport: Option<u16>,
     /// Only through this pool
     #[arg(long, value_name = "POOL")]
@@ -50,7 +50,7 @@ pub(super) struct Show {
     #[arg(long, value_name = "bytes|age|packets")]
     sort: Option<String>,
     /// Not more than this number [1000]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value::count)]
     limit: Option<u64>,
 }
 

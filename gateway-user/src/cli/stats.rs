@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
-use super::{context::Context, failure::Failure};
+use super::{context::Context, failure::Failure, value};
 use crate::{
     api::types::{DropRow, InterfaceStats, List, MapRow, PoolAddressRow, RouteQuery, RouteRow, Row},
     render::{Grid, Rated},
@@ -77,7 +77,7 @@ struct Watch {
         num_args = 0..=1,
         require_equals = true,
         default_missing_value = "1",
-        value_parser = interval,
+        value_parser = value::interval,
         help_heading = super::words::OPTIONS
     )]
     watch: Option<Duration>,
@@ -200,11 +200,4 @@ where
         let items = std::mem::replace(&mut list, context.get(path, query).await?).items;
         before = Some((items, std::mem::replace(&mut read, Instant::now()).elapsed()));
     }
-}
-
-fn interval(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds
-        .filter(|interval| *interval >= Duration::from_millis(100))
-        .ok_or_else(|| "an interval is a number of seconds, 0.1 or more".to_owned())
 }

@@ -41,7 +41,13 @@ pub fn percent(part: u64, whole: u64) -> String {
     }
     #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
     let percent = part as f64 * 100.0 / whole as f64;
-    if part == 0 || percent >= 9.95 { format!("{percent:.0}%") } else { format!("{percent:.1}%") }
+    if part == 0 || percent >= 9.95 {
+        format!("{percent:.0}%")
+    } else if percent < 0.05 {
+        "<0.1%".to_owned()
+    } else {
+        format!("{percent:.1}%")
+    }
 }
 
 /// `1 route`, `2 routes`.
@@ -90,6 +96,7 @@ mod tests {
     fn percentages_have_a_digit_behind_the_point_while_they_are_small() {
         assert_eq!(percent(0, 10), "0%");
         assert_eq!(percent(1, 1000), "0.1%");
+        assert_eq!(percent(1, 100_000), "<0.1%");
         assert_eq!(percent(1, 3), "33%");
         assert_eq!(percent(1, 0), "-");
     }

@@ -16,3 +16,6 @@ mod version;
 pub use grid::{Cell, Column, Columns, Grid, Rated};
 pub use paint::{Paint, Tone};
 pub use version::ProgramVersion;
+
+#[cfg(test)]
+mod tests;

@@ -42,7 +42,7 @@ pub fn screen(list: &List<Status>, status: &Status, paint: Paint) -> String {
 
 fn head(text: &mut String, list: &List<Status>, status: &Status, paint: Paint) {
     let mut line = |label: &str, value: String| {
-        let _ = writeln!(text, "{label:<9} {value}");
+        let _ = writeln!(text, "{label:<10} {value}");
     };
     line("gateway", format!("{}, {}, {}", status.name, state(status, paint), health(status, paint)));
     line("revision", format!("{}{}", list.revision, differs(status)));
@@ -86,7 +86,7 @@ fn notices(text: &mut String, status: &Status, paint: Paint) {
 fn section(text: &mut String, heading: &str, grid: &Grid, none: &str, paint: Paint) {
     text.push('\n');
     if grid.is_empty() {
-        let _ = writeln!(text, "{heading:<9} {none}");
+        let _ = writeln!(text, "{heading:<10} {none}");
     } else {
         text.push_str(&grid.print(true, paint));
     }
@@ -104,7 +104,7 @@ fn sessions(text: &mut String, status: &Status, paint: Paint) {
     let total = paint.text(tone, format!("{} of {} ({percent})", used.total, used.capacity));
     let _ = writeln!(
         text,
-        "\nsessions  {total}: tcp {}, udp {}, icmp {}, other {}",
+        "\nsessions   {total}: tcp {}, udp {}, icmp {}, other {}",
         used.tcp, used.udp, used.icmp, used.other
     );
 }
