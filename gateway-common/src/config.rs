@@ -12,6 +12,13 @@ pub const fn ticks(nanoseconds: u64) -> u32 {
     (nanoseconds >> TICK_SHIFT) as u32
 }
 
+/// Elements of `PROGRAMS`.
+pub const PROGRAM_COUNT: u32 = 2;
+/// Element of `PROGRAMS`: program `decide_v4`.
+pub const DECIDE_V4: u32 = 0;
+/// Element of `PROGRAMS`: program `decide_v6`.
+pub const DECIDE_V6: u32 = 1;
+
 /// Idle times after which a session may be removed, in ticks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,12 +47,16 @@ pub struct Config {
     pub bindings: u32,
     /// Idle times.
     pub timeouts: Timeouts,
-    /// Secret of the port choice (RFC 6056); random per installation.
+    /// Secret of the choice of a client's pool address; random per installation.
     pub secret: u32,
+    /// Bit n is set where the interface in slot n faces the inside.
+    pub inside_slots: u32,
+    /// 1 where a binding names an interface, so that asking for one is worth while.
+    pub interface_bindings: u32,
     /// Zero.
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 40);
+const _: () = assert!(size_of::<Config>() == 48);
 
 pod!(Config);

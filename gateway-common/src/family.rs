@@ -36,6 +36,12 @@ pub trait Family: sealed::Sealed + Copy + Eq + core::hash::Hash + core::fmt::Deb
     fn mapped(address: &Self::Address) -> MappedAddress;
     /// The inverse of [`Family::mapped`]; the caller knows that `mapped` is of this family.
     fn unmapped(mapped: &MappedAddress) -> Self::Address;
+    /// The address in words of memory order, from the first on, the rest zero: as `struct bpf_fib_lookup` has it.
+    fn words(address: &Self::Address) -> [u32; 4];
+    /// The inverse of [`Family::words`].
+    fn from_words(words: [u32; 4]) -> Self::Address;
+    /// [`Family::mapped`] in words of memory order.
+    fn mapped_words(address: &Self::Address) -> [u32; 4];
     /// The 16-bit words of the address folded into a one's complement sum.
     fn sum(address: &Self::Address) -> u32;
 }
@@ -70,6 +76,21 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn words(a: &[u8; 4]) -> [u32; 4] {
+        [u32::from_ne_bytes(*a), 0, 0, 0]
+    }
+
+    #[inline(always)]
+    fn from_words(words: [u32; 4]) -> [u8; 4] {
+        words[0].to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn mapped_words(a: &[u8; 4]) -> [u32; 4] {
+        [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(*a)]
+    }
+
+    #[inline(always)]
     fn sum(a: &[u8; 4]) -> u32 {
         word(a[0], a[1]) + word(a[2], a[3])
     }
@@ -97,6 +118,22 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn words(a: &[u8; 16]) -> [u32; 4] {
+        let word = |at: usize| u32::from_ne_bytes([a[at], a[at + 1], a[at + 2], a[at + 3]]);
+        [word(0), word(4), word(8), word(12)]
+    }
+
+    #[inline(always)]
+    fn from_words(words: [u32; 4]) -> [u8; 16] {
+        parse::address_v6(words)
+    }
+
+    #[inline(always)]
+    fn mapped_words(a: &[u8; 16]) -> [u32; 4] {
+        Self::words(a)
+    }
+
+    #[inline(always)]
     fn sum(a: &[u8; 16]) -> u32 {
         word(a[0], a[1])
             + word(a[2], a[3])
@@ -114,7 +151,7 @@ fn word(high: u8, low: u8) -> u32 {
     u32::from(u16::from_be_bytes([high, low]))
 }
 
-/// Where a packet goes next on the wire: egress slot and Ethernet addresses.
+/// Where a packet goes next on the wire.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NextHop {
@@ -122,10 +159,40 @@ pub struct NextHop {
     pub slot: u16,
     /// Largest IP packet the next hop takes, bytes.
     pub mtu: u16,
+    /// Destination and source MAC address as they stand on the wire, in words so that they are copied as such.
+    pub ethernet: [u32; 3],
+}
+
+impl NextHop {
+    /// A next hop behind `slot`.
+    #[inline(always)]
+    pub const fn new(slot: u16, mtu: u16, destination: [u8; 6], source: [u8; 6]) -> Self {
+        let [d0, d1, d2, d3, d4, d5] = destination;
+        let [s0, s1, s2, s3, s4, s5] = source;
+        Self {
+            slot,
+            mtu,
+            ethernet: [
+                u32::from_ne_bytes([d0, d1, d2, d3]),
+                u32::from_ne_bytes([d4, d5, s0, s1]),
+                u32::from_ne_bytes([s2, s3, s4, s5]),
+            ],
+        }
+    }
+
     /// Destination MAC address.
-    pub destination: [u8; 6],
+    pub const fn destination(&self) -> [u8; 6] {
+        let [d0, d1, d2, d3] = self.ethernet[0].to_ne_bytes();
+        let [d4, d5, _, _] = self.ethernet[1].to_ne_bytes();
+        [d0, d1, d2, d3, d4, d5]
+    }
+
     /// Source MAC address.
-    pub source: [u8; 6],
+    pub const fn source(&self) -> [u8; 6] {
+        let [_, _, s0, s1] = self.ethernet[1].to_ne_bytes();
+        let [s2, s3, s4, s5] = self.ethernet[2].to_ne_bytes();
+        [s0, s1, s2, s3, s4, s5]
+    }
 }
 
 const _: () = assert!(size_of::<NextHop>() == 16);

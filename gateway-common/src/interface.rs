@@ -15,16 +15,14 @@ pub const MAX_IFINDEX: u32 = 65_536;
 pub const INSIDE: u32 = 1;
 /// The interface faces the internet.
 pub const OUTSIDE: u32 = 2;
-/// At least one binding names this interface, so that a lookup with it is worth while.
-pub const HAS_BINDINGS: u32 = 4;
 /// The record is in use.
-pub const ATTACHED: u32 = 8;
+pub const ATTACHED: u32 = 4;
 
 /// Map `INTERFACES`, indexed by ifindex.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
-    /// [`INSIDE`] | [`OUTSIDE`] | [`HAS_BINDINGS`] | [`ATTACHED`].
+    /// [`INSIDE`] | [`OUTSIDE`] | [`ATTACHED`].
     pub flags: u32,
     /// Dense number below [`MAX_INTERFACES`]: index of `EGRESS` and of the traffic counters.
     pub slot: u32,

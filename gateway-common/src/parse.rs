@@ -56,6 +56,8 @@ unsafe impl Wire for u32 {}
 // SAFETY: as above.
 unsafe impl<const N: usize> Wire for [u8; N] {}
 // SAFETY: as above.
+unsafe impl<const N: usize> Wire for [u16; N] {}
+// SAFETY: as above.
 unsafe impl<const N: usize> Wire for [u32; N] {}
 
 /// A frame that can be read at any offset.
@@ -195,11 +197,15 @@ impl<F: Family> Packet<F> {
         }
     }
 
-    /// The destination port for route selectors, host byte order; `None` for protocols without ports.
+    /// The server's port for route selectors, host byte order: the destination port of a packet from the
+    /// inside, the source port of an answer. `None` for protocols without ports.
     #[inline(always)]
-    pub fn selector_port(&self) -> Option<u16> {
+    pub fn server_port(&self, from_inside: bool) -> Option<u16> {
         match self.flow {
-            Flow::Tcp { ports, .. } | Flow::Udp { ports } => Some(u16::from_be_bytes([ports[2], ports[3]])),
+            Flow::Tcp { ports, .. } | Flow::Udp { ports } => {
+                let [s0, s1, d0, d1] = ports;
+                Some(u16::from_be_bytes(if from_inside { [d0, d1] } else { [s0, s1] }))
+            }
             Flow::Echo { .. } | Flow::Icmp(_) | Flow::Other => None,
         }
     }
@@ -276,8 +282,8 @@ pub fn ipv4(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<crat
 #[inline(always)]
 pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<crate::family::V6>, DropReason> {
     let words: [u32; 2] = frame.read(network).ok_or(DropReason::Truncated)?;
-    let source: [u8; 16] = frame.read(network + 8).ok_or(DropReason::Truncated)?;
-    let destination: [u8; 16] = frame.read(network + 24).ok_or(DropReason::Truncated)?;
+    let source: [u32; 4] = frame.read(network + 8).ok_or(DropReason::Truncated)?;
+    let destination: [u32; 4] = frame.read(network + 24).ok_or(DropReason::Truncated)?;
     let [version, class, _, _] = words[0].to_ne_bytes();
     let [l0, l1, mut proto, ttl] = words[1].to_ne_bytes();
     let payload = usize::from(u16::from_be_bytes([l0, l1]));
@@ -319,8 +325,8 @@ pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<crat
     }
     let flow = transport_layer::<crate::family::V6>(frame, transport, end, proto, fragment)?;
     Ok(Packet {
-        source,
-        destination,
+        source: address_v6(source),
+        destination: address_v6(destination),
         network,
         transport,
         length: (IPV6_LEN + payload) as u16,
@@ -331,6 +337,13 @@ pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<crat
         options: false,
         flow,
     })
+}
+
+/// An IPv6 address from words in memory order.
+#[inline(always)]
+pub fn address_v6(words: [u32; 4]) -> [u8; 16] {
+    // SAFETY: both are 16 bytes and every bit pattern is valid.
+    unsafe { core::mem::transmute(words) }
 }
 
 /// Reads the transport header. `end` is where the IP packet ends, which may be before the frame does.
@@ -364,7 +377,9 @@ fn transport_layer<F: Family>(
         if at + 8 > end {
             return Err(DropReason::Truncated);
         }
-        let [kind, code, _, _, i0, i1, _, _]: [u8; 8] = frame.read(at).ok_or(DropReason::Truncated)?;
+        let words: [u32; 2] = frame.read(at).ok_or(DropReason::Truncated)?;
+        let [kind, code, _, _] = words[0].to_ne_bytes();
+        let [i0, i1, _, _] = words[1].to_ne_bytes();
         let request = kind == F::ECHO_REQUEST;
         if code == 0 && (request || kind == F::ECHO_REPLY) {
             return Ok(Flow::Echo { id: [i0, i1], request });
@@ -416,4 +431,13 @@ pub fn is_unspecified_or_loopback_v6(address: &[u8; 16]) -> bool {
 #[inline(always)]
 pub fn is_link_local_v6(address: &[u8; 16]) -> bool {
     address[0] == 0xfe && address[1] & 0xc0 == 0x80
+}
+
+/// Whether `address` is an IPv4 address in IPv6 form (RFC 4291 2.5.5.2).
+#[inline(always)]
+pub fn is_v4_mapped(address: &[u8; 16]) -> bool {
+    let high = u64::from_ne_bytes([
+        address[0], address[1], address[2], address[3], address[4], address[5], address[6], address[7],
+    ]);
+    high == 0 && address[8] == 0 && address[9] == 0 && address[10] == 0xff && address[11] == 0xff
 }

@@ -109,16 +109,27 @@ pub struct Router {
     pub ifindex: u32,
 }
 
-/// Key data of `BINDINGS` tries: a binding that names an interface, or 0 for any.
+/// Key data of `BINDINGS` tries: a binding that names an interface, or [`ANY_INTERFACE`].
 ///
-/// The prefix length counts the 32 bits of the ifindex and the bits of the mapped address.
+/// The prefix length counts the 32 bits of the interface and the bits of the mapped address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BindingKey {
-    /// Ifindex, network byte order; 0 is "any interface".
-    pub ifindex: [u8; 4],
+    /// Slot of the inside interface plus 1, network byte order.
+    pub interface: [u8; 4],
     /// See [`crate::family::MappedAddress`].
     pub source: [u8; 16],
+}
+
+/// [`BindingKey::interface`] of a binding that names none.
+pub const ANY_INTERFACE: [u8; 4] = [0; 4];
+
+impl BindingKey {
+    /// The [`BindingKey::interface`] of the interface in `slot`.
+    #[inline(always)]
+    pub const fn interface(slot: u32) -> [u8; 4] {
+        (slot + 1).to_be_bytes()
+    }
 }
 
 /// Elements of one `BINDINGS` trie.

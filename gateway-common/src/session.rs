@@ -12,8 +12,11 @@
 //! [`Session::generation`] is also the state. A live session carries the generation of the policy that last
 //! confirmed it. The sweep retires an idle session by writing 0 into both elements, which every packet
 //! reads as "look again": the packet confirms the session and so revives it. A session that is still at 0
-//! one sweep later is marked [`DEAD`] and its elements are deleted. The time between the two keeps a packet
-//! that is reading an element from seeing that element reused for another flow.
+//! one sweep later is marked [`DEAD`] and its elements are deleted. A session that a route or an operator
+//! cuts is marked [`DEAD`] at once and deleted by the second sweep that meets it. The time between mark and
+//! deletion keeps a packet that is reading an element from seeing it reused for another flow.
+//!
+//! The inside element decides: the outside element's generation only says whether its copy is fresh.
 
 use crate::{
     family::{Family, NextHop, V4, V6},
@@ -29,6 +32,11 @@ pub const SIDE_OUTSIDE: u8 = 1;
 pub const RETIRED: u32 = 0;
 /// [`Session::generation`] of a session being deleted.
 pub const DEAD: u32 = u32::MAX;
+
+/// [`Session::flags`] of an inside element that a route or an operator cut.
+pub const KILLED: u8 = 1;
+/// The sweep has seen [`KILLED`] and removes the session at its next visit.
+pub const KILLED_SEEN: u8 = 2;
 
 /// Key of the session tables: a flow as one side sends it.
 ///
@@ -85,7 +93,7 @@ pub struct Session<F: Family> {
     pub transport_delta: u16,
     /// TCP flags seen in this direction.
     pub tcp_seen: u8,
-    /// Zero.
+    /// 0, [`KILLED`] or [`KILLED_SEEN`].
     pub flags: u8,
     /// Element of `ROUTE_COUNTERS`.
     pub counter: u32,

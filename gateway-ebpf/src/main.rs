@@ -1,2 +1,105 @@
+//! The gateway's XDP programs.
+//!
+//! `gateway` sees every packet of every attached interface and sends those of confirmed sessions on. It tail
+//! calls `decide_v4` or `decide_v6` for all others; these have a stack and a verifier budget of their own.
+//! [`path`] reads like the checklist of all three.
+//! `sweep` removes sessions that the daemon suspects to be idle; it runs on the daemon's demand only.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![expect(
+    internal_features,
+    reason = "the BPF target has no `core::sync::atomic` types with compare and swap"
+)]
+
+mod address;
+mod atomic;
+mod config;
+mod count;
+mod event;
+mod family;
+mod fib;
+mod forward;
+mod neighbor;
+mod open;
+mod packet;
+mod path;
+mod rewrite;
+mod route;
+mod session;
+mod sweep;
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use gateway_common::{DropReason, V4, V6, Verdict, interface::NO_SLOT};
+
+use crate::{
+    packet::Frame,
+    path::{Context, Outcome},
+};
+
+/// Every packet's first program: those of confirmed sessions leave from here.
+#[xdp]
+pub fn gateway(ctx: XdpContext) -> u32 {
+    enter(&ctx, |context| path::fast(context, &ctx))
+}
+
+/// Decides IPv4 and ARP packets that `gateway` has no confirmed session for.
+#[xdp]
+pub fn decide_v4(ctx: XdpContext) -> u32 {
+    enter(&ctx, |context| path::decide::<V4>(context))
+}
+
+/// Decides IPv6 packets that `gateway` has no confirmed session for.
+#[xdp]
+pub fn decide_v6(ctx: XdpContext) -> u32 {
+    enter(&ctx, |context| path::decide::<V6>(context))
+}
+
+/// Retires and removes sessions, see [`gateway_common::session`]. Its packet is a list of tuples.
+#[xdp]
+pub fn sweep(ctx: XdpContext) -> u32 {
+    match sweep::run(&Frame::new(&ctx)) {
+        Some(()) => xdp_action::XDP_PASS,
+        None => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// Runs `decide`, counts the packet and says what the driver does with it. The only place that does either.
+#[inline(always)]
+fn enter(ctx: &XdpContext, decide: impl FnOnce(&Context<'_>) -> Result<Outcome, DropReason>) -> u32 {
+    let frame = Frame::new(ctx);
+    let Some(ingress) = config::interface(frame.ingress_ifindex()) else {
+        return xdp_action::XDP_PASS;
+    };
+    let bytes = frame.bytes();
+    let result = match config::config() {
+        None => Err(DropReason::Internal),
+        Some(config) if config.active == 0 => Ok(Outcome::Host),
+        Some(config) => decide(&Context::new(&frame, config, ingress)),
+    };
+    match result {
+        Ok(Outcome::Host) => {
+            count::traffic(ingress.slot, NO_SLOT, Verdict::Host, bytes);
+            xdp_action::XDP_PASS
+        }
+        Ok(Outcome::Send { verdict, slot }) => {
+            count::traffic(ingress.slot, slot, verdict, bytes);
+            forward::send(ingress.slot, slot)
+        }
+        Err(reason) => {
+            count::traffic(ingress.slot, NO_SLOT, Verdict::Drop, bytes);
+            count::drop(reason, bytes);
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing in this crate can panic; the verifier would reject a reachable loop.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,133 @@
+//! Map `ADDRESSES`, and the answers to ARP and neighbour solicitations for pool addresses.
+//!
+//! Pool addresses need not be on the host; the gateway speaks for them on the link.
+
+use aya_ebpf::{btf_maps::HashMap, helpers::generated::bpf_xdp_adjust_tail, macros::btf_map};
+use gateway_common::{
+    DropReason, Family as _, V4, V6, Verdict,
+    address::{Address, LOCAL, MAX_ADDRESSES, POOL},
+    checksum,
+    family::MappedAddress,
+    parse::{Bytes as _, ETHERNET_LEN, IPV6_LEN, PROTO_ICMPV6, Packet, address_v6},
+};
+
+use crate::{
+    family::Datapath,
+    packet::{Mac, mac_words},
+    path::{Context, Outcome},
+};
+
+/// `ICMPv6` type of a neighbour solicitation (RFC 4861 4.3).
+pub(crate) const NEIGHBOR_SOLICITATION: u8 = 135;
+const NEIGHBOR_ADVERTISEMENT: u8 = 136;
+
+#[btf_map]
+static ADDRESSES: HashMap<MappedAddress, Address, { MAX_ADDRESSES as usize }> = HashMap::new();
+
+/// What `address` means to the gateway.
+#[inline(always)]
+pub(crate) fn find(address: &MappedAddress) -> Option<Address> {
+    // SAFETY: the value is copied at once; a concurrent deletion may give a stale answer, never a wild one.
+    unsafe { ADDRESSES.get(address) }.copied()
+}
+
+/// Whether the gateway, and not the host, answers for `address`.
+#[inline(always)]
+fn speaks_for(address: &MappedAddress) -> bool {
+    find(address).is_some_and(|found| found.flags & (POOL | LOCAL) == POOL)
+}
+
+/// An ARP packet begins with hardware type Ethernet, protocol type IPv4 (RFC 826)...
+const ARP_TYPES: u32 = u32::from_ne_bytes([0, 1, 8, 0]);
+/// ...then their address lengths, and the operation: request.
+const ARP_REQUEST: u32 = u32::from_ne_bytes([6, 4, 0, 1]);
+
+/// Answers an ARP request for a pool address; all else is the host's (RFC 826).
+#[inline(always)]
+pub(crate) fn answer_arp(context: &Context<'_>, network: usize) -> Result<Outcome, DropReason> {
+    let frame = context.frame;
+    let Some(words) = frame.read::<[u32; 7]>(network) else { return Ok(Outcome::Host) };
+    if words[0] != ARP_TYPES || words[1] != ARP_REQUEST || network != ETHERNET_LEN {
+        return Ok(Outcome::Host);
+    }
+    let target = words[6].to_ne_bytes();
+    if !speaks_for(&V4::mapped(&target)) {
+        return Ok(Outcome::Host);
+    }
+    let sender: Mac = frame.read(network + 8).ok_or(DropReason::Truncated)?;
+    let sender_address: u32 = frame.read(network + 14).ok_or(DropReason::Truncated)?;
+    let own = mac_words(context.ingress.mac);
+    frame.write(0, sender)?;
+    frame.write(6, own)?;
+    frame.write(network + 6, 2u16.to_be())?;
+    frame.write(network + 8, own)?;
+    frame.write(network + 14, words[6])?;
+    frame.write(network + 18, sender)?;
+    frame.write(network + 24, sender_address)?;
+    Ok(Outcome::Send { verdict: Verdict::Host, slot: context.ingress.slot })
+}
+
+/// Length of an advertisement with a link-layer address option.
+const ADVERTISEMENT_LEN: usize = 32;
+/// Flags solicited and override (RFC 4861 4.4).
+const SOLICITED: u8 = 0x40;
+const OVERRIDE: u8 = 0x20;
+
+/// Answers a neighbour solicitation for a pool address; all else is the host's (RFC 4861 7.2.4).
+#[inline(never)]
+pub(crate) fn answer_solicitation<F: Datapath>(
+    context: &Context<'_>,
+    packet: &Packet<F>,
+) -> Result<Outcome, DropReason> {
+    let frame = context.frame;
+    let Some(target) = frame.read::<[u32; 4]>(packet.transport + 8).map(address_v6) else {
+        return Ok(Outcome::Host);
+    };
+    if packet.ttl != 255 || packet.transport != ETHERNET_LEN + IPV6_LEN || !speaks_for(&V6::mapped(&target)) {
+        return Ok(Outcome::Host);
+    }
+    let sender: Mac = frame.read(6).ok_or(DropReason::Truncated)?;
+    let detection = F::mapped(&packet.source) == [0; 16];
+    // To a host that tests the address for duplicates, the answer goes to all nodes (RFC 4861 7.2.4).
+    let destination = if detection {
+        [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    } else {
+        F::mapped(&packet.source)
+    };
+    let length = (ETHERNET_LEN + IPV6_LEN + ADVERTISEMENT_LEN) as i32;
+    // SAFETY: the helper changes the length; pointers are taken afresh by `write`.
+    if unsafe { bpf_xdp_adjust_tail(frame.context(), length - frame.bytes() as i32) } != 0 {
+        return Err(DropReason::Internal);
+    }
+    let own = context.ingress.mac;
+    let flags = if detection { OVERRIDE } else { SOLICITED | OVERRIDE };
+    let body = [u32::from_ne_bytes([NEIGHBOR_ADVERTISEMENT, 0, 0, 0]), u32::from_ne_bytes([flags, 0, 0, 0])];
+    let option =
+        [u32::from_ne_bytes([2, 1, own[0], own[1]]), u32::from_ne_bytes([own[2], own[3], own[4], own[5]])];
+    // Pseudo header (RFC 8200 8.1), then the message with its checksum as zero.
+    let sum = V6::sum(&target)
+        + V6::sum(&destination)
+        + ADVERTISEMENT_LEN as u32
+        + u32::from(PROTO_ICMPV6)
+        + (u32::from(NEIGHBOR_ADVERTISEMENT) << 8)
+        + (u32::from(flags) << 8)
+        + V6::sum(&target)
+        + 0x0201
+        + u32::from(u16::from_be_bytes([own[0], own[1]]))
+        + u32::from(u16::from_be_bytes([own[2], own[3]]))
+        + u32::from(u16::from_be_bytes([own[4], own[5]]));
+    let group: Mac = [0x3333u16.to_be(), 0, 1u16.to_be()];
+    frame.write(0, if detection { group } else { sender })?;
+    frame.write(6, mac_words(own))?;
+    let network = packet.network;
+    frame.write(network, [u32::from_ne_bytes([0x60, 0, 0, 0])])?;
+    frame.write(network + 4, [u32::from_ne_bytes([0, ADVERTISEMENT_LEN as u8, PROTO_ICMPV6, 255])])?;
+    frame.write(network + 8, V6::words(&target))?;
+    frame.write(network + 24, V6::words(&destination))?;
+    let transport = network + IPV6_LEN;
+    frame.write(transport, body)?;
+    frame.write(transport + 2, (!checksum::fold(sum)).to_be())?;
+    frame.write(transport + 8, V6::words(&target))?;
+    frame.write(transport + 24, option)?;
+    Ok(Outcome::Send { verdict: Verdict::Host, slot: context.ingress.slot })
+}

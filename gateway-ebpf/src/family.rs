@@ -1,0 +1,172 @@
+//! What the packet path needs of a family beyond [`Family`]: its maps and its header fields.
+
+use gateway_common::{
+    DropReason, Family, V4, V6,
+    family::MappedAddress,
+    parse::{self, Bytes as _, Packet},
+    route::Route,
+    session::{Session, Tuple},
+};
+
+use crate::{packet::Frame, route, session};
+
+/// A family with its session table and routes.
+pub(crate) trait Datapath: Family {
+    /// Offset of the source address in the header.
+    const SOURCE: usize;
+    /// Offset of the destination address in the header.
+    const DESTINATION: usize;
+    /// Offset of the TTL or hop limit in the header.
+    const TTL: usize;
+
+    /// Reads the headers at `network`.
+    fn parse(frame: &Frame<'_>, network: usize) -> Result<Packet<Self>, DropReason>;
+    /// Writes an address at `offset`.
+    fn write_address(frame: &Frame<'_>, offset: usize, address: Self::Address) -> Result<(), DropReason>;
+    /// Reads a session key at `offset`.
+    fn read_tuple(frame: &Frame<'_>, offset: usize) -> Option<Tuple<Self>>;
+    /// Whether a pool address is of this family.
+    fn is_member(address: &MappedAddress) -> bool;
+    /// Whether the packet is for a group, or for addresses on this link only: the host's business.
+    fn is_local_scope(packet: &Packet<Self>) -> bool;
+    /// Whether no router may forward the packet.
+    fn is_martian(packet: &Packet<Self>) -> bool;
+
+    /// The session under `tuple`.
+    fn session(tuple: &Tuple<Self>) -> Option<*mut Session<Self>>;
+    /// Adds a session element; fails where one exists.
+    fn insert_session(tuple: &Tuple<Self>, session: &Session<Self>) -> Result<(), i32>;
+    /// Removes a session element.
+    fn remove_session(tuple: &Tuple<Self>) -> Result<(), i32>;
+    /// Scratch space of this CPU.
+    fn scratch() -> Option<*mut session::Scratch<Self>>;
+
+    /// The longest prefix of table `slot` that covers `address`.
+    fn route(slot: u32, address: Self::Address) -> Option<&'static Route>;
+}
+
+impl Datapath for V4 {
+    const SOURCE: usize = 12;
+    const DESTINATION: usize = 16;
+    const TTL: usize = 8;
+
+    #[inline(always)]
+    fn parse(frame: &Frame<'_>, network: usize) -> Result<Packet<Self>, DropReason> {
+        parse::ipv4(frame, network)
+    }
+
+    #[inline(always)]
+    fn write_address(frame: &Frame<'_>, offset: usize, address: [u8; 4]) -> Result<(), DropReason> {
+        frame.write(offset, u32::from_ne_bytes(address))
+    }
+
+    #[inline(always)]
+    fn read_tuple(frame: &Frame<'_>, offset: usize) -> Option<Tuple<Self>> {
+        // SAFETY: a tuple of IPv4 is four words and accepts every bit pattern.
+        frame.read::<[u32; 4]>(offset).map(|words| unsafe { core::mem::transmute(words) })
+    }
+
+    #[inline(always)]
+    fn is_member(address: &MappedAddress) -> bool {
+        parse::is_v4_mapped(address)
+    }
+
+    #[inline(always)]
+    fn is_local_scope(packet: &Packet<Self>) -> bool {
+        packet.destination[0] & 0xf0 == 0xe0 || packet.destination == [255; 4]
+    }
+
+    #[inline(always)]
+    fn is_martian(packet: &Packet<Self>) -> bool {
+        parse::is_martian_source_v4(packet.source) || parse::is_martian_destination_v4(packet.destination)
+    }
+
+    #[inline(always)]
+    fn session(tuple: &Tuple<Self>) -> Option<*mut Session<Self>> {
+        session::SESSIONS_V4.get_ptr_mut(tuple)
+    }
+
+    #[inline(always)]
+    fn insert_session(tuple: &Tuple<Self>, session: &Session<Self>) -> Result<(), i32> {
+        session::SESSIONS_V4.insert(tuple, session, session::NOEXIST)
+    }
+
+    #[inline(always)]
+    fn remove_session(tuple: &Tuple<Self>) -> Result<(), i32> {
+        session::SESSIONS_V4.remove(tuple)
+    }
+
+    #[inline(always)]
+    fn scratch() -> Option<*mut session::Scratch<Self>> {
+        session::SCRATCH_V4.get_ptr_mut(0)
+    }
+
+    #[inline(always)]
+    fn route(slot: u32, address: [u8; 4]) -> Option<&'static Route> {
+        route::longest_prefix_v4(slot, address)
+    }
+}
+
+impl Datapath for V6 {
+    const SOURCE: usize = 8;
+    const DESTINATION: usize = 24;
+    const TTL: usize = 7;
+
+    #[inline(always)]
+    fn parse(frame: &Frame<'_>, network: usize) -> Result<Packet<Self>, DropReason> {
+        parse::ipv6(frame, network)
+    }
+
+    #[inline(always)]
+    fn write_address(frame: &Frame<'_>, offset: usize, address: [u8; 16]) -> Result<(), DropReason> {
+        frame.write(offset, Self::words(&address))
+    }
+
+    #[inline(always)]
+    fn read_tuple(frame: &Frame<'_>, offset: usize) -> Option<Tuple<Self>> {
+        // SAFETY: a tuple of IPv6 is ten words and accepts every bit pattern.
+        frame.read::<[u32; 10]>(offset).map(|words| unsafe { core::mem::transmute(words) })
+    }
+
+    #[inline(always)]
+    fn is_member(address: &MappedAddress) -> bool {
+        !parse::is_v4_mapped(address)
+    }
+
+    #[inline(always)]
+    fn is_local_scope(packet: &Packet<Self>) -> bool {
+        packet.destination[0] == 0xff || parse::is_link_local_v6(&packet.destination)
+    }
+
+    #[inline(always)]
+    fn is_martian(packet: &Packet<Self>) -> bool {
+        parse::is_martian_source_v6(&packet.source)
+            || parse::is_link_local_v6(&packet.source)
+            || parse::is_unspecified_or_loopback_v6(&packet.destination)
+    }
+
+    #[inline(always)]
+    fn session(tuple: &Tuple<Self>) -> Option<*mut Session<Self>> {
+        session::SESSIONS_V6.get_ptr_mut(tuple)
+    }
+
+    #[inline(always)]
+    fn insert_session(tuple: &Tuple<Self>, session: &Session<Self>) -> Result<(), i32> {
+        session::SESSIONS_V6.insert(tuple, session, session::NOEXIST)
+    }
+
+    #[inline(always)]
+    fn remove_session(tuple: &Tuple<Self>) -> Result<(), i32> {
+        session::SESSIONS_V6.remove(tuple)
+    }
+
+    #[inline(always)]
+    fn scratch() -> Option<*mut session::Scratch<Self>> {
+        session::SCRATCH_V6.get_ptr_mut(0)
+    }
+
+    #[inline(always)]
+    fn route(slot: u32, address: [u8; 16]) -> Option<&'static Route> {
+        route::longest_prefix_v6(slot, address)
+    }
+}

@@ -1,0 +1,155 @@
+//! Map `NEXT_HOPS`: a small cache in front of [`crate::fib`].
+//!
+//! Tracked flows keep their next hop in the session. Flows that are not tracked, and the check of every
+//! packet's source, meet this cache instead: it is per CPU, direct mapped, and valid for one generation.
+
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use gateway_common::{
+    DropReason,
+    family::NextHop,
+    parse::{Bytes as _, Packet},
+};
+
+use crate::{
+    event,
+    family::Datapath,
+    fib::{self, Answer},
+    packet::{Mac, mac_bytes},
+    path::Context,
+};
+
+const CACHE_BITS: u32 = 11;
+
+/// One cached answer.
+#[repr(C)]
+struct Cached {
+    /// Generation for which it holds; 0: empty.
+    generation: u32,
+    /// The interface the question was asked for, and whether it is bound to it ([`BOUND`]).
+    through: u32,
+    address: [u32; 4],
+    next_hop: NextHop,
+}
+
+/// Marks [`Cached::through`] of a question bound to its egress interface.
+const BOUND: u32 = 1 << 31;
+
+#[btf_map]
+static NEXT_HOPS: PerCpuArray<Cached, { 1 << CACHE_BITS }> = PerCpuArray::new();
+
+/// Where `destination` is reached, for a packet that came in through `ingress`.
+///
+/// # Errors
+/// [`DropReason::NeighborUnresolved`] (the daemon is asked to resolve it), [`DropReason::NoRoute`] where the
+/// host has no way to it through an attached interface, [`DropReason::Internal`] where it does not forward.
+#[inline(always)]
+pub(crate) fn towards<F: Datapath>(
+    context: &Context<'_>,
+    source: F::Address,
+    destination: F::Address,
+) -> Result<NextHop, DropReason> {
+    let through = context.frame.ingress_ifindex();
+    ask::<F>(context, &Question { source, destination, through, learn: false })
+}
+
+/// Where the router `destination` is reached through the interface `egress`.
+///
+/// # Errors
+/// As [`towards`].
+#[inline(always)]
+pub(crate) fn through<F: Datapath>(
+    context: &Context<'_>,
+    egress: u32,
+    source: F::Address,
+    destination: F::Address,
+) -> Result<NextHop, DropReason> {
+    ask::<F>(context, &Question { source, destination, through: egress | BOUND, learn: false })
+}
+
+/// The way back to a packet's source, which must lead through the interface it came from (strict reverse
+/// path check, RFC 3704 2.2).
+///
+/// A client that talks through the gateway need not be known to the host's neighbour table: where it is not,
+/// the way back is the MAC address the packet came from.
+///
+/// # Errors
+/// [`DropReason::SpoofedSource`], [`DropReason::Internal`] where the host does not forward.
+#[inline(always)]
+pub(crate) fn back<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<NextHop, DropReason> {
+    let question = Question {
+        source: packet.destination,
+        destination: packet.source,
+        through: context.frame.ingress_ifindex(),
+        learn: true,
+    };
+    match ask::<F>(context, &question) {
+        Ok(next_hop) if u32::from(next_hop.slot) == context.ingress.slot => Ok(next_hop),
+        Err(DropReason::Internal) => Err(DropReason::Internal),
+        _ => Err(DropReason::SpoofedSource),
+    }
+}
+
+/// What is asked of the host's tables.
+struct Question<F: Datapath> {
+    source: F::Address,
+    destination: F::Address,
+    /// Ifindex of the ingress interface, or with [`BOUND`] of the egress interface.
+    through: u32,
+    /// Whether the frame's sender will do as the next hop, if it is on the right interface.
+    learn: bool,
+}
+
+/// Answers from the cache, or asks the host's tables. A function of its own, for its stack.
+#[inline(never)]
+fn ask<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Result<NextHop, DropReason> {
+    let through = question.through;
+    let address = F::mapped_words(&question.destination);
+    let slot = NEXT_HOPS.get_ptr_mut(hash(&address, through) >> (32 - CACHE_BITS));
+    if let Some(entry) = slot {
+        // SAFETY: the element is this CPU's own and programs do not preempt each other.
+        let entry = unsafe { &*entry };
+        if entry.generation == context.generation
+            && entry.through == through
+            && is_same(&entry.address, &address)
+        {
+            return Ok(entry.next_hop);
+        }
+    }
+    let (ifindex, output) = (through & !BOUND, through & BOUND != 0);
+    let answer = fib::lookup::<F>(context.frame, question.source, question.destination, ifindex, output);
+    let next_hop = match answer {
+        Answer::Hop(next_hop) => next_hop,
+        Answer::Unresolved { slot, mtu, .. } if question.learn && slot == context.ingress.slot => {
+            let sender: Mac = context.frame.read(6).ok_or(DropReason::Truncated)?;
+            NextHop::new(slot as u16, mtu, mac_bytes(sender), context.ingress.mac)
+        }
+        Answer::Unresolved { ifindex, address, .. } => {
+            event::unresolved(ifindex, address);
+            return Err(DropReason::NeighborUnresolved);
+        }
+        Answer::Disabled => return Err(DropReason::Internal),
+        Answer::Elsewhere => return Err(DropReason::NoRoute),
+    };
+    if let Some(entry) = slot {
+        // SAFETY: as above.
+        let entry = unsafe { &mut *entry };
+        entry.generation = context.generation;
+        entry.through = through;
+        entry.address = address;
+        entry.next_hop = next_hop;
+    }
+    Ok(next_hop)
+}
+
+/// Word by word: the comparison of arrays calls `memcmp`, which needs copies on the stack.
+#[inline(always)]
+fn is_same(a: &[u32; 4], b: &[u32; 4]) -> bool {
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+}
+
+/// Multiplicative hash; the useful bits are the high ones.
+#[inline(always)]
+fn hash(address: &[u32; 4], through: u32) -> u32 {
+    let mixed = address[3] ^ address[2].rotate_left(7) ^ address[1].rotate_left(14) ^ address[0] ^ through;
+    mixed.wrapping_mul(0x9e37_79b1)
+}

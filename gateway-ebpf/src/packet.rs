@@ -1,0 +1,111 @@
+//! Access to the frame: the only raw packet pointers of the crate.
+
+use aya_ebpf::{EbpfContext as _, programs::XdpContext};
+use gateway_common::{
+    DropReason, checksum,
+    parse::{Bytes, Wire},
+};
+
+/// A MAC address in words of memory order.
+pub(crate) type Mac = [u16; 3];
+
+/// A MAC address as words.
+#[inline(always)]
+pub(crate) fn mac_words(mac: [u8; 6]) -> Mac {
+    let [a, b, c, d, e, f] = mac;
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+}
+
+/// A MAC address from words.
+#[inline(always)]
+pub(crate) fn mac_bytes(words: Mac) -> [u8; 6] {
+    let [[a, b], [c, d], [e, f]] = words.map(u16::to_ne_bytes);
+    [a, b, c, d, e, f]
+}
+
+/// The frame being looked at.
+///
+/// Every access is checked against the end of the frame, which is what the verifier wants to see, and takes
+/// the pointers afresh, so that nothing survives a helper that moves the packet.
+pub(crate) struct Frame<'a> {
+    ctx: &'a XdpContext,
+}
+
+impl<'a> Frame<'a> {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &'a XdpContext) -> Self {
+        Self { ctx }
+    }
+
+    /// Ifindex of the interface the frame arrived on.
+    #[inline(always)]
+    pub(crate) fn ingress_ifindex(&self) -> u32 {
+        self.ctx.ingress_ifindex() as u32
+    }
+
+    /// Length of the frame.
+    #[inline(always)]
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.ctx.data_end() - self.ctx.data()) as u64
+    }
+
+    /// The program's context, for helpers.
+    #[inline(always)]
+    pub(crate) fn context(&self) -> *mut aya_ebpf::bindings::xdp_md {
+        self.ctx.as_ptr().cast()
+    }
+
+    /// Writes `value` at `offset`.
+    #[inline(always)]
+    pub(crate) fn write<T: Wire>(&self, offset: usize, value: T) -> Result<(), DropReason> {
+        let pointer = self.pointer::<T>(offset).ok_or(DropReason::Truncated)?;
+        // SAFETY: `pointer` is in bounds and `T` is plain data.
+        unsafe { *pointer = value };
+        Ok(())
+    }
+
+    /// Changes the checksum at `offset` by `delta`, see [`checksum::apply`].
+    #[inline(always)]
+    pub(crate) fn update_checksum(&self, offset: usize, delta: u16) -> Result<(), DropReason> {
+        let pointer = self.pointer::<u16>(offset).ok_or(DropReason::Truncated)?;
+        // SAFETY: `pointer` is in bounds and a `u16` is plain data.
+        unsafe { *pointer = checksum::apply(u16::from_be(*pointer), delta).to_be() };
+        Ok(())
+    }
+
+    /// Changes the UDP checksum at `offset` by `delta`, see [`checksum::apply_udp`].
+    #[inline(always)]
+    pub(crate) fn update_udp_checksum(&self, offset: usize, delta: u16) -> Result<(), DropReason> {
+        let pointer = self.pointer::<u16>(offset).ok_or(DropReason::Truncated)?;
+        // SAFETY: as above.
+        unsafe { *pointer = checksum::apply_udp(u16::from_be(*pointer), delta).to_be() };
+        Ok(())
+    }
+
+    /// Pointer to a `T` at `offset`, if the frame holds all of it.
+    ///
+    /// Wider types than the frame's alignment are fine: every machine with an efficient BPF JIT reads
+    /// unaligned words, and the verifier rejects the program on one that does not.
+    #[inline(always)]
+    fn pointer<T: Wire>(&self, offset: usize) -> Option<*mut T> {
+        let start = self.ctx.data() + offset;
+        if start + size_of::<T>() > self.ctx.data_end() {
+            return None;
+        }
+        Some(start as *mut T)
+    }
+}
+
+impl Bytes for Frame<'_> {
+    #[inline(always)]
+    fn read<T: Wire>(&self, offset: usize) -> Option<T> {
+        let pointer = self.pointer::<T>(offset)?;
+        // SAFETY: `pointer` is in bounds and `T` accepts every bit pattern.
+        Some(unsafe { *pointer })
+    }
+
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.bytes() as usize
+    }
+}

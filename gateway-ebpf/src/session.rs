@@ -1,0 +1,96 @@
+//! Maps `SESSIONS_V4` and `SESSIONS_V6`. How a session lives is told in [`gateway_common::session`].
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{HashMap, PerCpuArray},
+    macros::btf_map,
+};
+use gateway_common::{
+    Family, V4, V6,
+    session::{DEAD, KILLED, RETIRED, SIDE_INSIDE, Session, Tuple},
+};
+
+use crate::{atomic, family::Datapath};
+
+/// Update flag: fail where the key exists. The insertion of an outside tuple with it claims the port.
+pub(crate) const NOEXIST: u64 = BPF_NOEXIST as u64;
+
+// Capacities are set by the loader. IPv4 is preallocated, so that a new session never waits for memory;
+// IPv6 takes memory as it goes, so that a gateway without IPv6 does not pay for it.
+#[btf_map]
+pub(crate) static SESSIONS_V4: HashMap<Tuple<V4>, Session<V4>, 2_097_152> = HashMap::new();
+
+#[btf_map]
+pub(crate) static SESSIONS_V6: HashMap<Tuple<V6>, Session<V6>, 2_097_152, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+
+/// Room to build a session in: two tuples and two values would fill half of the program's stack.
+#[repr(C)]
+pub(crate) struct Scratch<F: Family> {
+    pub(crate) inside: Tuple<F>,
+    pub(crate) outside: Tuple<F>,
+    pub(crate) inside_session: Session<F>,
+    pub(crate) outside_session: Session<F>,
+}
+
+#[btf_map]
+pub(crate) static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
+
+/// Generation of a session that was saved from removal and must be confirmed by its next packet.
+pub(crate) const STALE: u32 = 1;
+
+/// Keeps the session of `tuple` from being removed while its generation is [`RETIRED`].
+///
+/// The inside element decides over life and death. Returns `false` where the session is beyond saving.
+#[inline(always)]
+pub(crate) fn revive<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) -> bool {
+    let owner = if tuple.side == SIDE_INSIDE {
+        core::ptr::from_ref(session).cast_mut()
+    } else {
+        match F::session(&tuple.pair(session)) {
+            Some(owner) => owner,
+            None => return false,
+        }
+    };
+    // SAFETY: the pointer is to a map value; the field is a `u32`.
+    unsafe {
+        let generation = &raw mut (*owner).generation;
+        match generation.read_volatile() {
+            RETIRED => atomic::replace(generation, RETIRED, STALE),
+            DEAD => false,
+            _ => true,
+        }
+    }
+}
+
+/// Marks a session as confirmed by `generation`. Returns `false` where it is being deleted.
+#[inline(always)]
+pub(crate) fn confirm<F: Datapath>(session: &mut Session<F>, generation: u32) -> bool {
+    let word = &raw mut session.generation;
+    // SAFETY: the pointer is to a map value.
+    unsafe {
+        let observed = word.read_volatile();
+        observed != DEAD && (observed == generation || atomic::replace(word, observed, generation))
+    }
+}
+
+/// Cuts the session that `tuple` belongs to: no packet uses it again, and the sweep removes it.
+///
+/// Packets never remove elements themselves. Another CPU may be reading them at this moment, and a removed
+/// element is given to another flow at once.
+#[inline(always)]
+pub(crate) fn cut<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) {
+    let inside = if tuple.side == SIDE_INSIDE { *tuple } else { tuple.pair(session) };
+    let Some(owner) = F::session(&inside) else { return };
+    // SAFETY: the pointer is to a map value; the fields are plain integers.
+    unsafe {
+        let generation = &raw mut (*owner).generation;
+        let observed = generation.read_volatile();
+        if observed != DEAD && atomic::replace(generation, observed, DEAD) {
+            (*owner).flags = KILLED;
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The removal of sessions, in slices: the daemon walks the table with a cursor and names the sessions that
+//! look idle; this program looks again, with both elements in hand, and retires or removes them.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_loop, programs::XdpContext};
+use gateway_common::{
+    Family, V4, V6,
+    config::Timeouts,
+    counter::SessionClass,
+    parse::Bytes as _,
+    session::{
+        DEAD, KILLED, KILLED_SEEN, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_KILL, Session, SweepHeader,
+        TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tuple,
+    },
+};
+
+use crate::{atomic, config, count, family::Datapath, packet::Frame};
+
+/// Looks at the sessions listed in the frame and writes the counts back into it.
+#[inline(always)]
+pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
+    let header: [u32; 6] = frame.read(0)?;
+    let [family, count, action, ..] = header;
+    let config = config::config()?;
+    let mut visit = Visit {
+        frame: frame.context(),
+        action,
+        now: config::now(),
+        timeouts: config.timeouts,
+        retired: 0,
+        removed: 0,
+    };
+    let count = count.min(SWEEP_BATCH as u32);
+    let visit_pointer = (&raw mut visit).cast();
+    // SAFETY: the callbacks have the signature that the helper calls, and `visit` outlives the call.
+    unsafe {
+        if family == u32::from(V4::AF) {
+            bpf_loop(count, visit_nth::<V4> as *mut c_void, visit_pointer, 0);
+        } else {
+            bpf_loop(count, visit_nth::<V6> as *mut c_void, visit_pointer, 0);
+        }
+    }
+    frame.write(12, [visit.retired, visit.removed]).ok()
+}
+
+#[repr(C)]
+struct Visit {
+    frame: *mut xdp_md,
+    action: u32,
+    now: u32,
+    timeouts: Timeouts,
+    retired: u32,
+    removed: u32,
+}
+
+unsafe extern "C" fn visit_nth<F: Datapath>(index: u32, visit: *mut c_void) -> i64 {
+    // SAFETY: `run` passes its `Visit`.
+    let visit = unsafe { &mut *visit.cast::<Visit>() };
+    let context = XdpContext::new(visit.frame);
+    let frame = Frame::new(&context);
+    let index = (index as usize) & (SWEEP_BATCH - 1);
+    let Some(tuple) = F::read_tuple(&frame, size_of::<SweepHeader>() + index * size_of::<Tuple<F>>()) else {
+        return 1;
+    };
+    if tuple.side != SIDE_INSIDE {
+        return 0;
+    }
+    if let Some(session) = F::session(&tuple) {
+        // SAFETY: the pointer is to a map value.
+        visit_session(visit, &tuple, unsafe { &mut *session });
+    }
+    0
+}
+
+#[inline(always)]
+fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut Session<F>) {
+    let pair = tuple.pair(session);
+    let answer = F::session(&pair);
+    // SAFETY: the pointer is to a map value; plain integers are read.
+    let (answer_seen, answer_tcp) =
+        answer.map_or((0, 0), |answer| unsafe { ((*answer).last_seen, (*answer).tcp_seen) });
+    let generation = &raw mut session.generation;
+    // SAFETY: the pointer is to a map value.
+    unsafe {
+        match generation.read_volatile() {
+            DEAD if session.flags == KILLED => session.flags = KILLED_SEEN,
+            DEAD => remove(visit, tuple, &pair, session, answer_tcp),
+            RETIRED => {
+                if atomic::replace(generation, RETIRED, DEAD) {
+                    remove(visit, tuple, &pair, session, answer_tcp);
+                }
+            }
+            observed if visit.action == SWEEP_KILL => {
+                if atomic::replace(generation, observed, DEAD) {
+                    session.flags = KILLED;
+                    visit.retired += 1;
+                }
+            }
+            observed => {
+                let seen = session.last_seen.max(answer_seen);
+                let idle = visit.now.saturating_sub(seen);
+                if idle >= timeout(&visit.timeouts, tuple.proto, session.tcp_seen, answer_tcp)
+                    && atomic::replace(generation, observed, RETIRED)
+                {
+                    if let Some(answer) = answer {
+                        (&raw mut (*answer).generation).write_volatile(RETIRED);
+                    }
+                    visit.retired += 1;
+                }
+            }
+        }
+    }
+}
+
+/// Removes both elements of a session whose inside element is marked [`DEAD`].
+///
+/// The inside element goes first: while the outside one is there, nobody can claim its port, so that neither
+/// removal can hit an element of a younger session.
+#[inline(always)]
+fn remove<F: Datapath>(
+    visit: &mut Visit,
+    inside: &Tuple<F>,
+    outside: &Tuple<F>,
+    session: &Session<F>,
+    answer_tcp: u8,
+) {
+    let killed = session.flags != 0;
+    let closed = is_closed(session.tcp_seen, answer_tcp);
+    let pool_address = u32::from(session.pool_address);
+    let _ = F::remove_session(inside);
+    let _ = F::remove_session(outside);
+    count::session(inside.proto, |sessions| {
+        if killed {
+            sessions.killed += 1;
+        } else if closed {
+            sessions.closed += 1;
+        } else {
+            sessions.expired += 1;
+        }
+    });
+    count::pool(pool_address, |pool| {
+        pool.closed += 1;
+        if !killed && !closed {
+            pool.idle_timeouts += 1;
+        }
+    });
+    visit.removed += 1;
+}
+
+/// Idle time after which a session may go, ticks.
+#[inline(always)]
+fn timeout(timeouts: &Timeouts, proto: u8, inside: u8, outside: u8) -> u32 {
+    match SessionClass::of(proto) {
+        SessionClass::Tcp if is_established(inside, outside) => timeouts.tcp_established,
+        SessionClass::Tcp => timeouts.tcp_transitory,
+        SessionClass::Udp => timeouts.udp,
+        SessionClass::Icmp | SessionClass::Other => timeouts.icmp,
+    }
+}
+
+/// Both sides have spoken, and at most one has hung up.
+#[inline(always)]
+fn is_established(inside: u8, outside: u8) -> bool {
+    inside & TCP_ACK != 0 && outside & (TCP_SYN | TCP_ACK) != 0 && !is_closed(inside, outside)
+}
+
+/// Both sides have hung up, or one has reset the connection (RFC 7857 2: TRANS).
+#[inline(always)]
+fn is_closed(inside: u8, outside: u8) -> bool {
+    (inside | outside) & TCP_RST != 0 || (inside & outside) & TCP_FIN != 0
+}
