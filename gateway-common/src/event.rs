@@ -1,6 +1,6 @@
 //! Map `EVENTS`: rare messages from the packet path to the daemon. No packet waits for an answer.
 
-use crate::pod;
+use crate::{family::MappedAddress, pod};
 
 /// A next hop has no MAC address: the daemon asks the kernel to resolve it.
 pub const NEIGHBOR: u32 = 1;
@@ -17,7 +17,7 @@ pub struct Event {
     /// The interface the event is about.
     pub ifindex: u32,
     /// The address the event is about, see [`crate::family::MappedAddress`].
-    pub address: [u8; 16],
+    pub address: MappedAddress,
 }
 
 const _: () = assert!(size_of::<Event>() == 24);

@@ -2,8 +2,47 @@
 
 use crate::{parse, pod};
 
-/// An address of either family in 16 bytes, network byte order; IPv4 as `::ffff:a.b.c.d` (RFC 4291 2.5.5.2).
-pub type MappedAddress = [u8; 16];
+/// An address of either family, in words of network byte order; IPv4 as `::ffff:a.b.c.d` (RFC 4291 2.5.5.2).
+///
+/// Addresses are kept in words, not in bytes, because the BPF back end copies bytes one by one.
+pub type MappedAddress = [u32; 4];
+
+/// The third word of an IPv4 address in IPv6 form.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+/// Whether `address` is an IPv4 address in IPv6 form.
+#[inline(always)]
+pub const fn is_v4(address: &MappedAddress) -> bool {
+    (address[0] | address[1]) == 0 && address[2] == MAPPED
+}
+
+/// Word by word: the comparison of arrays calls `memcmp`, which needs copies on the stack.
+#[inline(always)]
+pub const fn is_same(a: &MappedAddress, b: &MappedAddress) -> bool {
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+}
+
+/// `address` as std has it.
+#[cfg(feature = "user")]
+pub fn to_ip(address: &MappedAddress) -> std::net::IpAddr {
+    std::net::Ipv6Addr::from(bytes(address)).to_canonical()
+}
+
+/// The inverse of [`to_ip`].
+#[cfg(feature = "user")]
+pub fn from_ip(address: std::net::IpAddr) -> MappedAddress {
+    match address {
+        std::net::IpAddr::V4(address) => V4::mapped(&V4::address(address.octets())),
+        std::net::IpAddr::V6(address) => V6::mapped(&V6::address(address.octets())),
+    }
+}
+
+/// The bytes of `address`, network byte order.
+#[inline(always)]
+pub const fn bytes(address: &MappedAddress) -> [u8; 16] {
+    // SAFETY: both are 16 bytes and every bit pattern is valid.
+    unsafe { core::mem::transmute(*address) }
+}
 
 mod sealed {
     pub trait Sealed {}
@@ -13,8 +52,10 @@ mod sealed {
 
 /// An address family. Sealed: IPv4 and IPv6 are the only ones.
 pub trait Family: sealed::Sealed + Copy + Eq + core::hash::Hash + core::fmt::Debug + 'static {
-    /// An address in network byte order.
-    type Address: Copy + Eq + Default + core::hash::Hash + core::fmt::Debug + AsRef<[u8]>;
+    /// An address in words of network byte order.
+    type Address: Copy + Eq + Default + core::hash::Hash + core::fmt::Debug;
+    /// An address in bytes of network byte order.
+    type Octets;
     /// Explicit padding at the end of a [`crate::session::Session`].
     type SessionPadding: Copy + Eq + Default + core::fmt::Debug;
     /// `AF_INET` or `AF_INET6`.
@@ -32,17 +73,17 @@ pub trait Family: sealed::Sealed + Copy + Eq + core::hash::Hash + core::fmt::Deb
     /// `true` where the network header carries a checksum and where the ICMP checksum has no pseudo header.
     const IS_V4: bool;
 
-    /// The address as 16 bytes, see [`MappedAddress`].
+    /// The address with these octets.
+    fn address(octets: Self::Octets) -> Self::Address;
+    /// The address in the form of either family.
     fn mapped(address: &Self::Address) -> MappedAddress;
     /// The inverse of [`Family::mapped`]; the caller knows that `mapped` is of this family.
     fn unmapped(mapped: &MappedAddress) -> Self::Address;
-    /// The address in words of memory order, from the first on, the rest zero: as `struct bpf_fib_lookup` has it.
+    /// The address in the first words, the rest zero: as `struct bpf_fib_lookup` has it.
     fn words(address: &Self::Address) -> [u32; 4];
     /// The inverse of [`Family::words`].
     fn from_words(words: [u32; 4]) -> Self::Address;
-    /// [`Family::mapped`] in words of memory order.
-    fn mapped_words(address: &Self::Address) -> [u32; 4];
-    /// The 16-bit words of the address folded into a one's complement sum.
+    /// One's complement sum of the address, see [`crate::checksum`].
     fn sum(address: &Self::Address) -> u32;
 }
 
@@ -55,7 +96,8 @@ pub struct V4;
 pub struct V6;
 
 impl Family for V4 {
-    type Address = [u8; 4];
+    type Address = u32;
+    type Octets = [u8; 4];
     type SessionPadding = [u8; 0];
     const AF: u8 = 2;
     const ETHERTYPE: u16 = parse::ETHERTYPE_IPV4;
@@ -66,38 +108,39 @@ impl Family for V4 {
     const IS_V4: bool = true;
 
     #[inline(always)]
-    fn mapped(a: &[u8; 4]) -> MappedAddress {
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a[0], a[1], a[2], a[3]]
+    fn address(octets: [u8; 4]) -> u32 {
+        u32::from_ne_bytes(octets)
     }
 
     #[inline(always)]
-    fn unmapped(m: &MappedAddress) -> [u8; 4] {
-        [m[12], m[13], m[14], m[15]]
+    fn mapped(address: &u32) -> MappedAddress {
+        [0, 0, MAPPED, *address]
     }
 
     #[inline(always)]
-    fn words(a: &[u8; 4]) -> [u32; 4] {
-        [u32::from_ne_bytes(*a), 0, 0, 0]
+    fn unmapped(mapped: &MappedAddress) -> u32 {
+        mapped[3]
     }
 
     #[inline(always)]
-    fn from_words(words: [u32; 4]) -> [u8; 4] {
-        words[0].to_ne_bytes()
+    fn words(address: &u32) -> [u32; 4] {
+        [*address, 0, 0, 0]
     }
 
     #[inline(always)]
-    fn mapped_words(a: &[u8; 4]) -> [u32; 4] {
-        [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), u32::from_ne_bytes(*a)]
+    fn from_words(words: [u32; 4]) -> u32 {
+        words[0]
     }
 
     #[inline(always)]
-    fn sum(a: &[u8; 4]) -> u32 {
-        word(a[0], a[1]) + word(a[2], a[3])
+    fn sum(address: &u32) -> u32 {
+        sum_word(*address)
     }
 }
 
 impl Family for V6 {
-    type Address = [u8; 16];
+    type Address = [u32; 4];
+    type Octets = [u8; 16];
     type SessionPadding = [u8; 4];
     const AF: u8 = 10;
     const ETHERTYPE: u16 = parse::ETHERTYPE_IPV6;
@@ -108,47 +151,42 @@ impl Family for V6 {
     const IS_V4: bool = false;
 
     #[inline(always)]
-    fn mapped(a: &[u8; 16]) -> MappedAddress {
-        *a
+    fn address(octets: [u8; 16]) -> [u32; 4] {
+        // SAFETY: both are 16 bytes and every bit pattern is valid.
+        unsafe { core::mem::transmute(octets) }
     }
 
     #[inline(always)]
-    fn unmapped(m: &MappedAddress) -> [u8; 16] {
-        *m
+    fn mapped(address: &[u32; 4]) -> MappedAddress {
+        *address
     }
 
     #[inline(always)]
-    fn words(a: &[u8; 16]) -> [u32; 4] {
-        let word = |at: usize| u32::from_ne_bytes([a[at], a[at + 1], a[at + 2], a[at + 3]]);
-        [word(0), word(4), word(8), word(12)]
+    fn unmapped(mapped: &MappedAddress) -> [u32; 4] {
+        *mapped
     }
 
     #[inline(always)]
-    fn from_words(words: [u32; 4]) -> [u8; 16] {
-        parse::address_v6(words)
+    fn words(address: &[u32; 4]) -> [u32; 4] {
+        *address
     }
 
     #[inline(always)]
-    fn mapped_words(a: &[u8; 16]) -> [u32; 4] {
-        Self::words(a)
+    fn from_words(words: [u32; 4]) -> [u32; 4] {
+        words
     }
 
     #[inline(always)]
-    fn sum(a: &[u8; 16]) -> u32 {
-        word(a[0], a[1])
-            + word(a[2], a[3])
-            + word(a[4], a[5])
-            + word(a[6], a[7])
-            + word(a[8], a[9])
-            + word(a[10], a[11])
-            + word(a[12], a[13])
-            + word(a[14], a[15])
+    fn sum(address: &[u32; 4]) -> u32 {
+        sum_word(address[0]) + sum_word(address[1]) + sum_word(address[2]) + sum_word(address[3])
     }
 }
 
+/// The two 16-bit halves of a word in network byte order, added.
 #[inline(always)]
-fn word(high: u8, low: u8) -> u32 {
-    u32::from(u16::from_be_bytes([high, low]))
+fn sum_word(word: u32) -> u32 {
+    let word = u32::from_be(word);
+    (word >> 16) + (word & 0xffff)
 }
 
 /// Where a packet goes next on the wire.

@@ -4,7 +4,7 @@
 //! answers with offsets and copies of the few fields that decisions need. It makes the header checks of
 //! RFC 1812 5.2.2, because a redirected packet never meets the host's own.
 
-use crate::{DropReason, checksum, family::Family};
+use crate::{DropReason, V4, V6, checksum, family::Family};
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -37,6 +37,9 @@ pub const ETHERNET_LEN: usize = 14;
 pub const IPV4_LEN: usize = 20;
 /// Length of an IPv6 header without extension headers.
 pub const IPV6_LEN: usize = 40;
+/// [`Packet::server_port`] of a packet without ports.
+pub const NO_PORT: u32 = u32::MAX;
+
 /// VLAN tags that are looked through.
 const MAX_TAGS: usize = 2;
 /// IPv6 extension headers that are looked through.
@@ -135,9 +138,9 @@ pub struct Packet<F: Family> {
     /// Destination address, network byte order.
     pub destination: F::Address,
     /// Offset of the IP header.
-    pub network: usize,
+    pub network: u16,
     /// Offset of the transport header.
-    pub transport: usize,
+    pub transport: u16,
     /// Length of the IP packet, header included.
     pub length: u16,
     /// Transport protocol, behind IPv6 extension headers.
@@ -151,63 +154,79 @@ pub struct Packet<F: Family> {
     /// Whether the header carries IPv4 options.
     pub options: bool,
     /// The transport layer.
-    pub flow: Flow,
+    pub transport_layer: Transport,
 }
 
-/// The transport layer of a packet.
+/// What translation knows of a transport layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
     /// TCP.
-    Tcp {
-        /// Source and destination port, network byte order.
-        ports: [u8; 4],
-        /// Flags, as on the wire.
-        flags: u8,
-    },
-    /// UDP: source and destination port, network byte order.
-    Udp {
-        /// Source and destination port, network byte order.
-        ports: [u8; 4],
-    },
-    /// An ICMP echo request or reply.
-    Echo {
-        /// Identifier, network byte order.
-        id: [u8; 2],
-        /// Whether it is the request.
-        request: bool,
-    },
-    /// Any other ICMP message, with its type.
-    Icmp(u8),
+    Tcp,
+    /// UDP.
+    Udp,
+    /// An ICMP echo request.
+    EchoRequest,
+    /// An ICMP echo reply.
+    EchoReply,
+    /// Any other ICMP message.
+    Icmp,
     /// A protocol without a translation, or a fragment without a transport header.
     Other,
 }
 
+/// The transport layer of a packet. Every field has a value in every case: a BPF register may not be passed on
+/// unwritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// Which it is.
+    pub flow: Flow,
+    /// TCP: flags as on the wire. ICMP: type. Else 0.
+    pub detail: u8,
+    /// Source port, network byte order; the identifier of an echo request. Else 0.
+    pub source_port: [u8; 2],
+    /// Destination port, network byte order; the identifier of an echo reply. Else 0.
+    pub destination_port: [u8; 2],
+}
+
+impl Transport {
+    const OTHER: Self = Self { flow: Flow::Other, detail: 0, source_port: [0; 2], destination_port: [0; 2] };
+}
+
 impl<F: Family> Packet<F> {
-    /// Source and destination port, network byte order; an ICMP query has its identifier as the port of the
-    /// asking side. `None` where a packet shows no ports.
+    /// Whether the packet can belong to a session: it is whole and shows ports or a query identifier.
     #[inline(always)]
-    pub fn ports(&self) -> Option<([u8; 2], [u8; 2])> {
-        match self.flow {
-            Flow::Tcp { ports, .. } | Flow::Udp { ports } => {
-                Some(([ports[0], ports[1]], [ports[2], ports[3]]))
-            }
-            Flow::Echo { id, request: true } => Some((id, [0; 2])),
-            Flow::Echo { id, request: false } => Some(([0; 2], id)),
-            Flow::Icmp(_) | Flow::Other => None,
-        }
+    pub fn is_trackable(&self) -> bool {
+        matches!(self.fragment, Fragment::Whole)
+            && matches!(
+                self.transport_layer.flow,
+                Flow::Tcp | Flow::Udp | Flow::EchoRequest | Flow::EchoReply
+            )
     }
 
     /// The server's port for route selectors, host byte order: the destination port of a packet from the
-    /// inside, the source port of an answer. `None` for protocols without ports.
+    /// inside, the source port of an answer. [`NO_PORT`] for protocols without ports.
     #[inline(always)]
-    pub fn server_port(&self, from_inside: bool) -> Option<u16> {
-        match self.flow {
-            Flow::Tcp { ports, .. } | Flow::Udp { ports } => {
-                let [s0, s1, d0, d1] = ports;
-                Some(u16::from_be_bytes(if from_inside { [d0, d1] } else { [s0, s1] }))
-            }
-            Flow::Echo { .. } | Flow::Icmp(_) | Flow::Other => None,
+    pub fn server_port(&self, from_inside: bool) -> u32 {
+        match self.transport_layer.flow {
+            Flow::Tcp | Flow::Udp => u32::from(u16::from_be_bytes(if from_inside {
+                self.transport_layer.destination_port
+            } else {
+                self.transport_layer.source_port
+            })),
+            Flow::EchoRequest | Flow::EchoReply | Flow::Icmp | Flow::Other => NO_PORT,
         }
+    }
+
+    /// Offset of the IP header.
+    #[inline(always)]
+    pub fn network(&self) -> usize {
+        usize::from(self.network)
+    }
+
+    /// Offset of the transport header.
+    #[inline(always)]
+    pub fn transport(&self) -> usize {
+        usize::from(self.transport)
     }
 }
 
@@ -216,13 +235,41 @@ impl<F: Family> Packet<F> {
 /// # Errors
 /// [`DropReason::Truncated`], [`DropReason::Malformed`] or [`DropReason::BadChecksum`].
 #[inline(always)]
-pub fn ipv4(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<crate::family::V4>, DropReason> {
+pub fn ipv4(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<V4>, DropReason> {
     let words: [u32; 5] = frame.read(network).ok_or(DropReason::Truncated)?;
-    let [w0, w1, w2, w3, w4] = words;
-    let [version_ihl, tos, l0, l1] = w0.to_ne_bytes();
+    let [version_ihl, ..] = words[0].to_ne_bytes();
     let header = usize::from(version_ihl & 0x0f) * 4;
+    if version_ihl >> 4 != 4 || header < IPV4_LEN {
+        return Err(DropReason::Malformed);
+    }
+    ipv4_of_length(frame, network, words, header)
+}
+
+/// [`ipv4`] for the common case, where all offsets are constants: a header without options behind an Ethernet
+/// header without tags. `None` for all else.
+///
+/// # Errors
+/// As [`ipv4`].
+#[inline(always)]
+pub fn ipv4_plain(frame: &(impl Bytes + ?Sized)) -> Result<Option<Packet<V4>>, DropReason> {
+    let words: [u32; 5] = frame.read(ETHERNET_LEN).ok_or(DropReason::Truncated)?;
+    if words[0].to_ne_bytes()[0] != 0x45 {
+        return Ok(None);
+    }
+    ipv4_of_length(frame, ETHERNET_LEN, words, IPV4_LEN).map(Some)
+}
+
+#[inline(always)]
+fn ipv4_of_length(
+    frame: &(impl Bytes + ?Sized),
+    network: usize,
+    words: [u32; 5],
+    header: usize,
+) -> Result<Packet<V4>, DropReason> {
+    let [w0, w1, w2, w3, w4] = words;
+    let [_, tos, l0, l1] = w0.to_ne_bytes();
     let length = u16::from_be_bytes([l0, l1]);
-    if version_ihl >> 4 != 4 || header < IPV4_LEN || usize::from(length) < header {
+    if usize::from(length) < header {
         return Err(DropReason::Malformed);
     }
     if usize::from(length) + network > frame.len() {
@@ -253,25 +300,20 @@ pub fn ipv4(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<crat
     };
     let [ttl, proto, _, _] = w2.to_ne_bytes();
     let transport = network + header;
-    let flow = transport_layer::<crate::family::V4>(
-        frame,
-        transport,
-        network + usize::from(length),
-        proto,
-        fragment,
-    )?;
+    let end = network + usize::from(length);
+    let transport_layer = transport_layer::<V4>(frame, transport, end, proto, fragment)?;
     Ok(Packet {
-        source: w3.to_ne_bytes(),
-        destination: w4.to_ne_bytes(),
-        network,
-        transport,
+        source: w3,
+        destination: w4,
+        network: network as u16,
+        transport: transport as u16,
         length,
         proto,
         ttl,
         tos,
         fragment,
         options,
-        flow,
+        transport_layer,
     })
 }
 
@@ -280,20 +322,10 @@ pub fn ipv4(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<crat
 /// # Errors
 /// [`DropReason::Truncated`] or [`DropReason::Malformed`].
 #[inline(always)]
-pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<crate::family::V6>, DropReason> {
-    let words: [u32; 2] = frame.read(network).ok_or(DropReason::Truncated)?;
-    let source: [u32; 4] = frame.read(network + 8).ok_or(DropReason::Truncated)?;
-    let destination: [u32; 4] = frame.read(network + 24).ok_or(DropReason::Truncated)?;
-    let [version, class, _, _] = words[0].to_ne_bytes();
-    let [l0, l1, mut proto, ttl] = words[1].to_ne_bytes();
-    let payload = usize::from(u16::from_be_bytes([l0, l1]));
-    if version >> 4 != 6 {
-        return Err(DropReason::Malformed);
-    }
-    let end = network + IPV6_LEN + payload;
-    if end > frame.len() {
-        return Err(DropReason::Truncated);
-    }
+pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<V6>, DropReason> {
+    let words: [u32; 10] = frame.read(network).ok_or(DropReason::Truncated)?;
+    let [_, _, mut proto, _] = words[1].to_ne_bytes();
+    let end = ipv6_end(frame, network, &words)?;
     let mut transport = network + IPV6_LEN;
     let mut fragment = Fragment::Whole;
     for _ in 0..MAX_EXTENSIONS {
@@ -319,31 +351,80 @@ pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<crat
             }
             _ => break,
         }
+        if transport > end {
+            return Err(DropReason::Malformed);
+        }
     }
     if transport > end {
         return Err(DropReason::Malformed);
     }
-    let flow = transport_layer::<crate::family::V6>(frame, transport, end, proto, fragment)?;
+    ipv6_packet(frame, network, &words, Body { transport, end, proto, fragment })
+}
+
+/// [`ipv6`] for the common case, where all offsets are constants: no extension headers, no tags. `None` for
+/// all else.
+///
+/// # Errors
+/// As [`ipv6`].
+#[inline(always)]
+pub fn ipv6_plain(frame: &(impl Bytes + ?Sized)) -> Result<Option<Packet<V6>>, DropReason> {
+    let words: [u32; 10] = frame.read(ETHERNET_LEN).ok_or(DropReason::Truncated)?;
+    let [_, _, proto, _] = words[1].to_ne_bytes();
+    if !matches!(proto, PROTO_TCP | PROTO_UDP | PROTO_ICMPV6) {
+        return Ok(None);
+    }
+    let end = ipv6_end(frame, ETHERNET_LEN, &words)?;
+    let transport = ETHERNET_LEN + IPV6_LEN;
+    ipv6_packet(frame, ETHERNET_LEN, &words, Body { transport, end, proto, fragment: Fragment::Whole })
+        .map(Some)
+}
+
+/// What follows the IPv6 header.
+struct Body {
+    transport: usize,
+    end: usize,
+    proto: u8,
+    fragment: Fragment,
+}
+
+/// Checks version and length; the offset at which the packet ends.
+#[inline(always)]
+fn ipv6_end(frame: &(impl Bytes + ?Sized), network: usize, words: &[u32; 10]) -> Result<usize, DropReason> {
+    let [version, ..] = words[0].to_ne_bytes();
+    let [l0, l1, ..] = words[1].to_ne_bytes();
+    if version >> 4 != 6 {
+        return Err(DropReason::Malformed);
+    }
+    let end = network + IPV6_LEN + usize::from(u16::from_be_bytes([l0, l1]));
+    if end > frame.len() {
+        return Err(DropReason::Truncated);
+    }
+    Ok(end)
+}
+
+#[inline(always)]
+fn ipv6_packet(
+    frame: &(impl Bytes + ?Sized),
+    network: usize,
+    words: &[u32; 10],
+    body: Body,
+) -> Result<Packet<V6>, DropReason> {
+    let Body { transport, end, proto, fragment } = body;
+    let [version, class, ..] = words[0].to_ne_bytes();
+    let [.., ttl] = words[1].to_ne_bytes();
     Ok(Packet {
-        source: address_v6(source),
-        destination: address_v6(destination),
-        network,
-        transport,
-        length: (IPV6_LEN + payload) as u16,
+        source: [words[2], words[3], words[4], words[5]],
+        destination: [words[6], words[7], words[8], words[9]],
+        network: network as u16,
+        transport: transport as u16,
+        length: (end - network) as u16,
         proto,
         ttl,
         tos: (version << 4) | (class >> 4),
         fragment,
         options: false,
-        flow,
+        transport_layer: transport_layer::<V6>(frame, transport, end, proto, fragment)?,
     })
-}
-
-/// An IPv6 address from words in memory order.
-#[inline(always)]
-pub fn address_v6(words: [u32; 4]) -> [u8; 16] {
-    // SAFETY: both are 16 bytes and every bit pattern is valid.
-    unsafe { core::mem::transmute(words) }
 }
 
 /// Reads the transport header. `end` is where the IP packet ends, which may be before the frame does.
@@ -354,90 +435,80 @@ fn transport_layer<F: Family>(
     end: usize,
     proto: u8,
     fragment: Fragment,
-) -> Result<Flow, DropReason> {
+) -> Result<Transport, DropReason> {
     if matches!(fragment, Fragment::Later) {
-        return Ok(Flow::Other);
+        return Ok(Transport::OTHER);
     }
-    if proto == PROTO_TCP {
-        if at + 20 > end {
-            return Err(DropReason::Truncated);
-        }
-        let ports: u32 = frame.read(at).ok_or(DropReason::Truncated)?;
-        let flags: u8 = frame.read(at + 13).ok_or(DropReason::Truncated)?;
-        return Ok(Flow::Tcp { ports: ports.to_ne_bytes(), flags });
+    let (flow, length) = match proto {
+        PROTO_TCP => (Flow::Tcp, 20),
+        PROTO_UDP => (Flow::Udp, 8),
+        _ if proto == F::ICMP => (Flow::Icmp, 8),
+        _ => return Ok(Transport::OTHER),
+    };
+    if at + length > end {
+        return Err(DropReason::Truncated);
     }
-    if proto == PROTO_UDP {
-        if at + 8 > end {
-            return Err(DropReason::Truncated);
+    let first: u32 = frame.read(at).ok_or(DropReason::Truncated)?;
+    let [b0, b1, b2, b3] = first.to_ne_bytes();
+    match flow {
+        Flow::Tcp => {
+            let detail = frame.read(at + 13).ok_or(DropReason::Truncated)?;
+            Ok(Transport { flow, detail, source_port: [b0, b1], destination_port: [b2, b3] })
         }
-        let ports: u32 = frame.read(at).ok_or(DropReason::Truncated)?;
-        return Ok(Flow::Udp { ports: ports.to_ne_bytes() });
+        Flow::Udp => Ok(Transport { flow, detail: 0, source_port: [b0, b1], destination_port: [b2, b3] }),
+        Flow::EchoRequest | Flow::EchoReply | Flow::Icmp | Flow::Other => {
+            let id: u16 = frame.read(at + 4).ok_or(DropReason::Truncated)?;
+            let id = id.to_ne_bytes();
+            let (kind, code) = (b0, b1);
+            let transport = Transport { flow, detail: kind, source_port: [0; 2], destination_port: [0; 2] };
+            Ok(if code != 0 {
+                transport
+            } else if kind == F::ECHO_REQUEST {
+                Transport { flow: Flow::EchoRequest, source_port: id, ..transport }
+            } else if kind == F::ECHO_REPLY {
+                Transport { flow: Flow::EchoReply, destination_port: id, ..transport }
+            } else {
+                transport
+            })
+        }
     }
-    if proto == F::ICMP {
-        if at + 8 > end {
-            return Err(DropReason::Truncated);
-        }
-        let words: [u32; 2] = frame.read(at).ok_or(DropReason::Truncated)?;
-        let [kind, code, _, _] = words[0].to_ne_bytes();
-        let [i0, i1, _, _] = words[1].to_ne_bytes();
-        let request = kind == F::ECHO_REQUEST;
-        if code == 0 && (request || kind == F::ECHO_REPLY) {
-            return Ok(Flow::Echo { id: [i0, i1], request });
-        }
-        return Ok(Flow::Icmp(kind));
-    }
-    Ok(Flow::Other)
 }
 
 /// Whether `address` may not be the source of a forwarded IPv4 packet (RFC 1812 5.3.7, RFC 6890).
 #[inline(always)]
-pub fn is_martian_source_v4(address: [u8; 4]) -> bool {
+pub fn is_martian_source_v4(address: u32) -> bool {
     // 0/8 "this network", 127/8 loopback, 224/4 multicast and 240/4 reserved with broadcast.
-    matches!(address[0], 0 | 127 | 224..)
+    matches!(address.to_ne_bytes()[0], 0 | 127 | 224..)
 }
 
 /// Whether an IPv4 packet to `address` is never forwarded.
 #[inline(always)]
-pub fn is_martian_destination_v4(address: [u8; 4]) -> bool {
-    matches!(address[0], 0 | 127 | 240..) && address != [255; 4]
+pub fn is_martian_destination_v4(address: u32) -> bool {
+    matches!(address.to_ne_bytes()[0], 0 | 127 | 240..)
 }
 
-/// Whether `address` may not be the source of a forwarded IPv6 packet: `::`, `::1` and multicast (RFC 4291).
+/// Whether `address` is an IPv4 group, or all hosts on the link.
 #[inline(always)]
-pub fn is_martian_source_v6(address: &[u8; 16]) -> bool {
-    address[0] == 0xff || is_unspecified_or_loopback_v6(address)
+pub fn is_group_v4(address: u32) -> bool {
+    address.to_ne_bytes()[0] & 0xf0 == 0xe0 || address == u32::MAX
+}
+
+/// Whether `address` may not be the source of a forwarded IPv6 packet: `::`, `::1`, groups and addresses of
+/// one link only (RFC 4291).
+#[inline(always)]
+pub fn is_martian_source_v6(address: &[u32; 4]) -> bool {
+    is_link_scope_v6(address) || is_unspecified_or_loopback_v6(address)
 }
 
 /// Whether `address` is `::` or `::1`.
 #[inline(always)]
-pub fn is_unspecified_or_loopback_v6(address: &[u8; 16]) -> bool {
-    let high = u64::from_ne_bytes([
-        address[0], address[1], address[2], address[3], address[4], address[5], address[6], address[7],
-    ]);
-    let low = u64::from_be_bytes([
-        address[8],
-        address[9],
-        address[10],
-        address[11],
-        address[12],
-        address[13],
-        address[14],
-        address[15],
-    ]);
-    high == 0 && low <= 1
+pub fn is_unspecified_or_loopback_v6(address: &[u32; 4]) -> bool {
+    (address[0] | address[1] | address[2]) == 0 && u32::from_be(address[3]) <= 1
 }
 
-/// Whether `address` is `fe80::/10`, which no router forwards (RFC 4291 2.5.6).
+/// Whether `address` is a group or `fe80::/10`, which no router forwards (RFC 4291 2.5.6).
 #[inline(always)]
-pub fn is_link_local_v6(address: &[u8; 16]) -> bool {
-    address[0] == 0xfe && address[1] & 0xc0 == 0x80
-}
-
-/// Whether `address` is an IPv4 address in IPv6 form (RFC 4291 2.5.5.2).
-#[inline(always)]
-pub fn is_v4_mapped(address: &[u8; 16]) -> bool {
-    let high = u64::from_ne_bytes([
-        address[0], address[1], address[2], address[3], address[4], address[5], address[6], address[7],
-    ]);
-    high == 0 && address[8] == 0 && address[9] == 0 && address[10] == 0xff && address[11] == 0xff
+pub fn is_link_scope_v6(address: &[u32; 4]) -> bool {
+    let [first, second, ..] = address[0].to_ne_bytes();
+    first == 0xff || (first == 0xfe && second & 0xc0 == 0x80)
 }

@@ -1,6 +1,6 @@
 //! Pools of outside addresses.
 
-use crate::pod;
+use crate::{family::MappedAddress, pod};
 
 /// Elements of `POOLS`.
 pub const MAX_POOLS: u32 = 256;
@@ -38,7 +38,7 @@ pub const IN_USE: u32 = 1;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolAddress {
     /// See [`crate::family::MappedAddress`].
-    pub address: [u8; 16],
+    pub address: MappedAddress,
     /// Number of the pool it belongs to.
     pub pool: u32,
     /// [`IN_USE`].

@@ -1,6 +1,6 @@
 //! Routes: what an element of a table's trie says.
 
-use crate::pod;
+use crate::{family::MappedAddress, parse::NO_PORT, pod};
 
 /// Elements of `ROUTES_V4` and `ROUTES_V6`: tables that can exist at the same time, counting the copies
 /// that a replacement needs for a moment. Slot 0 is never used.
@@ -86,16 +86,16 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Whether a packet of `proto` to `port` (host byte order; `None`: the packet shows no ports) matches.
+    /// Whether a packet of `proto` to `port` (host byte order, or [`NO_PORT`]) matches.
     #[inline(always)]
-    pub const fn matches(&self, proto: u8, port: Option<u16>) -> bool {
+    pub const fn matches(&self, proto: u8, port: u32) -> bool {
         if self.proto != 0 && self.proto != proto {
             return false;
         }
-        match port {
-            Some(port) => self.port_low <= port && port <= self.port_high,
-            None => self.port_low == 0 && self.port_high == u16::MAX,
+        if port == NO_PORT {
+            return self.port_low == 0 && self.port_high == u16::MAX;
         }
+        self.port_low as u32 <= port && port <= self.port_high as u32
     }
 }
 
@@ -104,7 +104,7 @@ impl Rule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Router {
     /// See [`crate::family::MappedAddress`].
-    pub address: [u8; 16],
+    pub address: MappedAddress,
     /// Egress interface, 0: as the host's routing table says.
     pub ifindex: u32,
 }
@@ -116,19 +116,19 @@ pub struct Router {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BindingKey {
     /// Slot of the inside interface plus 1, network byte order.
-    pub interface: [u8; 4],
+    pub interface: u32,
     /// See [`crate::family::MappedAddress`].
-    pub source: [u8; 16],
+    pub source: MappedAddress,
 }
 
 /// [`BindingKey::interface`] of a binding that names none.
-pub const ANY_INTERFACE: [u8; 4] = [0; 4];
+pub const ANY_INTERFACE: u32 = 0;
 
 impl BindingKey {
     /// The [`BindingKey::interface`] of the interface in `slot`.
     #[inline(always)]
-    pub const fn interface(slot: u32) -> [u8; 4] {
-        (slot + 1).to_be_bytes()
+    pub const fn interface(slot: u32) -> u32 {
+        (slot + 1).to_be()
     }
 }
 

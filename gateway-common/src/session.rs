@@ -174,8 +174,8 @@ mod tests {
     #[test]
     fn the_pair_of_the_pair_is_the_tuple() {
         let inside = Tuple::<V4> {
-            source: [10, 0, 1, 2],
-            destination: [192, 0, 2, 1],
+            source: V4::address([10, 0, 1, 2]),
+            destination: V4::address([192, 0, 2, 1]),
             source_port: 4000u16.to_be_bytes(),
             destination_port: 443u16.to_be_bytes(),
             proto: 6,
@@ -184,11 +184,11 @@ mod tests {
         };
         // SAFETY: all-zero bytes are a valid `Session`.
         let mut session: Session<V4> = unsafe { core::mem::zeroed() };
-        session.translated = [198, 51, 100, 1];
+        session.translated = V4::address([198, 51, 100, 1]);
         session.translated_port = 5000u16.to_be_bytes();
         let outside = inside.pair(&session);
-        assert_eq!(outside.source, [192, 0, 2, 1]);
-        assert_eq!(outside.destination, [198, 51, 100, 1]);
+        assert_eq!(outside.source, V4::address([192, 0, 2, 1]));
+        assert_eq!(outside.destination, V4::address([198, 51, 100, 1]));
         assert_eq!(outside.source_port, 443u16.to_be_bytes());
         assert_eq!(outside.destination_port, 5000u16.to_be_bytes());
         session.translated = inside.source;

@@ -38,6 +38,21 @@ impl Verdict {
         Self::Reply,
     ];
 
+    /// The verdict with this number, if there is one.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::Direct),
+            1 => Some(Self::Snat),
+            2 => Some(Self::Eip),
+            3 => Some(Self::Proxy),
+            4 => Some(Self::Gateway),
+            5 => Some(Self::Host),
+            6 => Some(Self::Drop),
+            7 => Some(Self::Reply),
+            _ => None,
+        }
+    }
+
     /// The name used by metrics, JSON and filters.
     pub const fn name(self) -> &'static str {
         match self {

@@ -7,14 +7,14 @@ use gateway_common::{
     DropReason, Family as _, V4, V6, Verdict,
     address::{Address, LOCAL, MAX_ADDRESSES, POOL},
     checksum,
-    family::MappedAddress,
-    parse::{Bytes as _, ETHERNET_LEN, IPV6_LEN, PROTO_ICMPV6, Packet, address_v6},
+    family::{MappedAddress, is_same},
+    parse::{Bytes as _, ETHERNET_LEN, IPV6_LEN, PROTO_ICMPV6, Packet},
 };
 
 use crate::{
     family::Datapath,
     packet::{Mac, mac_words},
-    path::{Context, Outcome},
+    path::{Code, Context, Outcome},
 };
 
 /// `ICMPv6` type of a neighbour solicitation (RFC 4861 4.3).
@@ -43,16 +43,20 @@ const ARP_TYPES: u32 = u32::from_ne_bytes([0, 1, 8, 0]);
 const ARP_REQUEST: u32 = u32::from_ne_bytes([6, 4, 0, 1]);
 
 /// Answers an ARP request for a pool address; all else is the host's (RFC 826).
+#[inline(never)]
+pub(crate) fn answer_arp(context: &Context<'_>, network: usize) -> Code {
+    Code::from(try_answer_arp(context, network))
+}
+
 #[inline(always)]
-pub(crate) fn answer_arp(context: &Context<'_>, network: usize) -> Result<Outcome, DropReason> {
+fn try_answer_arp(context: &Context<'_>, network: usize) -> Result<Outcome, DropReason> {
     let frame = context.frame;
-    let Some(words) = frame.read::<[u32; 7]>(network) else { return Ok(Outcome::Host) };
+    let Some(words) = frame.read::<[u32; 7]>(network) else { return Ok(Outcome::HOST) };
     if words[0] != ARP_TYPES || words[1] != ARP_REQUEST || network != ETHERNET_LEN {
-        return Ok(Outcome::Host);
+        return Ok(Outcome::HOST);
     }
-    let target = words[6].to_ne_bytes();
-    if !speaks_for(&V4::mapped(&target)) {
-        return Ok(Outcome::Host);
+    if !speaks_for(&V4::mapped(&words[6])) {
+        return Ok(Outcome::HOST);
     }
     let sender: Mac = frame.read(network + 8).ok_or(DropReason::Truncated)?;
     let sender_address: u32 = frame.read(network + 14).ok_or(DropReason::Truncated)?;
@@ -64,8 +68,11 @@ pub(crate) fn answer_arp(context: &Context<'_>, network: usize) -> Result<Outcom
     frame.write(network + 14, words[6])?;
     frame.write(network + 18, sender)?;
     frame.write(network + 24, sender_address)?;
-    Ok(Outcome::Send { verdict: Verdict::Host, slot: context.ingress.slot })
+    Ok(Outcome { verdict: Verdict::Host, slot: context.ingress.slot })
 }
+
+/// `ff02::1` (RFC 4291 2.7.1).
+const ALL_NODES: [u32; 4] = [0xff02_0000u32.to_be(), 0, 0, 1u32.to_be()];
 
 /// Length of an advertisement with a link-layer address option.
 const ADVERTISEMENT_LEN: usize = 32;
@@ -75,25 +82,27 @@ const OVERRIDE: u8 = 0x20;
 
 /// Answers a neighbour solicitation for a pool address; all else is the host's (RFC 4861 7.2.4).
 #[inline(never)]
-pub(crate) fn answer_solicitation<F: Datapath>(
+pub(crate) fn answer_solicitation<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Code {
+    Code::from(try_answer_solicitation(context, packet))
+}
+
+#[inline(always)]
+fn try_answer_solicitation<F: Datapath>(
     context: &Context<'_>,
     packet: &Packet<F>,
 ) -> Result<Outcome, DropReason> {
     let frame = context.frame;
-    let Some(target) = frame.read::<[u32; 4]>(packet.transport + 8).map(address_v6) else {
-        return Ok(Outcome::Host);
+    let Some(target) = frame.read::<[u32; 4]>(packet.transport() + 8) else {
+        return Ok(Outcome::HOST);
     };
-    if packet.ttl != 255 || packet.transport != ETHERNET_LEN + IPV6_LEN || !speaks_for(&V6::mapped(&target)) {
-        return Ok(Outcome::Host);
+    if packet.ttl != 255 || packet.transport() != ETHERNET_LEN + IPV6_LEN || !speaks_for(&V6::mapped(&target))
+    {
+        return Ok(Outcome::HOST);
     }
     let sender: Mac = frame.read(6).ok_or(DropReason::Truncated)?;
-    let detection = F::mapped(&packet.source) == [0; 16];
+    let detection = is_same(&F::mapped(&packet.source), &[0; 4]);
     // To a host that tests the address for duplicates, the answer goes to all nodes (RFC 4861 7.2.4).
-    let destination = if detection {
-        [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
-    } else {
-        F::mapped(&packet.source)
-    };
+    let destination = if detection { ALL_NODES } else { F::mapped(&packet.source) };
     let length = (ETHERNET_LEN + IPV6_LEN + ADVERTISEMENT_LEN) as i32;
     // SAFETY: the helper changes the length; pointers are taken afresh by `write`.
     if unsafe { bpf_xdp_adjust_tail(frame.context(), length - frame.bytes() as i32) } != 0 {
@@ -119,15 +128,15 @@ pub(crate) fn answer_solicitation<F: Datapath>(
     let group: Mac = [0x3333u16.to_be(), 0, 1u16.to_be()];
     frame.write(0, if detection { group } else { sender })?;
     frame.write(6, mac_words(own))?;
-    let network = packet.network;
+    let network = packet.network();
     frame.write(network, [u32::from_ne_bytes([0x60, 0, 0, 0])])?;
     frame.write(network + 4, [u32::from_ne_bytes([0, ADVERTISEMENT_LEN as u8, PROTO_ICMPV6, 255])])?;
-    frame.write(network + 8, V6::words(&target))?;
-    frame.write(network + 24, V6::words(&destination))?;
+    frame.write(network + 8, target)?;
+    frame.write(network + 24, destination)?;
     let transport = network + IPV6_LEN;
     frame.write(transport, body)?;
     frame.write(transport + 2, (!checksum::fold(sum)).to_be())?;
-    frame.write(transport + 8, V6::words(&target))?;
+    frame.write(transport + 8, target)?;
     frame.write(transport + 24, option)?;
-    Ok(Outcome::Send { verdict: Verdict::Host, slot: context.ingress.slot })
+    Ok(Outcome { verdict: Verdict::Host, slot: context.ingress.slot })
 }

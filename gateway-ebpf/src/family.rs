@@ -2,7 +2,7 @@
 
 use gateway_common::{
     DropReason, Family, V4, V6,
-    family::MappedAddress,
+    family::{MappedAddress, is_v4},
     parse::{self, Bytes as _, Packet},
     route::Route,
     session::{Session, Tuple},
@@ -21,6 +21,8 @@ pub(crate) trait Datapath: Family {
 
     /// Reads the headers at `network`.
     fn parse(frame: &Frame<'_>, network: usize) -> Result<Packet<Self>, DropReason>;
+    /// Reads the headers of a frame without tags, options and extension headers; `None` for all others.
+    fn parse_plain(frame: &Frame<'_>) -> Result<Option<Packet<Self>>, DropReason>;
     /// Writes an address at `offset`.
     fn write_address(frame: &Frame<'_>, offset: usize, address: Self::Address) -> Result<(), DropReason>;
     /// Reads a session key at `offset`.
@@ -38,6 +40,8 @@ pub(crate) trait Datapath: Family {
     fn insert_session(tuple: &Tuple<Self>, session: &Session<Self>) -> Result<(), i32>;
     /// Removes a session element.
     fn remove_session(tuple: &Tuple<Self>) -> Result<(), i32>;
+    /// Room for this CPU's packet.
+    fn subject() -> Option<*mut session::Subject<Self>>;
     /// Scratch space of this CPU.
     fn scratch() -> Option<*mut session::Scratch<Self>>;
 
@@ -56,8 +60,13 @@ impl Datapath for V4 {
     }
 
     #[inline(always)]
-    fn write_address(frame: &Frame<'_>, offset: usize, address: [u8; 4]) -> Result<(), DropReason> {
-        frame.write(offset, u32::from_ne_bytes(address))
+    fn parse_plain(frame: &Frame<'_>) -> Result<Option<Packet<Self>>, DropReason> {
+        parse::ipv4_plain(frame)
+    }
+
+    #[inline(always)]
+    fn write_address(frame: &Frame<'_>, offset: usize, address: u32) -> Result<(), DropReason> {
+        frame.write(offset, address)
     }
 
     #[inline(always)]
@@ -68,12 +77,12 @@ impl Datapath for V4 {
 
     #[inline(always)]
     fn is_member(address: &MappedAddress) -> bool {
-        parse::is_v4_mapped(address)
+        is_v4(address)
     }
 
     #[inline(always)]
     fn is_local_scope(packet: &Packet<Self>) -> bool {
-        packet.destination[0] & 0xf0 == 0xe0 || packet.destination == [255; 4]
+        parse::is_group_v4(packet.destination)
     }
 
     #[inline(always)]
@@ -97,12 +106,17 @@ impl Datapath for V4 {
     }
 
     #[inline(always)]
+    fn subject() -> Option<*mut session::Subject<Self>> {
+        session::SUBJECT_V4.get_ptr_mut(0)
+    }
+
+    #[inline(always)]
     fn scratch() -> Option<*mut session::Scratch<Self>> {
         session::SCRATCH_V4.get_ptr_mut(0)
     }
 
     #[inline(always)]
-    fn route(slot: u32, address: [u8; 4]) -> Option<&'static Route> {
+    fn route(slot: u32, address: u32) -> Option<&'static Route> {
         route::longest_prefix_v4(slot, address)
     }
 }
@@ -118,8 +132,13 @@ impl Datapath for V6 {
     }
 
     #[inline(always)]
-    fn write_address(frame: &Frame<'_>, offset: usize, address: [u8; 16]) -> Result<(), DropReason> {
-        frame.write(offset, Self::words(&address))
+    fn parse_plain(frame: &Frame<'_>) -> Result<Option<Packet<Self>>, DropReason> {
+        parse::ipv6_plain(frame)
+    }
+
+    #[inline(always)]
+    fn write_address(frame: &Frame<'_>, offset: usize, address: [u32; 4]) -> Result<(), DropReason> {
+        frame.write(offset, address)
     }
 
     #[inline(always)]
@@ -130,18 +149,17 @@ impl Datapath for V6 {
 
     #[inline(always)]
     fn is_member(address: &MappedAddress) -> bool {
-        !parse::is_v4_mapped(address)
+        !is_v4(address)
     }
 
     #[inline(always)]
     fn is_local_scope(packet: &Packet<Self>) -> bool {
-        packet.destination[0] == 0xff || parse::is_link_local_v6(&packet.destination)
+        parse::is_link_scope_v6(&packet.destination)
     }
 
     #[inline(always)]
     fn is_martian(packet: &Packet<Self>) -> bool {
         parse::is_martian_source_v6(&packet.source)
-            || parse::is_link_local_v6(&packet.source)
             || parse::is_unspecified_or_loopback_v6(&packet.destination)
     }
 
@@ -161,12 +179,17 @@ impl Datapath for V6 {
     }
 
     #[inline(always)]
+    fn subject() -> Option<*mut session::Subject<Self>> {
+        session::SUBJECT_V6.get_ptr_mut(0)
+    }
+
+    #[inline(always)]
     fn scratch() -> Option<*mut session::Scratch<Self>> {
         session::SCRATCH_V6.get_ptr_mut(0)
     }
 
     #[inline(always)]
-    fn route(slot: u32, address: [u8; 16]) -> Option<&'static Route> {
+    fn route(slot: u32, address: [u32; 4]) -> Option<&'static Route> {
         route::longest_prefix_v6(slot, address)
     }
 }

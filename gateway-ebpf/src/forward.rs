@@ -38,9 +38,9 @@ pub(crate) fn check<F: Datapath>(packet: &Packet<F>, next_hop: &NextHop) -> Resu
 /// Writes the TTL, and the IPv4 header checksum changed by `delta`, which includes [`TTL_DELTA`].
 #[inline(always)]
 pub(crate) fn age<F: Datapath>(frame: &Frame<'_>, packet: &Packet<F>, delta: u16) -> Result<(), DropReason> {
-    frame.write::<u8>(packet.network + F::TTL, packet.ttl - 1)?;
+    frame.write::<u8>(packet.network() + F::TTL, packet.ttl - 1)?;
     if F::IS_V4 {
-        frame.update_checksum(packet.network + CHECKSUM, delta)?;
+        frame.update_checksum(packet.network() + CHECKSUM, delta)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 //! `sweep` removes sessions that the daemon suspects to be idle; it runs on the daemon's demand only.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![expect(
     internal_features,
     reason = "the BPF target has no `core::sync::atomic` types with compare and swap"
@@ -74,17 +74,17 @@ fn enter(ctx: &XdpContext, decide: impl FnOnce(&Context<'_>) -> Result<Outcome, 
     let bytes = frame.bytes();
     let result = match config::config() {
         None => Err(DropReason::Internal),
-        Some(config) if config.active == 0 => Ok(Outcome::Host),
+        Some(config) if config.active == 0 => Ok(Outcome::HOST),
         Some(config) => decide(&Context::new(&frame, config, ingress)),
     };
     match result {
-        Ok(Outcome::Host) => {
-            count::traffic(ingress.slot, NO_SLOT, Verdict::Host, bytes);
-            xdp_action::XDP_PASS
-        }
-        Ok(Outcome::Send { verdict, slot }) => {
-            count::traffic(ingress.slot, slot, verdict, bytes);
-            forward::send(ingress.slot, slot)
+        Ok(outcome) => {
+            count::traffic(ingress.slot, outcome.slot, outcome.verdict, bytes);
+            if outcome.slot == NO_SLOT {
+                xdp_action::XDP_PASS
+            } else {
+                forward::send(ingress.slot, outcome.slot)
+            }
         }
         Err(reason) => {
             count::traffic(ingress.slot, NO_SLOT, Verdict::Drop, bytes);

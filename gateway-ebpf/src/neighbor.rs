@@ -6,7 +6,7 @@
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use gateway_common::{
     DropReason,
-    family::NextHop,
+    family::{MappedAddress, NextHop, is_same},
     parse::{Bytes as _, Packet},
 };
 
@@ -15,7 +15,7 @@ use crate::{
     family::Datapath,
     fib::{self, Answer},
     packet::{Mac, mac_bytes},
-    path::Context,
+    path::{Code, Context},
 };
 
 const CACHE_BITS: u32 = 11;
@@ -27,7 +27,7 @@ struct Cached {
     generation: u32,
     /// The interface the question was asked for, and whether it is bound to it ([`BOUND`]).
     through: u32,
-    address: [u32; 4],
+    address: MappedAddress,
     next_hop: NextHop,
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn towards<F: Datapath>(
     destination: F::Address,
 ) -> Result<NextHop, DropReason> {
     let through = context.frame.ingress_ifindex();
-    ask::<F>(context, &Question { source, destination, through, learn: false })
+    ask::<F>(context, Question { source, destination, through, learn: false })
 }
 
 /// Where the router `destination` is reached through the interface `egress`.
@@ -63,7 +63,7 @@ pub(crate) fn through<F: Datapath>(
     source: F::Address,
     destination: F::Address,
 ) -> Result<NextHop, DropReason> {
-    ask::<F>(context, &Question { source, destination, through: egress | BOUND, learn: false })
+    ask::<F>(context, Question { source, destination, through: egress | BOUND, learn: false })
 }
 
 /// The way back to a packet's source, which must lead through the interface it came from (strict reverse
@@ -82,7 +82,7 @@ pub(crate) fn back<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Re
         through: context.frame.ingress_ifindex(),
         learn: true,
     };
-    match ask::<F>(context, &question) {
+    match ask::<F>(context, question) {
         Ok(next_hop) if u32::from(next_hop.slot) == context.ingress.slot => Ok(next_hop),
         Err(DropReason::Internal) => Err(DropReason::Internal),
         _ => Err(DropReason::SpoofedSource),
@@ -99,11 +99,32 @@ struct Question<F: Datapath> {
     learn: bool,
 }
 
-/// Answers from the cache, or asks the host's tables. A function of its own, for its stack.
+/// Answers from the cache, or asks the host's tables.
+#[inline(always)]
+fn ask<F: Datapath>(context: &Context<'_>, question: Question<F>) -> Result<NextHop, DropReason> {
+    let mut next_hop = NextHop::default();
+    match answer::<F>(context, &question, &mut next_hop).result() {
+        Ok(_) => Ok(next_hop),
+        Err(reason) => Err(reason),
+    }
+}
+
+/// [`ask`] as a function of its own, for its stack.
 #[inline(never)]
-fn ask<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Result<NextHop, DropReason> {
+fn answer<F: Datapath>(context: &Context<'_>, question: &Question<F>, next_hop: &mut NextHop) -> Code {
+    match try_answer(context, question) {
+        Ok(found) => {
+            *next_hop = found;
+            Code::OK
+        }
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_answer<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Result<NextHop, DropReason> {
     let through = question.through;
-    let address = F::mapped_words(&question.destination);
+    let address = F::mapped(&question.destination);
     let slot = NEXT_HOPS.get_ptr_mut(hash(&address, through) >> (32 - CACHE_BITS));
     if let Some(entry) = slot {
         // SAFETY: the element is this CPU's own and programs do not preempt each other.
@@ -141,15 +162,9 @@ fn ask<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Result<Nex
     Ok(next_hop)
 }
 
-/// Word by word: the comparison of arrays calls `memcmp`, which needs copies on the stack.
-#[inline(always)]
-fn is_same(a: &[u32; 4], b: &[u32; 4]) -> bool {
-    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
-}
-
 /// Multiplicative hash; the useful bits are the high ones.
 #[inline(always)]
-fn hash(address: &[u32; 4], through: u32) -> u32 {
+fn hash(address: &MappedAddress, through: u32) -> u32 {
     let mixed = address[3] ^ address[2].rotate_left(7) ^ address[1].rotate_left(14) ^ address[0] ^ through;
     mixed.wrapping_mul(0x9e37_79b1)
 }

@@ -15,19 +15,19 @@ use aya_ebpf::{
 use gateway_common::{
     DropReason, Verdict, checksum,
     config::Config,
-    family::{MappedAddress, NextHop},
-    parse::{Flow, Fragment, Packet},
+    family::{MappedAddress, is_same},
+    parse::{Flow, Fragment, Packet, Transport},
     pool::{IN_USE, MAX_POOL_ADDRESSES, MAX_POOLS, Pool, PoolAddress},
-    route::Route,
     session::{SIDE_INSIDE, SIDE_OUTSIDE, TCP_ACK, TCP_SYN},
 };
 
 use crate::{
     config, count,
     family::Datapath,
-    forward, neighbor,
-    path::{self, Context, Outcome},
+    forward,
+    path::{self, Code, Context, Outcome},
     rewrite,
+    session::Subject,
 };
 
 #[btf_map]
@@ -54,20 +54,20 @@ const ENOMEM: i32 = -12;
 pub(crate) fn owns(index: u16, address: &MappedAddress) -> bool {
     POOL_ADDRESSES
         .get(u32::from(index))
-        .is_some_and(|found| found.flags & IN_USE != 0 && found.address == *address)
+        .is_some_and(|found| found.flags & IN_USE != 0 && is_same(&found.address, address))
 }
 
 /// Opens a session for a packet from the inside and sends the packet on its way.
+#[inline(never)]
+pub(crate) fn open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Code {
+    Code::from(try_open(context, subject))
+}
+
 #[inline(always)]
-pub(crate) fn open<F: Datapath>(
-    context: &Context<'_>,
-    packet: &Packet<F>,
-    route: &Route,
-    back: NextHop,
-) -> Result<Outcome, DropReason> {
-    let (source_port, destination_port) = ports(packet)?;
-    let next_hop = neighbor::towards::<F>(context, packet.source, packet.destination)?;
-    forward::check(packet, &next_hop)?;
+fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<Outcome, DropReason> {
+    let Subject { packet, route, back, forth: next_hop, .. } = subject;
+    let Transport { source_port, destination_port, .. } = packet.transport_layer;
+    forward::check(packet, next_hop)?;
     let pool = POOLS.get(route.object).ok_or(DropReason::Internal)?;
     let (count, low, high) = (pool.count, u32::from(pool.port_low), u32::from(pool.port_high));
     if count == 0 || low > high {
@@ -93,7 +93,7 @@ pub(crate) fn open<F: Datapath>(
     answer.last_seen = now;
     answer.packets = 0;
     answer.bytes = 0;
-    answer.next_hop = back;
+    answer.next_hop = *back;
     answer.translated = packet.source;
     answer.translated_port = source_port;
     answer.tcp_seen = 0;
@@ -104,13 +104,13 @@ pub(crate) fn open<F: Datapath>(
     let mut claim = Claim {
         first: pool.first,
         count,
-        start: start::<F>(context.config, &packet.source) % count,
+        start: remainder(start::<F>(context.config, &packet.source), count),
         low,
         ports: high - low + 1,
         // SAFETY: the helper has no arguments.
         random: unsafe { bpf_get_prandom_u32() },
         client_sum: F::sum(&packet.source),
-        pseudo_header: u32::from(F::IS_V4 && matches!(packet.flow, Flow::Echo { .. })) ^ 1,
+        pseudo_header: u32::from(F::IS_V4 && matches!(packet.transport_layer.flow, Flow::EchoRequest)) ^ 1,
         chosen: 0,
         result: EEXIST,
     };
@@ -127,7 +127,7 @@ pub(crate) fn open<F: Datapath>(
     let port = scratch.outside.destination_port;
     let forward = &mut scratch.inside_session;
     *forward = scratch.outside_session;
-    forward.next_hop = next_hop;
+    forward.next_hop = *next_hop;
     forward.translated = translated;
     forward.translated_port = port;
     // The way out changes the checksums by the opposite of what the way back does, and one hop.
@@ -137,8 +137,8 @@ pub(crate) fn open<F: Datapath>(
     forward.transport_delta = claim.transport_delta(claim.client_sum, source_port, pool_sum, port);
     forward.packets = 1;
     forward.bytes = u64::from(packet.length);
-    if let Flow::Tcp { flags, .. } = packet.flow {
-        forward.tcp_seen = flags;
+    if matches!(packet.transport_layer.flow, Flow::Tcp) {
+        forward.tcp_seen = packet.transport_layer.detail;
     }
     if let Err(error) = F::insert_session(&scratch.inside, forward) {
         // Give the port back. Nobody can have used it: no packet has left with it.
@@ -148,7 +148,7 @@ pub(crate) fn open<F: Datapath>(
         {
             // Another CPU opened the session with an earlier packet of this flow.
             // SAFETY: the pointer is to a map value.
-            return path::established(context, packet, unsafe { &mut *session }, SIDE_INSIDE);
+            return path::established_code(context, packet, unsafe { &mut *session }, SIDE_INSIDE).result();
         }
         return Err(reason(error));
     }
@@ -159,34 +159,46 @@ pub(crate) fn open<F: Datapath>(
     });
     count::route(route.counter, context.bytes);
     rewrite::translate(context.frame, packet, forward, SIDE_INSIDE)?;
-    forward::readdress::<F>(context.frame, packet.network, &next_hop)?;
-    Ok(Outcome::Send { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) })
+    forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
+    Ok(Outcome { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) })
 }
 
-/// The ports of a packet that may open a session.
+/// Whether a packet may open a session.
 #[inline(always)]
-fn ports<F: Datapath>(packet: &Packet<F>) -> Result<([u8; 2], [u8; 2]), DropReason> {
+pub(crate) fn may_open<F: Datapath>(packet: &Packet<F>) -> Result<(), DropReason> {
     if !matches!(packet.fragment, Fragment::Whole) {
         return Err(DropReason::FragmentUnmatched);
     }
-    match packet.flow {
+    match packet.transport_layer.flow {
         // Only a SYN opens a connection: what belongs to one that the gateway does not know is not let out
         // under an address its server has never seen.
-        Flow::Tcp { flags, .. } if flags & (TCP_SYN | TCP_ACK) != TCP_SYN => Err(DropReason::NoSession),
-        Flow::Echo { request: false, .. } | Flow::Icmp(_) => Err(DropReason::NoSession),
-        Flow::Other => Err(DropReason::UnsupportedProtocol),
-        Flow::Tcp { .. } | Flow::Udp { .. } | Flow::Echo { request: true, .. } => {
-            packet.ports().ok_or(DropReason::Internal)
+        Flow::Tcp if packet.transport_layer.detail & (TCP_SYN | TCP_ACK) != TCP_SYN => {
+            Err(DropReason::NoSession)
         }
+        Flow::EchoReply | Flow::Icmp => Err(DropReason::NoSession),
+        Flow::Other => Err(DropReason::UnsupportedProtocol),
+        Flow::Tcp | Flow::Udp | Flow::EchoRequest => Ok(()),
     }
 }
 
 /// Where a client begins in the list of a pool's addresses: always at the same one.
 #[inline(always)]
 fn start<F: Datapath>(config: &Config, client: &F::Address) -> u32 {
-    let words = F::mapped_words(client);
+    let words = F::mapped(client);
     let mixed = (words[3] ^ config.secret).wrapping_mul(0x9e37_79b1) ^ words[2].rotate_left(16) ^ words[1];
     (mixed ^ words[0]).wrapping_mul(0x85eb_ca6b) >> 8
+}
+
+/// `a % b` without the check for 0 that would panic; 0 there.
+#[inline(always)]
+fn remainder(a: u32, b: u32) -> u32 {
+    a.checked_rem(b).unwrap_or(0)
+}
+
+/// `a / b`, as [`remainder`].
+#[inline(always)]
+fn quotient(a: u32, b: u32) -> u32 {
+    a.checked_div(b).unwrap_or(0)
 }
 
 /// State of the search for an address and a port; the tuples are in the scratch element.
@@ -214,7 +226,10 @@ impl Claim {
         let scan = self.count * FIRST_TRIES;
         if index >= scan {
             let at = index - scan;
-            return (at / self.ports, Some(self.low + (self.random.wrapping_add(at)) % self.ports));
+            return (
+                quotient(at, self.ports),
+                Some(self.low + remainder(self.random.wrapping_add(at), self.ports)),
+            );
         }
         let attempt = index % FIRST_TRIES;
         let address = index / FIRST_TRIES;
@@ -223,7 +238,7 @@ impl Claim {
         }
         // One random number gives all the ports of a search: the steps of a Weyl sequence.
         let random = self.random.wrapping_add(index.wrapping_mul(0x9e37_79b1)) >> 8;
-        (address, Some(self.low + random % self.ports))
+        (address, Some(self.low + remainder(random, self.ports)))
     }
 
     /// Change of the transport checksum when address and port change.
@@ -242,7 +257,9 @@ unsafe extern "C" fn attempt<F: Datapath>(index: u32, claim: *mut c_void) -> i64
     // SAFETY: the scratch element is this CPU's own.
     let scratch = unsafe { &mut *scratch };
     let (nth, port) = claim.candidate(index);
-    let Some(member) = POOL_MEMBERS.get(claim.first + (claim.start + nth) % claim.count) else { return 0 };
+    let Some(member) = POOL_MEMBERS.get(claim.first + remainder(claim.start + nth, claim.count)) else {
+        return 0;
+    };
     let Some(address) = POOL_ADDRESSES.get(*member) else { return 0 };
     if address.flags & IN_USE == 0 || !F::is_member(&address.address) {
         return 0;

@@ -1,10 +1,16 @@
 //! Access to the frame: the only raw packet pointers of the crate.
 
+use core::{arch::asm, intrinsics::is_val_statically_known};
+
 use aya_ebpf::{EbpfContext as _, programs::XdpContext};
 use gateway_common::{
     DropReason, checksum,
     parse::{Bytes, Wire},
 };
+
+/// Bound of every offset: tags, the longest headers that the parser follows, and what lies behind them. Offsets
+/// that were stored in between come back to the verifier without theirs.
+const MAX_OFFSET: usize = 16_383;
 
 /// A MAC address in words of memory order.
 pub(crate) type Mac = [u16; 3];
@@ -44,9 +50,17 @@ impl<'a> Frame<'a> {
     }
 
     /// Length of the frame.
+    ///
+    /// Read as volatile: where the compiler knows that an offset is within the length, it leaves out the check
+    /// against the end that the verifier wants to see.
     #[inline(always)]
     pub(crate) fn bytes(&self) -> u64 {
-        (self.ctx.data_end() - self.ctx.data()) as u64
+        // SAFETY: the context is valid while the program runs.
+        unsafe {
+            let end = (&raw const (*self.ctx.ctx).data_end).read_volatile();
+            let start = (&raw const (*self.ctx.ctx).data).read_volatile();
+            u64::from(end) - u64::from(start)
+        }
     }
 
     /// The program's context, for helpers.
@@ -88,7 +102,17 @@ impl<'a> Frame<'a> {
     /// unaligned words, and the verifier rejects the program on one that does not.
     #[inline(always)]
     fn pointer<T: Wire>(&self, offset: usize) -> Option<*mut T> {
-        let start = self.ctx.data() + offset;
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let mut start = self.ctx.data() + offset;
+        if !is_val_statically_known(offset) {
+            // The verifier must see the check and the access made with one register: without this the compiler
+            // is free to add up the two separately.
+            // An empty template would leave two line records at one instruction, which the kernel rejects.
+            // SAFETY: the instruction does nothing.
+            unsafe { asm!("{0} = {0}", inout(reg) start, options(nomem, nostack, preserves_flags, pure)) };
+        }
         if start + size_of::<T>() > self.ctx.data_end() {
             return None;
         }

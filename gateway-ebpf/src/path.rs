@@ -15,8 +15,11 @@ use gateway_common::{
     address::{BROADCAST, LOCAL, POOL},
     config::{Config, DECIDE_V4, DECIDE_V6, PROGRAM_COUNT},
     family::NextHop,
-    interface::{INSIDE, Interface, OUTSIDE},
-    parse::{self, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Flow, Fragment, Link, Packet},
+    interface::{INSIDE, Interface, NO_SLOT, OUTSIDE},
+    parse::{
+        self, Bytes as _, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN,
+        Flow, Fragment, Packet,
+    },
     route::Target,
     session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, TCP_RST, TCP_SYN, Tuple},
 };
@@ -28,20 +31,76 @@ use crate::{
     packet::Frame,
     rewrite,
     route::{self, Query},
-    session,
+    session::{self, Subject},
 };
 
 /// What the program does with a packet that it does not drop.
-pub(crate) enum Outcome {
-    /// Left to the host's own stack, unchanged.
-    Host,
-    /// Sent out through `slot`.
-    Send {
-        /// Why.
-        verdict: Verdict,
-        /// Egress slot.
-        slot: u32,
-    },
+#[derive(Clone, Copy)]
+pub(crate) struct Outcome {
+    /// What becomes of it.
+    pub(crate) verdict: Verdict,
+    /// Egress slot; [`NO_SLOT`]: left to the host's own stack, unchanged.
+    pub(crate) slot: u32,
+}
+
+impl Outcome {
+    /// Left to the host's own stack.
+    pub(crate) const HOST: Self = Self { verdict: Verdict::Host, slot: NO_SLOT };
+}
+
+/// The result of a stage that is a function of its own. The verifier wants every bit of a returned register to
+/// be written, and a `Result` leaves some out.
+///
+/// A drop is its reason; [`Code::OPEN`] is 0; all else is `(slot + 1) << 8 | verdict`.
+#[derive(Clone, Copy)]
+pub(crate) struct Code(u64);
+
+impl Code {
+    /// Nothing to report.
+    pub(crate) const OK: Self = Self::outcome(Outcome::HOST);
+
+    /// The packet needs a session.
+    pub(crate) const OPEN: Self = Self(0);
+
+    /// Whether this is [`Code::OPEN`].
+    #[inline(always)]
+    pub(crate) const fn is_open(self) -> bool {
+        self.0 == 0
+    }
+
+    /// A drop.
+    #[inline(always)]
+    pub(crate) const fn drop(reason: DropReason) -> Self {
+        Self(reason as u64)
+    }
+
+    /// A packet that goes on.
+    #[inline(always)]
+    pub(crate) const fn outcome(outcome: Outcome) -> Self {
+        Self(((outcome.slot as u64) + 1) << 8 | outcome.verdict as u64)
+    }
+
+    /// Encodes a result.
+    #[inline(always)]
+    pub(crate) fn from(result: Result<Outcome, DropReason>) -> Self {
+        match result {
+            Ok(outcome) => Self::outcome(outcome),
+            Err(reason) => Self::drop(reason),
+        }
+    }
+
+    /// Decodes it.
+    #[inline(always)]
+    pub(crate) fn result(self) -> Result<Outcome, DropReason> {
+        let low = self.0 as u8;
+        match (self.0 >> 8) as u32 {
+            0 => Err(DropReason::from_number(low).unwrap_or(DropReason::Internal)),
+            slot => Ok(Outcome {
+                verdict: Verdict::from_number(low).ok_or(DropReason::Internal)?,
+                slot: slot - 1,
+            }),
+        }
+    }
 }
 
 /// Everything that stays the same along one packet's path.
@@ -72,22 +131,28 @@ static PROGRAMS: ProgramArray<{ PROGRAM_COUNT as usize }> = ProgramArray::new();
 /// handed to [`decide`].
 #[inline(always)]
 pub(crate) fn fast(context: &Context<'_>, ctx: &XdpContext) -> Result<Outcome, DropReason> {
-    let link = parse::link(context.frame).ok_or(DropReason::Truncated)?;
-    if link.vlan {
-        // A tagged frame belongs to the VLAN device, which is an interface of its own.
-        return Ok(Outcome::Host);
-    }
-    match link.ethertype {
-        ETHERTYPE_IPV4 => match fast_ip::<V4>(context, &link)? {
+    let ethertype = context.frame.read::<u16>(12).ok_or(DropReason::Truncated)?;
+    match u16::from_be(ethertype) {
+        ETHERTYPE_IPV4 => match fast_ip::<V4>(context)? {
             Some(outcome) => Ok(outcome),
             None => hand_over::<DECIDE_V4>(ctx),
         },
-        ETHERTYPE_IPV6 => match fast_ip::<V6>(context, &link)? {
+        ETHERTYPE_IPV6 => match fast_ip::<V6>(context)? {
             Some(outcome) => Ok(outcome),
             None => hand_over::<DECIDE_V6>(ctx),
         },
         ETHERTYPE_ARP => hand_over::<DECIDE_V4>(ctx),
-        _ => Ok(Outcome::Host),
+        ETHERTYPE_VLAN | ETHERTYPE_QINQ => {
+            let link = parse::link(context.frame).ok_or(DropReason::Truncated)?;
+            match link.ethertype {
+                // A tagged frame belongs to the VLAN device, which is an interface of its own.
+                _ if link.vlan => Ok(Outcome::HOST),
+                ETHERTYPE_IPV4 => hand_over::<DECIDE_V4>(ctx),
+                ETHERTYPE_IPV6 => hand_over::<DECIDE_V6>(ctx),
+                _ => Ok(Outcome::HOST),
+            }
+        }
+        _ => Ok(Outcome::HOST),
     }
 }
 
@@ -101,43 +166,72 @@ fn hand_over<const PROGRAM: u32>(ctx: &XdpContext) -> Result<Outcome, DropReason
 }
 
 /// Decides a packet of family `F` (with IPv4: or ARP) that has no confirmed session.
+///
+/// The stages are functions of their own, so that each gives its stack back.
 #[inline(always)]
 pub(crate) fn decide<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropReason> {
     let link = parse::link(context.frame).ok_or(DropReason::Truncated)?;
     if F::IS_V4 && link.ethertype == ETHERTYPE_ARP {
-        return address::answer_arp(context, link.network);
+        return address::answer_arp(context, link.network).result();
     }
-    let packet = F::parse(context.frame, link.network)?;
-    if !F::IS_V4 && matches!(packet.flow, Flow::Icmp(address::NEIGHBOR_SOLICITATION)) {
-        return address::answer_solicitation(context, &packet);
+    let subject = F::subject().ok_or(DropReason::Internal)?;
+    // SAFETY: the element is this CPU's own and programs do not preempt each other.
+    let subject = unsafe { &mut *subject };
+    read(context.frame, link.network, subject).result()?;
+    let packet = &subject.packet;
+    if !F::IS_V4
+        && matches!(packet.transport_layer.flow, Flow::Icmp)
+        && packet.transport_layer.detail == address::NEIGHBOR_SOLICITATION
+    {
+        return address::answer_solicitation(context, packet).result();
     }
-    if link.group || F::is_local_scope(&packet) {
-        return Ok(Outcome::Host);
+    if link.group || F::is_local_scope(packet) {
+        return Ok(Outcome::HOST);
     }
-    if F::is_martian(&packet) {
+    if F::is_martian(packet) {
         return Err(DropReason::Malformed);
     }
-    let side = side(context, &packet);
-    if let Some(tuple) = tuple(&packet, side)
-        && let Some(session) = F::session(&tuple)
+    let side = side(context, packet);
+    subject.tuple.side = side;
+    if packet.is_trackable()
+        && let Some(session) = F::session(&subject.tuple)
     {
         // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
         let session = unsafe { &mut *session };
         if session.generation != context.generation {
-            confirm(context, &packet, &tuple, session)?;
+            confirm(context, subject, session).result()?;
         }
-        return established(context, &packet, session, side);
+        return established_code(context, packet, session, side).result();
     }
-    if side == SIDE_INSIDE { from_inside(context, &packet) } else { from_outside(context, &packet) }
+    if side == SIDE_OUTSIDE {
+        return from_outside(context, packet).result();
+    }
+    let code = from_inside(context, subject);
+    if code.is_open() { open::open(context, subject).result() } else { code.result() }
+}
+
+/// Reads the packet at `network`, and prepares the key of its session.
+#[inline(never)]
+fn read<F: Datapath>(frame: &Frame<'_>, network: usize, subject: &mut Subject<F>) -> Code {
+    match F::parse(frame, network) {
+        Ok(packet) => {
+            subject.packet = packet;
+            subject.tuple = tuple(&packet, SIDE_INSIDE);
+            Code::OK
+        }
+        Err(reason) => Code::drop(reason),
+    }
 }
 
 /// [`fast`] for an IP packet; `None` where it takes a decision.
 #[inline(always)]
-fn fast_ip<F: Datapath>(context: &Context<'_>, link: &Link) -> Result<Option<Outcome>, DropReason> {
-    let packet = F::parse(context.frame, link.network)?;
+fn fast_ip<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropReason> {
+    let Some(packet) = F::parse_plain(context.frame)? else { return Ok(None) };
+    if !packet.is_trackable() {
+        return Ok(None);
+    }
     let side = side(context, &packet);
-    let Some(tuple) = tuple(&packet, side) else { return Ok(None) };
-    let Some(session) = F::session(&tuple) else { return Ok(None) };
+    let Some(session) = F::session(&tuple(&packet, side)) else { return Ok(None) };
     // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
     let session = unsafe { &mut *session };
     if session.generation != context.generation {
@@ -146,22 +240,18 @@ fn fast_ip<F: Datapath>(context: &Context<'_>, link: &Link) -> Result<Option<Out
     established(context, &packet, session, side).map(Some)
 }
 
-/// The key of the packet's session, where it can have one.
+/// The key of the packet's session.
 #[inline(always)]
-fn tuple<F: Datapath>(packet: &Packet<F>, side: u8) -> Option<Tuple<F>> {
-    if !matches!(packet.fragment, Fragment::Whole) {
-        return None;
-    }
-    let (source_port, destination_port) = packet.ports()?;
-    Some(Tuple {
+fn tuple<F: Datapath>(packet: &Packet<F>, side: u8) -> Tuple<F> {
+    Tuple {
         source: packet.source,
         destination: packet.destination,
-        source_port,
-        destination_port,
+        source_port: packet.transport_layer.source_port,
+        destination_port: packet.transport_layer.destination_port,
         proto: packet.proto,
         side,
         reserved: [0; 2],
-    })
+    }
 }
 
 /// Which side a packet comes from. On a one-armed interface, what is for a pool's address is an answer.
@@ -191,7 +281,8 @@ pub(crate) fn established<F: Datapath>(
     if session.last_seen != now {
         session.last_seen = now;
     }
-    if let Flow::Tcp { flags, .. } = packet.flow {
+    if matches!(packet.transport_layer.flow, Flow::Tcp) {
+        let flags = packet.transport_layer.detail;
         // A SYN begins the connection anew, also on a tuple that has been used before.
         let seen = if flags & TCP_SYN != 0 { flags } else { session.tcp_seen | flags };
         if session.tcp_seen != seen {
@@ -205,20 +296,39 @@ pub(crate) fn established<F: Datapath>(
     session.bytes += u64::from(packet.length);
     count::route(session.counter, context.bytes);
     rewrite::translate(context.frame, packet, session, side)?;
-    forward::readdress::<F>(context.frame, packet.network, &next_hop)?;
+    forward::readdress::<F>(context.frame, packet.network(), &next_hop)?;
     let verdict = if side == SIDE_INSIDE { Verdict::Snat } else { Verdict::Reply };
-    Ok(Outcome::Send { verdict, slot: u32::from(next_hop.slot) })
+    Ok(Outcome { verdict, slot: u32::from(next_hop.slot) })
+}
+
+/// [`established`] as a function of its own.
+#[inline(never)]
+pub(crate) fn established_code<F: Datapath>(
+    context: &Context<'_>,
+    packet: &Packet<F>,
+    session: &mut Session<F>,
+    side: u8,
+) -> Code {
+    Code::from(established(context, packet, session, side))
 }
 
 /// Looks again at a session that was decided under another generation: cuts it where the policy does not
 /// allow it any more, and refreshes its next hop. A session stays on the pool it has.
 #[inline(never)]
-fn confirm<F: Datapath>(
+fn confirm<F: Datapath>(context: &Context<'_>, subject: &Subject<F>, session: &mut Session<F>) -> Code {
+    match try_confirm(context, subject, session) {
+        Ok(()) => Code::OK,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_confirm<F: Datapath>(
     context: &Context<'_>,
-    packet: &Packet<F>,
-    tuple: &Tuple<F>,
+    subject: &Subject<F>,
     session: &mut Session<F>,
 ) -> Result<(), DropReason> {
+    let Subject { packet, tuple, .. } = subject;
     if !session::revive(tuple, session) {
         return Err(DropReason::NoSession);
     }
@@ -268,14 +378,28 @@ fn confirm<F: Datapath>(
 
 /// A packet from the inside without a session.
 #[inline(never)]
-fn from_inside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<Outcome, DropReason> {
+fn from_inside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    match try_from_inside(context, subject) {
+        Ok(Some(outcome)) => Code::outcome(outcome),
+        Ok(None) => Code::OPEN,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+/// `None`: `subject` is ready for [`open::open`].
+#[inline(always)]
+fn try_from_inside<F: Datapath>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+) -> Result<Option<Outcome>, DropReason> {
+    let packet = &subject.packet;
     if let Some(found) = address::find(&F::mapped(&packet.destination)) {
         if found.flags & (LOCAL | BROADCAST) != 0 {
-            return Ok(Outcome::Host);
+            return Ok(Some(Outcome::HOST));
         }
         return Err(DropReason::NoSession);
     }
-    let back = neighbor::back(context, packet)?;
+    subject.back = neighbor::back(context, packet)?;
     let query = Query::<F> {
         source: packet.source,
         destination: packet.destination,
@@ -285,17 +409,20 @@ fn from_inside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result
     let found = route::lookup(context.config, context.ingress.slot, &query).ok_or(DropReason::NoRoute)?;
     let target = Target::from_number(found.target).ok_or(DropReason::Internal)?;
     if matches!(target, Target::Pool) {
-        return open::open(context, packet, &found, back);
+        open::may_open(packet)?;
+        subject.route = found;
+        subject.forth = neighbor::towards::<F>(context, packet.source, packet.destination)?;
+        return Ok(None);
     }
     count::route(found.counter, context.bytes);
     match target {
         Target::None => Err(DropReason::NoRoute),
         Target::Blackhole => Err(DropReason::Blackhole),
         Target::Prohibit => Err(DropReason::Prohibited),
-        Target::Host => Ok(Outcome::Host),
+        Target::Host => Ok(Some(Outcome::HOST)),
         Target::Direct => {
             let next_hop = neighbor::towards::<F>(context, packet.source, packet.destination)?;
-            untracked(context, packet, &next_hop, Verdict::Direct)
+            untracked(context, packet, &next_hop, Verdict::Direct).map(Some)
         }
         Target::Gateway => {
             let router = route::router(found.object).ok_or(DropReason::Internal)?;
@@ -305,7 +432,7 @@ fn from_inside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result
             } else {
                 neighbor::through::<F>(context, router.ifindex, packet.source, address)?
             };
-            untracked(context, packet, &next_hop, Verdict::Gateway)
+            untracked(context, packet, &next_hop, Verdict::Gateway).map(Some)
         }
         Target::Pool => Err(DropReason::Internal),
     }
@@ -316,10 +443,15 @@ fn from_inside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result
 /// An inside host's own address may be answered where its table sends packets to the answering host
 /// untranslated; the host's IP input would let in everything, so what is for an inside host stops here.
 #[inline(never)]
-fn from_outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<Outcome, DropReason> {
+fn from_outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Code {
+    Code::from(try_from_outside(context, packet))
+}
+
+#[inline(always)]
+fn try_from_outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<Outcome, DropReason> {
     if let Some(found) = address::find(&F::mapped(&packet.destination)) {
         if found.flags & (LOCAL | BROADCAST) != 0 {
-            return Ok(Outcome::Host);
+            return Ok(Outcome::HOST);
         }
         return Err(match packet.fragment {
             Fragment::Whole => DropReason::NoSession,
@@ -327,12 +459,12 @@ fn from_outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Resul
         });
     }
     let next_hop = match neighbor::towards::<F>(context, packet.source, packet.destination) {
-        Err(DropReason::NoRoute) => return Ok(Outcome::Host),
+        Err(DropReason::NoRoute) => return Ok(Outcome::HOST),
         result => result?,
     };
     let slot = u32::from(next_hop.slot);
     if context.config.inside_slots & (1 << (slot & 31)) == 0 {
-        return Ok(Outcome::Host);
+        return Ok(Outcome::HOST);
     }
     neighbor::back(context, packet)?;
     let query = Query::<F> {
@@ -349,7 +481,7 @@ fn from_outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Resul
         }
         Target::None | Target::Blackhole | Target::Prohibit => Err(DropReason::NoRoute),
         Target::Pool => Err(DropReason::NoSession),
-        Target::Host => Ok(Outcome::Host),
+        Target::Host => Ok(Outcome::HOST),
     }
 }
 
@@ -363,6 +495,6 @@ fn untracked<F: Datapath>(
 ) -> Result<Outcome, DropReason> {
     forward::check(packet, next_hop)?;
     forward::age(context.frame, packet, forward::TTL_DELTA)?;
-    forward::readdress::<F>(context.frame, packet.network, next_hop)?;
-    Ok(Outcome::Send { verdict, slot: u32::from(next_hop.slot) })
+    forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
+    Ok(Outcome { verdict, slot: u32::from(next_hop.slot) })
 }

@@ -23,21 +23,21 @@ pub(crate) fn translate<F: Datapath>(
 ) -> Result<(), DropReason> {
     let (address, port) = if side == SIDE_INSIDE { (F::SOURCE, 0) } else { (F::DESTINATION, 2) };
     forward::age(frame, packet, session.network_delta)?;
-    F::write_address(frame, packet.network + address, session.translated)?;
+    F::write_address(frame, packet.network() + address, session.translated)?;
     let translated_port = u16::from_ne_bytes(session.translated_port);
-    match packet.flow {
-        Flow::Tcp { .. } => {
-            frame.write::<u16>(packet.transport + port, translated_port)?;
-            frame.update_checksum(packet.transport + TCP_CHECKSUM, session.transport_delta)
+    match packet.transport_layer.flow {
+        Flow::Tcp => {
+            frame.write::<u16>(packet.transport() + port, translated_port)?;
+            frame.update_checksum(packet.transport() + TCP_CHECKSUM, session.transport_delta)
         }
-        Flow::Udp { .. } => {
-            frame.write::<u16>(packet.transport + port, translated_port)?;
-            frame.update_udp_checksum(packet.transport + UDP_CHECKSUM, session.transport_delta)
+        Flow::Udp => {
+            frame.write::<u16>(packet.transport() + port, translated_port)?;
+            frame.update_udp_checksum(packet.transport() + UDP_CHECKSUM, session.transport_delta)
         }
-        Flow::Echo { .. } => {
-            frame.write::<u16>(packet.transport + ICMP_ID, translated_port)?;
-            frame.update_checksum(packet.transport + ICMP_CHECKSUM, session.transport_delta)
+        Flow::EchoRequest | Flow::EchoReply => {
+            frame.write::<u16>(packet.transport() + ICMP_ID, translated_port)?;
+            frame.update_checksum(packet.transport() + ICMP_CHECKSUM, session.transport_delta)
         }
-        Flow::Icmp(_) | Flow::Other => Err(DropReason::UnsupportedProtocol),
+        Flow::Icmp | Flow::Other => Err(DropReason::UnsupportedProtocol),
     }
 }

@@ -1,7 +1,10 @@
 //! Maps `BINDINGS`, `ROUTES_V4`, `ROUTES_V6`, `RULES` and `ROUTERS`: which route decides a packet.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, LpmTrie, lpm_trie::Key},
+    helpers::generated::bpf_loop,
     macros::btf_map,
 };
 use gateway_common::{
@@ -20,11 +23,10 @@ static BINDINGS: ArrayOfMaps<LpmTrie<BindingKey, u32, { MAX_BINDINGS as usize }>
 
 // The capacity of the inner tries is set when they are made; the kernel does not compare it.
 #[btf_map]
-static ROUTES_V4: ArrayOfMaps<LpmTrie<[u8; 4], Route, 1024>, { MAX_TABLE_SLOTS as usize }> =
-    ArrayOfMaps::new();
+static ROUTES_V4: ArrayOfMaps<LpmTrie<u32, Route, 1024>, { MAX_TABLE_SLOTS as usize }> = ArrayOfMaps::new();
 
 #[btf_map]
-static ROUTES_V6: ArrayOfMaps<LpmTrie<[u8; 16], Route, 1024>, { MAX_TABLE_SLOTS as usize }> =
+static ROUTES_V6: ArrayOfMaps<LpmTrie<[u32; 4], Route, 1024>, { MAX_TABLE_SLOTS as usize }> =
     ArrayOfMaps::new();
 
 #[btf_map]
@@ -41,8 +43,8 @@ pub(crate) struct Query<F: Datapath> {
     pub(crate) destination: F::Address,
     /// IP protocol.
     pub(crate) proto: u8,
-    /// The outside host's port, host byte order, where the packet shows one.
-    pub(crate) port: Option<u16>,
+    /// The outside host's port, see [`gateway_common::parse::Packet::server_port`].
+    pub(crate) port: u32,
 }
 
 /// The route that decides `query` of a host behind the interface in slot `inside`; `None` where nothing covers it.
@@ -50,34 +52,72 @@ pub(crate) struct Query<F: Datapath> {
 pub(crate) fn lookup<F: Datapath>(config: &Config, inside: u32, query: &Query<F>) -> Option<Route> {
     let table = table::<F>(config, inside, query.source)?;
     let route = F::route(table, query.destination)?;
-    let rules = u32::from(route.rules);
-    for at in 0..MAX_RULES_PER_PREFIX {
-        if at >= rules {
-            break;
-        }
-        let rule = RULES.get(route.rule + at)?;
-        if rule.matches(query.proto, query.port) {
-            return Some(rule.route);
-        }
+    if route.rules == 0 {
+        return Some(*route);
     }
-    Some(*route)
+    let mut search =
+        Search { first: route.rule, proto: u32::from(query.proto), port: query.port, found: NOT_FOUND };
+    let rules = u32::from(route.rules).min(MAX_RULES_PER_PREFIX);
+    // SAFETY: the callback has the signature that the helper calls, and `search` outlives the call.
+    unsafe {
+        bpf_loop(rules, ask_rule as *mut c_void, (&raw mut search).cast(), 0);
+    }
+    if search.found == NOT_FOUND {
+        return Some(*route);
+    }
+    RULES.get(search.found).map(|rule| rule.route)
+}
+
+/// The search for the first rule that matches. A callback, because the verifier would walk a loop over each
+/// combination of rules that may match.
+#[repr(C)]
+struct Search {
+    first: u32,
+    proto: u32,
+    port: u32,
+    /// Element of `RULES`, or [`NOT_FOUND`].
+    found: u32,
+}
+
+const NOT_FOUND: u32 = u32::MAX;
+
+unsafe extern "C" fn ask_rule(nth: u32, search: *mut c_void) -> i64 {
+    // SAFETY: `lookup` passes its `Search`.
+    let search = unsafe { &mut *search.cast::<Search>() };
+    let index = search.first + nth;
+    let Some(rule) = RULES.get(index) else { return 1 };
+    if !rule.matches(search.proto as u8, search.port) {
+        return 0;
+    }
+    search.found = index;
+    1
 }
 
 /// The slot of the table that serves `source`: a binding with the interface, or else one without.
 #[inline(always)]
 fn table<F: Datapath>(config: &Config, inside: u32, source: F::Address) -> Option<u32> {
     let bindings = BINDINGS.get(config.bindings)?;
-    let mut key = Key::new(
-        32 + 128,
-        BindingKey { interface: BindingKey::interface(inside), source: F::mapped(&source) },
-    );
+    let [w0, w1, w2, w3] = F::mapped(&source);
+    let mut key = [32 + 128, BindingKey::interface(inside), w0, w1, w2, w3];
+    // SAFETY (both): the words are the key's layout, `Key` is packed.
     if config.interface_bindings != 0
-        && let Some(slot) = bindings.get(&key)
+        && let Some(slot) = bindings.get(unsafe { as_key::<_, BindingKey>(&key) })
     {
         return Some(*slot);
     }
-    key.data.interface = ANY_INTERFACE;
-    bindings.get(&key).copied()
+    key[1] = ANY_INTERFACE;
+    bindings.get(unsafe { as_key::<_, BindingKey>(&key) }).copied()
+}
+
+/// A trie key from aligned words. [`Key`] is packed, and would be put together byte by byte.
+///
+/// # Safety
+/// `W` is the prefix length followed by the words of a `K`.
+#[inline(always)]
+unsafe fn as_key<W, K>(words: &W) -> &Key<K> {
+    const { assert!(size_of::<W>() == size_of::<Key<K>>()) };
+    // SAFETY: the caller vouches for the layout, and `Key` has no alignment.
+    unsafe { &*core::ptr::from_ref(words).cast() }
 }
 
 /// The router that a route of target `gateway` names.
@@ -89,12 +129,17 @@ pub(crate) fn router(index: u32) -> Option<&'static Router> {
 
 /// [`Datapath::route`] of IPv4.
 #[inline(always)]
-pub(crate) fn longest_prefix_v4(slot: u32, address: [u8; 4]) -> Option<&'static Route> {
-    ROUTES_V4.get(slot)?.get(&Key::new(32, address))
+pub(crate) fn longest_prefix_v4(slot: u32, address: u32) -> Option<&'static Route> {
+    let key = [32, address];
+    // SAFETY: prefix length and one word.
+    ROUTES_V4.get(slot)?.get(unsafe { as_key::<_, u32>(&key) })
 }
 
 /// [`Datapath::route`] of IPv6.
 #[inline(always)]
-pub(crate) fn longest_prefix_v6(slot: u32, address: [u8; 16]) -> Option<&'static Route> {
-    ROUTES_V6.get(slot)?.get(&Key::new(128, address))
+pub(crate) fn longest_prefix_v6(slot: u32, address: [u32; 4]) -> Option<&'static Route> {
+    let [w0, w1, w2, w3] = address;
+    let key = [128, w0, w1, w2, w3];
+    // SAFETY: prefix length and four words.
+    ROUTES_V6.get(slot)?.get(unsafe { as_key::<_, [u32; 4]>(&key) })
 }

@@ -7,6 +7,9 @@ use aya_ebpf::{
 };
 use gateway_common::{
     Family, V4, V6,
+    family::NextHop,
+    parse::Packet,
+    route::Route,
     session::{DEAD, KILLED, RETIRED, SIDE_INSIDE, Session, Tuple},
 };
 
@@ -38,6 +41,28 @@ pub(crate) static SCRATCH_V4: PerCpuArray<Scratch<V4>, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub(crate) static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
+
+/// The packet that [`crate::path::decide`] looks at, and the key of its session.
+///
+/// Kept in a map for two reasons: the stack is small, and what comes back from a map is any value to the
+/// verifier, so that it looks at the stages behind the parser once and not once for every shape of a header.
+#[repr(C)]
+pub(crate) struct Subject<F: Family> {
+    pub(crate) packet: Packet<F>,
+    pub(crate) tuple: Tuple<F>,
+    /// For a new session: the route that decided.
+    pub(crate) route: Route,
+    /// For a new session: the way back to the client.
+    pub(crate) back: NextHop,
+    /// For a new session: the way out.
+    pub(crate) forth: NextHop,
+}
+
+#[btf_map]
+pub(crate) static SUBJECT_V4: PerCpuArray<Subject<V4>, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static SUBJECT_V6: PerCpuArray<Subject<V6>, 1> = PerCpuArray::new();
 
 /// Generation of a session that was saved from removal and must be confirmed by its next packet.
 pub(crate) const STALE: u32 = 1;
