@@ -242,3 +242,53 @@ fn request(neighbor: Neighbor, manage: bool) -> RouteNetlinkMessage {
     }
     RouteNetlinkMessage::NewNeighbour(message)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        dataplane::Link,
+        model::{AttachMode, Interface, Role},
+    };
+
+    fn host(links: &[(&str, u32, &str)]) -> Host {
+        let link = |index, address: &str| Link {
+            index,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            up: true,
+            addresses: vec![address.parse().expect("an address")],
+        };
+        let links = links.iter().map(|&(name, index, address)| (name.to_owned(), link(index, address)));
+        Host { links: links.collect::<BTreeMap<_, _>>() }
+    }
+
+    #[test]
+    fn a_router_is_on_the_link_with_the_longest_prefix() {
+        let host =
+            host(&[("eth0", 2, "10.0.0.1/8"), ("eth1", 3, "10.0.1.1/24"), ("eth2", 4, "2001:db8::1/64")]);
+        let link = |address: &str| on_link(&host, address.parse().expect("an address"));
+        assert_eq!(link("10.0.1.9"), Some(3));
+        assert_eq!(link("10.0.2.9"), Some(2));
+        assert_eq!(link("2001:db8::9"), Some(4));
+        assert_eq!(link("192.0.2.1"), None);
+        assert_eq!(link("10.0.0.1"), None, "the host is not its own neighbor");
+    }
+
+    #[test]
+    fn only_routers_on_interfaces_of_the_gateway_are_kept_resolved() {
+        let host = host(&[("eth0", 2, "10.0.0.1/24"), ("docker0", 9, "172.17.0.1/16")]);
+        let router =
+            |ifindex, address: &str| Neighbor { ifindex, address: address.parse().expect("an address") };
+        let eth0 = Interface { name: "eth0".to_owned(), role: Role::Outside, mode: AttachMode::Auto };
+        let snapshot =
+            Snapshot { interfaces: BTreeMap::from([("eth0".to_owned(), eth0)]), ..Snapshot::default() };
+        let mut resolver = Resolver::default();
+        resolver.set_routers(BTreeSet::from([router(2, "10.0.0.254"), router(9, "172.17.0.254")]));
+        assert!(resolver.routers().is_empty(), "no interface is the gateway's yet");
+        resolver.configure(&snapshot, &host);
+        assert_eq!(resolver.routers(), BTreeSet::from([router(2, "10.0.0.254")]));
+    }
+}
