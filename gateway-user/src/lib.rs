@@ -9,6 +9,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod events;

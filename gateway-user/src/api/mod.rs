@@ -41,12 +41,25 @@
 
 pub mod client;
 pub mod error;
+mod extract;
+mod listen;
+mod request;
+mod rows;
+mod server;
+mod sessions;
+mod status;
+#[cfg(test)]
+mod tests;
 pub mod types;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 pub use client::{Client, ClientError};
 pub use error::{ApiError, ErrorKind};
+pub use listen::listen;
+pub use server::serve;
+pub use status::{Context, Inspect};
+pub use types::Row;
 
 /// `name` as one segment of a path: `/v1/pools/` + `segment(name)`.
 pub fn segment(name: &str) -> String {

@@ -92,6 +92,15 @@ pub fn suggest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str> + C
     }
 }
 
+/// Reads serde's complaint about an unknown field: the field, and what was probably meant.
+pub fn unknown_field(message: &str) -> Option<(String, String)> {
+    let rest = message.strip_prefix("unknown field `")?;
+    let (field, rest) = rest.split_once('`')?;
+    // ", expected one of `a`, `b`": the words between back ticks are every second part.
+    let known: Vec<_> = rest.split('`').skip(1).step_by(2).collect();
+    Some((field.to_owned(), suggest(field, known.iter().copied())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +111,13 @@ mod tests {
         assert_eq!(closest("nta", ["nat", "tan"]), Some("nat"));
         assert_eq!(closest("xyz", ["nat", "pool"]), None);
         assert_eq!(suggest("xyz", ["nat", "pool"]), "one of `nat` or `pool`");
+    }
+
+    #[test]
+    fn an_unknown_field_is_told_from_other_complaints() {
+        let message = "unknown field `adresses`, expected one of `addresses`, `ports`, `rate`";
+        let expected = ("adresses".to_owned(), "did you mean `addresses`?".to_owned());
+        assert_eq!(unknown_field(message), Some(expected));
+        assert_eq!(unknown_field("missing field `x`"), None);
     }
 }

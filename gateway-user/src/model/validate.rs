@@ -16,7 +16,7 @@ use gateway_common::{
 use super::{
     Binding, Interface, MAIN_TABLE, Pool, Role, Route, RouteKey, Snapshot, Table, TableKind, Target,
     Timeouts,
-    error::{ValueError, closest, suggest},
+    error::{ValueError, closest},
     prefix::{check_unicast, family},
 };
 
@@ -401,7 +401,11 @@ fn one_route(state: &Snapshot, key: &RouteKey, route: &Route) -> Result<(), Valu
 }
 
 fn unknown_interface(field: &'static str, state: &Snapshot, name: &str) -> ValueError {
-    let known = state.interfaces.keys().map(String::as_str);
-    ValueError::invalid(field, format!("interface `{name}` is not one of the gateway's"))
-        .hint(format!("{}; or add it first: interface add {name} role ROLE", suggest(name, known)))
+    ValueError::invalid(field, format!("interface `{name}` is not one of the gateway's")).hint(match closest(
+        name,
+        state.interfaces.keys().map(String::as_str),
+    ) {
+        Some(close) => format!("did you mean `{close}`?"),
+        None => "add the interface first".to_owned(),
+    })
 }

@@ -1,0 +1,190 @@
+//! Requests, read into commands. Every refusal names the field of the request.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{
+    ApiError,
+    types::{
+        BindingRequest, InterfaceRequest, PoolRequest, RouteFlush, RouteGet, RouteQuery, RouteRequest,
+        RouteSelector, TableRequest,
+    },
+};
+use crate::{
+    control::{Command, Entry},
+    model::{
+        Binding, Interface, MAIN_TABLE, Pool, PortRange, Proto, RouteKey, RouteWords, Selector, TableKind,
+        ValueError,
+        prefix::{parse_address, parse_prefix},
+        validate::check_name,
+    },
+};
+
+/// Which routes `route show` shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    /// All of them.
+    All,
+    /// Those of exactly this prefix.
+    Of(IpNet),
+    /// Those of this prefix and of prefixes inside it.
+    Within(IpNet),
+    /// Those that cover this address.
+    Covering(IpAddr),
+}
+
+/// What `route get` asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Lookup {
+    pub(super) address: IpAddr,
+    pub(super) from: Option<IpAddr>,
+    pub(super) proto: Option<Proto>,
+    pub(super) dport: Option<u16>,
+}
+
+impl RouteRequest {
+    pub(super) fn entry(&self) -> Result<Entry, ApiError> {
+        let words = RouteWords {
+            prefix: self.prefix.as_str().into(),
+            via: self.via.as_str().into(),
+            proto: self.proto.as_deref().map(Into::into),
+            dport: self.dport.as_deref().map(Into::into),
+            domain: self.domain.as_deref().map(Into::into),
+            log: self.log,
+            comment: self.comment.as_deref().map(Into::into),
+        };
+        let (key, route) = words.parse().map_err(about("route"))?;
+        Ok(Entry { table: table(self.table.as_deref()), key, route })
+    }
+}
+
+impl RouteSelector {
+    pub(super) fn command(&self) -> Result<Command, ApiError> {
+        let prefix = parse_prefix("prefix", &self.prefix).map_err(about("route"))?;
+        let selector =
+            Selector::parse(self.proto.as_deref(), self.dport.as_deref()).map_err(about("route"))?;
+        Ok(Command::RouteDel { table: table(self.table.as_deref()), key: RouteKey { prefix, selector } })
+    }
+}
+
+impl RouteFlush {
+    pub(super) fn command(self) -> Command {
+        Command::RouteFlush { table: self.table }
+    }
+}
+
+impl RouteQuery {
+    pub(super) fn which(&self) -> Result<Which, ApiError> {
+        match (&self.prefix, &self.within, &self.covering) {
+            (None, None, None) => Ok(Which::All),
+            (Some(of), None, None) => parse_prefix("prefix", of).map(Which::Of).map_err(about("route")),
+            (None, Some(of), None) => parse_prefix("in", of).map(Which::Within).map_err(about("route")),
+            (None, None, Some(of)) => parse_address("for", of).map(Which::Covering).map_err(about("route")),
+            _ => Err(about("route")(
+                ValueError::invalid("prefix", "a prefix, `in` and `for` exclude each other")
+                    .hint("give one of them"),
+            )),
+        }
+    }
+}
+
+impl RouteGet {
+    pub(super) fn lookup(&self) -> Result<Lookup, ApiError> {
+        let read = || {
+            let proto = self.proto.as_deref().map(str::parse).transpose()?;
+            let dport = self.dport.map(|port| PortRange { low: port, high: port });
+            Selector { proto, dport }.check()?;
+            let address = parse_address("address", &self.address)?;
+            let from = self.from.as_deref().map(|from| parse_address("from", from)).transpose()?;
+            if let Some(from) = from
+                && from.is_ipv4() != address.is_ipv4()
+            {
+                return Err(ValueError::invalid(
+                    "from",
+                    format!("{from} and {address} are of different families"),
+                )
+                .hint("give two IPv4 or two IPv6 addresses"));
+            }
+            Ok(Lookup { address, from, proto, dport: self.dport })
+        };
+        read().map_err(about("route"))
+    }
+}
+
+impl TableRequest {
+    pub(super) fn command(&self, name: String) -> Result<Command, ApiError> {
+        let kind = self.kind.as_deref().map_or(Ok(TableKind::Egress), str::parse).map_err(about("table"))?;
+        Ok(Command::TableAdd { name, kind })
+    }
+}
+
+impl BindingRequest {
+    pub(super) fn binding(&self) -> Result<Binding, ApiError> {
+        let source = parse_prefix("from", &self.from).map_err(about("binding"))?;
+        if let Some(iif) = &self.iif {
+            Interface::check_name(iif).map_err(|error| about("binding")(error.of("iif")))?;
+        }
+        Ok(Binding { source, iif: self.iif.clone() })
+    }
+}
+
+impl PoolRequest {
+    pub(super) fn add(&self, name: String) -> Result<Command, ApiError> {
+        check_name("pool", &name).map_err(about("pool"))?;
+        let addresses = self.addresses()?.unwrap_or_default();
+        Ok(Command::PoolAdd(Pool { name, addresses, ports: self.ports()?.unwrap_or(PortRange::POOL) }))
+    }
+
+    pub(super) fn set(&self, name: String) -> Result<Command, ApiError> {
+        Ok(Command::PoolSet { name, addresses: self.addresses()?, ports: self.ports()? })
+    }
+
+    fn addresses(&self) -> Result<Option<Vec<IpAddr>>, ApiError> {
+        self.supported()?;
+        let Some(texts) = &self.addresses else { return Ok(None) };
+        let parsed: Result<Vec<_>, _> = texts.iter().map(|text| Pool::parse_addresses(text)).collect();
+        Ok(Some(parsed.map_err(about("pool"))?.concat()))
+    }
+
+    fn ports(&self) -> Result<Option<PortRange>, ApiError> {
+        self.ports.as_deref().map(str::parse).transpose().map_err(about("pool"))
+    }
+
+    fn supported(&self) -> Result<(), ApiError> {
+        let number = |value: Option<u64>| value.map(|value| value.to_string());
+        for (field, value) in [
+            ("rate", number(self.rate)),
+            ("burst", number(self.burst)),
+            ("concurrent", number(self.concurrent)),
+            ("mapping", self.mapping.clone()),
+            ("refuse", self.refuse.clone()),
+        ] {
+            if let Some(value) = value {
+                let message = format!("`{field} {value}` of a pool is not supported by this version");
+                return Err(ApiError::unsupported(message).hint(format!("leave out `{field}`")).field(field));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl InterfaceRequest {
+    pub(super) fn command(&self, name: String) -> Result<Command, ApiError> {
+        let read = || {
+            let role = self.role.parse()?;
+            let mode = self.mode.as_deref().map(str::parse).transpose()?.unwrap_or_default();
+            Ok(Interface { name, role, mode })
+        };
+        read().map(Command::InterfaceAdd).map_err(about("interface"))
+    }
+}
+
+/// Turns a refused value into an error about `noun`.
+pub(super) fn about(noun: &'static str) -> impl Fn(ValueError) -> ApiError {
+    move |error| ApiError::value(noun, error)
+}
+
+fn table(name: Option<&str>) -> String {
+    name.unwrap_or(MAIN_TABLE).to_owned()
+}

@@ -1,0 +1,218 @@
+//! Rows of answers, made of the state in force and of what the data plane says.
+
+use std::collections::BTreeMap;
+
+use gateway_common::{
+    DropReason,
+    counter::{Counter, SessionClass, SessionCounters},
+};
+
+use super::{
+    ApiError, ErrorKind,
+    request::{Lookup, Which},
+    types::{
+        BindingRow, Count, DropRow, InterfaceRow, InterfaceStats, MapRow, PoolAddressRow, PoolRow,
+        RouteMatch, RouteRow, SessionUse, TableRow, VerdictRow,
+    },
+};
+use crate::{
+    control::not_found,
+    dataplane::{AttachedInterface, MapStats, PoolAddressStats, Traffic},
+    model::{Binding, MAIN_TABLE, Pool, Route, RouteKey, Snapshot, Table, prefix::is_ipv6},
+};
+
+/// Packets of routes, see [`crate::dataplane::Observe::routes`].
+pub(super) type RouteCounters = BTreeMap<(String, RouteKey), Counter>;
+
+/// Routes of one table or of all, in the order of table, prefix and precedence.
+pub(super) fn routes(
+    state: &Snapshot,
+    table: Option<&str>,
+    which: &Which,
+    counters: Option<&RouteCounters>,
+) -> Result<Vec<RouteRow>, ApiError> {
+    let tables: Vec<&Table> = match table {
+        None => state.tables.values().map(|table| &**table).collect(),
+        Some(name) => vec![find_table(state, name)?],
+    };
+    let mut rows = Vec::new();
+    for table in tables {
+        let mut push = |(key, route): (&RouteKey, &Route)| rows.push(route_row(table, key, route, counters));
+        match which {
+            Which::Of(prefix) => table.of_prefix(*prefix).into_iter().for_each(push),
+            Which::Covering(address) => table.covering(*address).for_each(push),
+            Which::All => in_order(table, |_| true).into_iter().for_each(&mut push),
+            Which::Within(outer) => {
+                in_order(table, |key| outer.contains(&key.prefix)).into_iter().for_each(&mut push);
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// The route that decides, see [`Table::lookup`].
+pub(super) fn route_match(state: &Snapshot, lookup: &Lookup) -> Result<RouteMatch, ApiError> {
+    let bound = lookup.from.and_then(|from| state.table_of(from, None));
+    let table = match bound {
+        Some((table, _)) => table,
+        None => find_table(state, MAIN_TABLE)?,
+    };
+    let Some((key, route)) = table.lookup(lookup.address, lookup.proto, lookup.dport) else {
+        let message = format!("table `{}` has no route to {}", table.name, lookup.address);
+        let hint = if state.active {
+            "such packets are dropped (no_route)"
+        } else {
+            "once active, such packets are dropped (no_route)"
+        };
+        return Err(ApiError::new("route", ErrorKind::NotFound, message).hint(hint));
+    };
+    Ok(RouteMatch {
+        route: route_row(table, key, route, None),
+        binding: bound.map(|(_, binding)| binding_row(binding)),
+    })
+}
+
+/// The table of this name.
+pub(super) fn find_table<'a>(state: &'a Snapshot, name: &str) -> Result<&'a Table, ApiError> {
+    let table = state.tables.get(name).map(|table| &**table);
+    table.ok_or_else(|| not_found("table", name, state.tables.keys().map(String::as_str)))
+}
+
+/// The pool of this name.
+pub(super) fn find_pool<'a>(state: &'a Snapshot, name: &str) -> Result<&'a Pool, ApiError> {
+    state.pools.get(name).ok_or_else(|| not_found("pool", name, state.pools.keys().map(String::as_str)))
+}
+
+/// A table.
+pub(super) fn table(table: &Table) -> TableRow {
+    let routes_ipv6 = table.routes.keys().filter(|key| is_ipv6(&key.prefix)).count();
+    TableRow {
+        name: table.name.clone(),
+        kind: table.kind,
+        bindings: table.bindings.iter().map(binding_row).collect(),
+        routes: table.routes.len() as u64,
+        routes_ipv4: (table.routes.len() - routes_ipv6) as u64,
+        routes_ipv6: routes_ipv6 as u64,
+    }
+}
+
+/// A pool.
+pub(super) fn pool(pool: &Pool) -> PoolRow {
+    PoolRow { name: pool.name.clone(), addresses: pool.addresses.clone(), ports: pool.ports }
+}
+
+/// Interfaces as configured, with what became of each.
+pub(super) fn interfaces(state: &Snapshot, attached: &[AttachedInterface]) -> Vec<InterfaceRow> {
+    let row = |interface: &crate::model::Interface| {
+        let at = attached.iter().find(|at| at.name == interface.name);
+        InterfaceRow {
+            name: interface.name.clone(),
+            role: interface.role,
+            mode: interface.mode,
+            attached: at.and_then(|at| at.mode).map(str::to_owned),
+            index: at.map(|at| at.index).filter(|index| *index != 0),
+        }
+    };
+    state.interfaces.values().map(row).collect()
+}
+
+/// Traffic by interface, direction and verdict.
+pub(super) fn interface_stats(attached: &[AttachedInterface], traffic: &[Traffic]) -> Vec<InterfaceStats> {
+    let mut cells: BTreeMap<(&str, &str, u8), (&'static str, Counter)> = BTreeMap::new();
+    for cell in traffic {
+        let ways =
+            [Some((cell.ingress.as_str(), "in")), cell.egress.as_deref().map(|egress| (egress, "out"))];
+        for (name, direction) in ways.into_iter().flatten() {
+            let place = cells.entry((name, direction, cell.verdict as u8));
+            place.or_insert((cell.verdict.name(), Counter::default())).1.add(cell.counter);
+        }
+    }
+    let stats = |at: &AttachedInterface| {
+        let mine = cells.iter().filter(|((name, ..), _)| *name == at.name);
+        let verdicts: Vec<_> = mine
+            .map(|((_, direction, _), (verdict, counter))| VerdictRow {
+                direction: (*direction).to_owned(),
+                verdict: (*verdict).to_owned(),
+                count: Count::from(*counter),
+            })
+            .collect();
+        let sum = |direction: &str| {
+            verdicts.iter().filter(|row| row.direction == direction).fold(Count::default(), |sum, row| {
+                Count { packets: sum.packets + row.count.packets, bytes: sum.bytes + row.count.bytes }
+            })
+        };
+        InterfaceStats { name: at.name.clone(), received: sum("in"), sent: sum("out"), verdicts }
+    };
+    attached.iter().map(stats).collect()
+}
+
+/// Drops, in the order of the reasons.
+pub(super) fn drops(drops: Vec<(DropReason, Counter)>) -> Vec<DropRow> {
+    let row = |(reason, counter): (DropReason, Counter)| DropRow {
+        reason: reason.name().to_owned(),
+        class: reason.class().name().to_owned(),
+        count: counter.into(),
+        help: reason.help().to_owned(),
+    };
+    drops.into_iter().map(row).collect()
+}
+
+/// Addresses of pools.
+pub(super) fn pool_addresses(stats: Vec<PoolAddressStats>) -> Vec<PoolAddressRow> {
+    let row = |stats: PoolAddressStats| PoolAddressRow {
+        pool: stats.pool,
+        address: stats.address,
+        ports: u64::from(stats.ports),
+        // Counters of several CPUs are not read at one instant.
+        sessions: stats.counters.opened.saturating_sub(stats.counters.closed),
+        connection_attempts: stats.counters.attempts,
+        connections_established: stats.counters.established,
+        port_allocation_errors: stats.counters.allocation_errors,
+        idle_timeouts: stats.counters.idle_timeouts,
+    };
+    stats.into_iter().map(row).collect()
+}
+
+/// Sessions there are.
+pub(super) fn session_use(counters: &[(SessionClass, SessionCounters)], capacity: u32) -> SessionUse {
+    let live = |wanted: SessionClass| -> u64 {
+        let of_class = counters.iter().filter(|(class, _)| *class == wanted);
+        of_class.map(|(_, c)| c.created.saturating_sub(c.closed + c.expired + c.killed)).sum()
+    };
+    let (tcp, udp) = (live(SessionClass::Tcp), live(SessionClass::Udp));
+    let (icmp, other) = (live(SessionClass::Icmp), live(SessionClass::Other));
+    SessionUse { total: tcp + udp + icmp + other, tcp, udp, icmp, other, capacity: u64::from(capacity) }
+}
+
+/// Maps.
+pub(super) fn maps(maps: Vec<MapStats>) -> Vec<MapRow> {
+    let row = |MapStats { name, entries, capacity }| MapRow { name, entries, capacity };
+    maps.into_iter().map(row).collect()
+}
+
+/// Routes of a table that `wanted` takes: by prefix, and within a prefix the one that is asked first.
+fn in_order(table: &Table, wanted: impl Fn(&RouteKey) -> bool) -> Vec<(&RouteKey, &Route)> {
+    let mut routes: Vec<_> = table.routes.iter().filter(|(key, _)| wanted(key)).collect();
+    // Stable, and nearly sorted already.
+    routes.sort_by_cached_key(|(key, _)| (key.prefix, key.selector.precedence()));
+    routes
+}
+
+fn route_row(table: &Table, key: &RouteKey, route: &Route, counters: Option<&RouteCounters>) -> RouteRow {
+    let counter = counters.and_then(|counters| counters.get(&(table.name.clone(), *key)));
+    RouteRow {
+        table: table.name.clone(),
+        prefix: key.prefix,
+        proto: key.selector.proto,
+        dport: key.selector.dport,
+        via: route.target.to_string(),
+        log: route.log,
+        comment: route.comment.clone(),
+        packets: counter.map(|counter| counter.packets),
+        bytes: counter.map(|counter| counter.bytes),
+    }
+}
+
+fn binding_row(binding: &Binding) -> BindingRow {
+    BindingRow { from: binding.source, iif: binding.iif.clone() }
+}

@@ -1,0 +1,381 @@
+//! The server side of the control API.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State, connect_info::Connected},
+    http::{Method, Uri},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+    serve::IncomingStream,
+};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ApiError, ErrorKind, Row,
+    extract::{Answer, Body, Query},
+    rows,
+    sessions::Page,
+    status::Context,
+    types::{
+        BindingRequest, Change, DropRow, Export, InterfaceRequest, InterfaceRow, InterfaceStats, List,
+        MapRow, PoolAddressRow, PoolRequest, PoolRow, RouteFlush, RouteGet, RouteMatch, RouteQuery,
+        RouteRequest, RouteRow, RouteSelector, SessionCount, SessionQuery, SessionRow, Status, TableRequest,
+        TableRow, Version,
+    },
+};
+use crate::{
+    config,
+    control::{Command, Current, Peer},
+    dataplane::Observe,
+};
+
+/// Largest body of a request, in bytes.
+const BODY_LIMIT: usize = 1 << 20;
+/// How long the daemon works on a request before it gives up on the answer.
+const TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Answers requests on `listener` until `stop` is cancelled; requests that run then are finished first.
+pub async fn serve(listener: UnixListener, context: Context, stop: CancellationToken) -> anyhow::Result<()> {
+    let service = router(context).into_make_service_with_connect_info::<Peer>();
+    axum::serve(listener, service).with_graceful_shutdown(stop.cancelled_owned()).await?;
+    Ok(())
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        // Without credentials the peer is nobody; the mode of the socket has let it in all the same.
+        stream.io().peer_cred().map_or(Self { uid: u32::MAX, pid: 0 }, |credentials| Self {
+            uid: credentials.uid(),
+            pid: credentials.pid().unwrap_or_default(),
+        })
+    }
+}
+
+fn router(context: Context) -> Router {
+    let v1 = Router::new()
+        .route("/routes", get(route_show).post(route_add).put(route_replace).delete(route_del))
+        .route("/routes/get", get(route_get))
+        .route("/routes/flush", post(route_flush))
+        .route("/tables", get(table_show))
+        .route("/tables/{name}", get(table_show_one).post(table_add).delete(table_del))
+        .route("/tables/{name}/bindings", post(table_bind).delete(table_unbind))
+        .route("/pools", get(pool_show))
+        .route("/pools/{name}", get(pool_show_one).post(pool_add).patch(pool_set).delete(pool_del))
+        .route("/interfaces", get(interface_show))
+        .route("/interfaces/{name}", post(interface_add).delete(interface_del))
+        .route("/activate", post(activate))
+        .route("/deactivate", post(deactivate))
+        .route("/sessions", get(session_show))
+        .route("/sessions/count", get(session_count))
+        .route("/status", get(status))
+        .route("/stats/drops", get(stats_drops))
+        .route("/stats/routes", get(stats_routes))
+        .route("/stats/pools", get(stats_pools))
+        .route("/stats/interfaces", get(stats_interfaces))
+        .route("/stats/maps", get(stats_maps))
+        .route("/export", get(export))
+        .route("/version", get(version));
+    Router::new()
+        .nest("/v1", v1)
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn(in_time))
+        .with_state(Arc::new(context))
+}
+
+type Ctx = State<Arc<Context>>;
+type From = ConnectInfo<Peer>;
+type Changed = Result<Answer<Change>, ApiError>;
+type Rows<T> = Result<Answer<List<T>>, ApiError>;
+
+// ---- routes -------------------------------------------------------------------------------------------
+
+async fn route_show(State(context): Ctx, Query(query): Query<RouteQuery>) -> Rows<RouteRow> {
+    list_routes(context, query).await
+}
+
+async fn route_add(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Body(request): Body<RouteRequest>,
+) -> Changed {
+    change(&context, peer, Command::RouteAdd(request.entry()?)).await
+}
+
+async fn route_replace(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Body(request): Body<RouteRequest>,
+) -> Changed {
+    change(&context, peer, Command::RouteReplace(request.entry()?)).await
+}
+
+async fn route_del(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Query(selector): Query<RouteSelector>,
+) -> Changed {
+    change(&context, peer, selector.command()?).await
+}
+
+async fn route_get(State(context): Ctx, Query(query): Query<RouteGet>) -> Rows<RouteMatch> {
+    let lookup = query.lookup()?;
+    read(context, move |current, _| Ok(vec![rows::route_match(&current.snapshot, &lookup)?])).await
+}
+
+async fn route_flush(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Body(request): Body<RouteFlush>,
+) -> Changed {
+    change(&context, peer, request.command()).await
+}
+
+// ---- tables -------------------------------------------------------------------------------------------
+
+async fn table_show(State(context): Ctx) -> Rows<TableRow> {
+    read(context, |current, _| Ok(current.snapshot.tables.values().map(|table| rows::table(table)).collect()))
+        .await
+}
+
+async fn table_show_one(State(context): Ctx, Path(name): Path<String>) -> Rows<TableRow> {
+    read(context, move |current, _| Ok(vec![rows::table(rows::find_table(&current.snapshot, &name)?)])).await
+}
+
+async fn table_add(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<TableRequest>,
+) -> Changed {
+    change(&context, peer, request.command(name)?).await
+}
+
+async fn table_del(State(context): Ctx, ConnectInfo(peer): From, Path(name): Path<String>) -> Changed {
+    change(&context, peer, Command::TableDel { name }).await
+}
+
+async fn table_bind(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<BindingRequest>,
+) -> Changed {
+    change(&context, peer, Command::TableBind { name, binding: request.binding()? }).await
+}
+
+async fn table_unbind(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Query(request): Query<BindingRequest>,
+) -> Changed {
+    change(&context, peer, Command::TableUnbind { name, binding: request.binding()? }).await
+}
+
+// ---- pools --------------------------------------------------------------------------------------------
+
+async fn pool_show(State(context): Ctx) -> Rows<PoolRow> {
+    read(context, |current, _| Ok(current.snapshot.pools.values().map(rows::pool).collect())).await
+}
+
+async fn pool_show_one(State(context): Ctx, Path(name): Path<String>) -> Rows<PoolRow> {
+    read(context, move |current, _| Ok(vec![rows::pool(rows::find_pool(&current.snapshot, &name)?)])).await
+}
+
+async fn pool_add(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<PoolRequest>,
+) -> Changed {
+    change(&context, peer, request.add(name)?).await
+}
+
+async fn pool_set(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<PoolRequest>,
+) -> Changed {
+    change(&context, peer, request.set(name)?).await
+}
+
+async fn pool_del(State(context): Ctx, ConnectInfo(peer): From, Path(name): Path<String>) -> Changed {
+    change(&context, peer, Command::PoolDel { name }).await
+}
+
+// ---- interfaces ---------------------------------------------------------------------------------------
+
+async fn interface_show(State(context): Ctx) -> Rows<InterfaceRow> {
+    read(context, |current, observe| Ok(rows::interfaces(&current.snapshot, &observe.interfaces()?))).await
+}
+
+async fn interface_add(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<InterfaceRequest>,
+) -> Changed {
+    change(&context, peer, request.command(name)?).await
+}
+
+async fn interface_del(State(context): Ctx, ConnectInfo(peer): From, Path(name): Path<String>) -> Changed {
+    change(&context, peer, Command::InterfaceDel { name }).await
+}
+
+// ---- the whole gateway --------------------------------------------------------------------------------
+
+async fn activate(State(context): Ctx, ConnectInfo(peer): From) -> Changed {
+    change(&context, peer, Command::Activate).await
+}
+
+async fn deactivate(State(context): Ctx, ConnectInfo(peer): From) -> Changed {
+    change(&context, peer, Command::Deactivate).await
+}
+
+async fn status(State(context): Ctx) -> Rows<Status> {
+    let inner = context.clone();
+    read(context, move |current, _| Ok(vec![inner.status(current)])).await
+}
+
+async fn export(State(context): Ctx) -> Rows<Export> {
+    let metrics = context.metrics;
+    let export = move |current: &Current| Export { config: config::export(&current.snapshot, metrics) };
+    read(context, move |current, _| Ok(vec![export(current)])).await
+}
+
+async fn version(State(context): Ctx) -> Rows<Version> {
+    let version = Version { version: env!("CARGO_PKG_VERSION").to_owned(), abi: gateway_common::ABI_VERSION };
+    read(context, |_, _| Ok(vec![version])).await
+}
+
+// ---- sessions and statistics --------------------------------------------------------------------------
+
+async fn session_show(State(context): Ctx, Query(query): Query<SessionQuery>) -> Rows<SessionRow> {
+    let request = query.read()?;
+    read_page(context, move |observe| request.show(observe)).await
+}
+
+async fn session_count(State(context): Ctx, Query(query): Query<SessionQuery>) -> Rows<SessionCount> {
+    let request = query.read()?;
+    read_page(context, move |observe| request.count(observe)).await
+}
+
+async fn stats_drops(State(context): Ctx) -> Rows<DropRow> {
+    read(context, |_, observe| Ok(rows::drops(observe.drops()?))).await
+}
+
+async fn stats_routes(State(context): Ctx, Query(query): Query<RouteQuery>) -> Rows<RouteRow> {
+    list_routes(context, RouteQuery { counters: true, ..query }).await
+}
+
+async fn stats_pools(State(context): Ctx) -> Rows<PoolAddressRow> {
+    read(context, |_, observe| Ok(rows::pool_addresses(observe.pools()?))).await
+}
+
+async fn stats_interfaces(State(context): Ctx) -> Rows<InterfaceStats> {
+    read(context, |_, observe| Ok(rows::interface_stats(&observe.interfaces()?, &observe.traffic()?))).await
+}
+
+async fn stats_maps(State(context): Ctx) -> Rows<MapRow> {
+    read(context, |_, observe| Ok(rows::maps(observe.maps()?))).await
+}
+
+// ---- what they share ----------------------------------------------------------------------------------
+
+async fn change(context: &Context, peer: Peer, command: Command) -> Changed {
+    context.control.change(command, peer).await.map(Answer)
+}
+
+async fn list_routes(context: Arc<Context>, query: RouteQuery) -> Rows<RouteRow> {
+    let which = query.which()?;
+    read(context, move |current, observe| {
+        let counters = if query.counters { Some(observe.routes()?) } else { None };
+        Ok(rows::routes(&current.snapshot, query.table.as_deref(), &which, counters.as_ref())?)
+    })
+    .await
+}
+
+/// Why a read failed: a typed error, or whatever the data plane says.
+enum Failure {
+    Api(ApiError),
+    Dataplane(anyhow::Error),
+}
+
+impl std::convert::From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self::Api(error)
+    }
+}
+
+impl std::convert::From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Dataplane(error)
+    }
+}
+
+/// Runs a read on a thread that may block, and wraps its rows.
+async fn read<T, F>(context: Arc<Context>, rows: F) -> Rows<T>
+where
+    T: Row + Send + 'static,
+    F: FnOnce(&Current, &dyn Observe) -> Result<Vec<T>, Failure> + Send + 'static,
+{
+    let job = move || {
+        let current = context.control.current();
+        let items = rows(&current, &*context.control.observe())?;
+        Ok(List::new(current.revision, items))
+    };
+    blocking(job).await.map(Answer)
+}
+
+/// [`read`] of rows that a limit cuts.
+async fn read_page<T, F>(context: Arc<Context>, page: F) -> Rows<T>
+where
+    T: Row + Send + 'static,
+    F: FnOnce(&dyn Observe) -> anyhow::Result<Page<T>> + Send + 'static,
+{
+    let job = move || {
+        let revision = context.control.revision();
+        let Page { items, total } = page(&*context.control.observe())?;
+        let cut = total > items.len() as u64;
+        Ok(List { total: cut.then_some(total), ..List::new(revision, items) })
+    };
+    blocking(job).await.map(Answer)
+}
+
+async fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, ApiError> {
+    let fault = |what: String| ApiError::new("", ErrorKind::Internal, what).hint("see the log of gatewayd");
+    match tokio::task::spawn_blocking(job).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(Failure::Api(error))) => Err(error),
+        Ok(Err(Failure::Dataplane(error))) => Err(fault(format!("the data plane cannot be read: {error:#}"))),
+        Err(error) => Err(fault(format!("the answer could not be made: {error}"))),
+    }
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    tokio::time::timeout(TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
+        let message = format!("no answer within {} seconds", TIMEOUT.as_secs());
+        ApiError::new("request", ErrorKind::Timeout, message)
+            .hint("a change may still be made: look at the revision before you repeat it")
+            .into_response()
+    })
+}
+
+async fn unknown(uri: Uri) -> ApiError {
+    ApiError::new("request", ErrorKind::NotFound, format!("there is no `{}` in this API", uri.path()))
+        .hint("gwctl and gatewayd may be of different versions: see `gwctl version`")
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::new("request", ErrorKind::Invalid, format!("`{}` does not take {method}", uri.path()))
+        .hint("gwctl and gatewayd may be of different versions: see `gwctl version`")
+}

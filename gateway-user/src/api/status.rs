@@ -1,0 +1,163 @@
+//! `status`: is everything as it should be, and what is worth knowing.
+
+use std::{net::SocketAddr, path::PathBuf, process, sync::Arc, time::Instant};
+
+use super::{
+    rows,
+    types::{ConfigStatus, InterfaceRow, Notice, PoolAddressRow, SessionUse, Status},
+};
+use crate::{
+    control::{Current, Handle},
+    dataplane::Observe,
+    model::{MAIN_TABLE, Role, Snapshot, validate::below_standard},
+};
+
+/// Sessions in use from which on `status` warns, in percent of the capacity.
+const SESSIONS_HIGH: u64 = 90;
+
+/// Looks at the host and says what keeps the gateway from working well.
+pub type Inspect = Arc<dyn Fn(&Snapshot) -> Vec<Notice> + Send + Sync>;
+
+/// What the answers are made of.
+#[derive(Clone)]
+pub struct Context {
+    /// The control plane.
+    pub control: Handle,
+    /// The configuration file.
+    pub config_file: PathBuf,
+    /// Where the configuration file wants metrics to be served, for `export`.
+    pub metrics: Option<SocketAddr>,
+    /// When the daemon started.
+    pub started: Instant,
+    /// Warnings about the host; called for every `status`, may block.
+    pub inspect: Inspect,
+}
+
+impl Context {
+    /// The state of everything. Blocks while the data plane is read.
+    pub(super) fn status(&self, current: &Current) -> Status {
+        let state = &*current.snapshot;
+        let observe = self.control.observe();
+        let mut problems = failures(current);
+        let readings = read(&*observe, state).unwrap_or_else(|error| {
+            problems
+                .push(notice(format!("the data plane cannot be read: {error:#}"), "see the log of gatewayd"));
+            Readings::default()
+        });
+        problems.extend(readings.interfaces.iter().filter_map(detached));
+        let mut warnings = remarks(current);
+        warnings.extend(fullness(&readings));
+        warnings.extend((self.inspect)(state));
+        Status {
+            name: state.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            active: state.active,
+            healthy: problems.is_empty(),
+            problems,
+            warnings,
+            uptime: self.started.elapsed().as_secs_f64().round(),
+            pid: process::id(),
+            config: ConfigStatus {
+                file: self.config_file.display().to_string(),
+                differs: current.config_differs,
+                changed: current.config_changed,
+                last_apply_success: current.apply_error.is_none(),
+            },
+            interfaces: readings.interfaces,
+            tables: state.tables.values().map(|table| rows::table(table)).collect(),
+            pools: readings.pools,
+            sessions: readings.sessions,
+            drops: readings.drops,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Readings {
+    interfaces: Vec<InterfaceRow>,
+    pools: Vec<PoolAddressRow>,
+    sessions: SessionUse,
+    drops: Vec<super::types::DropRow>,
+}
+
+fn read(observe: &dyn Observe, state: &Snapshot) -> anyhow::Result<Readings> {
+    let mut drops = rows::drops(observe.drops()?);
+    drops.retain(|row| row.count.packets > 0);
+    Ok(Readings {
+        interfaces: rows::interfaces(state, &observe.interfaces()?),
+        pools: rows::pool_addresses(observe.pools()?),
+        sessions: rows::session_use(&observe.session_counters()?, state.capacity.sessions),
+        drops,
+    })
+}
+
+fn failures(current: &Current) -> Vec<Notice> {
+    let apply = current.apply_error.as_ref().map(|error| {
+        notice(
+            format!("the last change could not be put in force: {error}"),
+            "remove the cause and make the change again",
+        )
+    });
+    let host = current.host_error.as_ref().map(|error| {
+        notice(
+            format!("the data plane could not follow a change of the host's links: {error}"),
+            "see the log of gatewayd",
+        )
+    });
+    apply.into_iter().chain(host).collect()
+}
+
+fn detached(interface: &InterfaceRow) -> Option<Notice> {
+    let name = &interface.name;
+    match (&interface.attached, interface.index) {
+        (Some(_), _) => None,
+        (None, Some(_)) => Some(notice(
+            format!("interface `{name}` has no XDP program"),
+            "the log of gatewayd says why it could not be attached",
+        )),
+        (None, None) => {
+            Some(notice(format!("interface `{name}` does not exist"), "it is attached as soon as it appears"))
+        }
+    }
+}
+
+fn remarks(current: &Current) -> Vec<Notice> {
+    let state = &*current.snapshot;
+    let mut remarks = Vec::new();
+    if current.config_changed {
+        remarks.push(notice(
+            "the configuration file has changed, and changes made with gwctl win over it".to_owned(),
+            "compare it with `gwctl export`",
+        ));
+    }
+    for (faces, missing) in [
+        ("inside", !state.interfaces.values().any(|i| matches!(i.role, Role::Inside | Role::Both))),
+        ("outside", !state.interfaces.values().any(|i| matches!(i.role, Role::Outside | Role::Both))),
+    ] {
+        if missing {
+            let hint = format!("gwctl interface add NAME role {faces}");
+            remarks.push(notice(format!("no interface faces the {faces}"), &hint));
+        }
+    }
+    if state.active && state.tables.values().all(|table| table.routes.is_empty()) {
+        let hint = format!("gwctl route add PREFIX via TARGET table {MAIN_TABLE}");
+        remarks.push(notice("the gateway is active and has no route: nothing gets out".to_owned(), &hint));
+    }
+    let standard = below_standard(&state.timeouts).into_iter();
+    remarks.extend(standard.map(|message| notice(message, "raise it in the configuration file")));
+    remarks
+}
+
+fn fullness(readings: &Readings) -> Option<Notice> {
+    let SessionUse { total, capacity, .. } = readings.sessions;
+    (capacity > 0 && total * 100 >= capacity * SESSIONS_HIGH).then(|| {
+        notice(
+            format!("{total} of {capacity} sessions are in use; beyond that, new flows are refused"),
+            "raise capacity.sessions in the configuration file",
+        )
+    })
+}
+
+fn notice(message: String, hint: &str) -> Notice {
+    Notice { message, hint: Some(hint.to_owned()) }
+}

@@ -1,0 +1,99 @@
+//! A state as a configuration file.
+
+use std::{
+    fmt::{self, Write as _},
+    net::SocketAddr,
+};
+
+use crate::model::{MAIN_TABLE, Pool, Route, RouteKey, Snapshot, Table, TableKind};
+
+/// Writes a state as a configuration file that loads to the same state.
+pub fn export(state: &Snapshot, metrics: Option<SocketAddr>) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = write(&mut text, state, metrics);
+    text
+}
+
+fn write(out: &mut String, state: &Snapshot, metrics: Option<SocketAddr>) -> fmt::Result {
+    writeln!(out, "[gateway]")?;
+    writeln!(out, "name = {}", quote(&state.name))?;
+    writeln!(out, "state = \"{}\"", if state.active { "active" } else { "inactive" })?;
+    if let Some(metrics) = metrics {
+        writeln!(out, "metrics = \"{metrics}\"")?;
+    }
+    writeln!(out, "\n[capacity]")?;
+    writeln!(out, "sessions = {}", state.capacity.sessions)?;
+    writeln!(out, "routes = {}", state.capacity.routes)?;
+    writeln!(out, "\n[timeouts]")?;
+    for (key, value) in [
+        ("tcp_established", state.timeouts.tcp_established),
+        ("tcp_transitory", state.timeouts.tcp_transitory),
+        ("udp", state.timeouts.udp),
+        ("icmp", state.timeouts.icmp),
+    ] {
+        writeln!(out, "{key} = \"{}\"", humantime::format_duration(value))?;
+    }
+    for interface in state.interfaces.values() {
+        writeln!(out, "\n[[interface]]")?;
+        writeln!(out, "name = {}", quote(&interface.name))?;
+        writeln!(out, "role = \"{}\"", interface.role)?;
+        if interface.mode != crate::model::AttachMode::default() {
+            writeln!(out, "mode = \"{}\"", interface.mode)?;
+        }
+    }
+    state.pools.values().try_for_each(|pool| write_pool(out, pool))?;
+    state.tables.values().try_for_each(|table| write_table(out, table))
+}
+
+fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
+    let addresses: Vec<_> = pool.addresses.iter().map(|address| format!("\"{address}\"")).collect();
+    writeln!(out, "\n[[pool]]")?;
+    writeln!(out, "name = {}", quote(&pool.name))?;
+    writeln!(out, "addresses = [{}]", addresses.join(", "))?;
+    writeln!(out, "ports = \"{}\"", pool.ports)
+}
+
+fn write_table(out: &mut String, table: &Table) -> fmt::Result {
+    if table.name == MAIN_TABLE && table.routes.is_empty() && table.bindings.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n[[table]]")?;
+    writeln!(out, "name = {}", quote(&table.name))?;
+    if table.kind != TableKind::default() {
+        writeln!(out, "kind = \"{}\"", table.kind)?;
+    }
+    if !table.bindings.is_empty() {
+        let bindings: Vec<_> = table.bindings.iter().map(|binding| quote(&binding.to_string())).collect();
+        writeln!(out, "bind = [{}]", bindings.join(", "))?;
+    }
+    if table.routes.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "routes = [")?;
+    table.routes.iter().try_for_each(|(key, route)| write_route(out, key, route))?;
+    writeln!(out, "]")
+}
+
+fn write_route(out: &mut String, key: &RouteKey, route: &Route) -> fmt::Result {
+    write!(out, "  {{ to = \"{}\"", key.prefix)?;
+    if let Some(proto) = key.selector.proto {
+        write!(out, ", proto = \"{proto}\"")?;
+    }
+    if let Some(ports) = key.selector.dport {
+        write!(out, ", dport = \"{ports}\"")?;
+    }
+    write!(out, ", via = {}", quote(&route.target.to_string()))?;
+    if route.log {
+        write!(out, ", log = true")?;
+    }
+    if let Some(comment) = &route.comment {
+        write!(out, ", comment = {}", quote(comment))?;
+    }
+    writeln!(out, " }},")
+}
+
+/// `text` as a TOML string.
+fn quote(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}

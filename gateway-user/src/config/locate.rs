@@ -1,0 +1,95 @@
+//! Where in the files a fault of the whole state comes from.
+
+use toml::Spanned;
+
+use super::{
+    ConfigError, RouteLine,
+    file::{File, Source},
+};
+use crate::model::{Subject, Violation, words};
+
+/// The violation as an error at its place.
+pub(super) fn locate(
+    source: &Source<'_>,
+    file: &File,
+    lines: &[RouteLine],
+    violation: Violation,
+) -> ConfigError {
+    let Violation { subject, error } = violation;
+    let field = error.field;
+    let (at, key) = match &*subject {
+        Subject::Gateway => gateway(file, field),
+        Subject::Interface(name) => {
+            let interface = file.interface.iter().find(|interface| interface.name.get_ref() == name);
+            (interface.map(|interface| start(&interface.name)), format!("interface.{field}"))
+        }
+        Subject::Pool(name) => {
+            let pool = file.pool.iter().find(|pool| pool.name.get_ref() == name);
+            let at = pool.map(|pool| match field {
+                // The message names the address; its line is that of the first text that contains it.
+                "addresses" => pool
+                    .addresses
+                    .iter()
+                    .find(|text| error.message.contains(text.get_ref().as_str()))
+                    .or(pool.addresses.first())
+                    .map_or(start(&pool.name), start),
+                "ports" => pool.ports.as_ref().map_or(start(&pool.name), start),
+                _ => start(&pool.name),
+            });
+            (at, format!("pool.{field}"))
+        }
+        Subject::Table(name) => {
+            let table = file.table.iter().find(|table| table.name.get_ref() == name);
+            let at = table.map(|table| match &table.kind {
+                Some(kind) if field == "kind" => start(kind),
+                _ => start(&table.name),
+            });
+            (at, format!("table.{field}"))
+        }
+        Subject::Binding(name, binding) => {
+            let table = file.table.iter().find(|table| table.name.get_ref() == name);
+            let at = table.and_then(|table| {
+                table.bind.iter().find(|text| words::parse_binding(text.get_ref()).as_ref() == Ok(binding))
+            });
+            (at.map(start), "table.bind".to_owned())
+        }
+        Subject::Route(name, key) => {
+            if let Some(line) = lines.iter().find(|line| line.table == *name && line.key == *key) {
+                return ConfigError::in_line(&line.path, line.line, error);
+            }
+            let table = file.table.iter().find(|table| table.name.get_ref() == name);
+            let at = table.and_then(|table| {
+                let is_it = |entry: &Spanned<super::file::Route>| {
+                    entry.get_ref().words().parse().is_ok_and(|(entry_key, _)| entry_key == *key)
+                };
+                table.routes.iter().find(|entry| is_it(entry))
+            });
+            let field = if field == "prefix" { "to" } else { field };
+            (at.map(start), format!("table.routes.{field}"))
+        }
+    };
+    match at {
+        Some(at) => source.value(at, &key, error),
+        None => ConfigError { line: None, ..source.value(0, &key, error) },
+    }
+}
+
+fn gateway(file: &File, field: &'static str) -> (Option<usize>, String) {
+    let text = |section: &str, value: &Option<Spanned<String>>| {
+        (value.as_ref().map(start), format!("{section}.{field}"))
+    };
+    let number = |value: &Option<Spanned<i64>>| (value.as_ref().map(start), format!("capacity.{field}"));
+    match field {
+        "sessions" => number(&file.capacity.sessions),
+        "routes" => number(&file.capacity.routes),
+        "tcp_established" => text("timeouts", &file.timeouts.tcp_established),
+        "tcp_transitory" => text("timeouts", &file.timeouts.tcp_transitory),
+        "udp" => text("timeouts", &file.timeouts.udp),
+        "icmp" => text("timeouts", &file.timeouts.icmp),
+        _ => text("gateway", &file.gateway.name),
+    }
+}
+
+fn start<T>(value: &Spanned<T>) -> usize {
+    value.span().start
+}

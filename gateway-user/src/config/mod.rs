@@ -1,0 +1,313 @@
+//! The configuration file: the state that the gateway starts from.
+//!
+//! [`load`] reads TOML and the route files it names, and accepts all of it or nothing. [`export`] writes a
+//! state in the same form: what it writes loads to the same state.
+
+mod error;
+mod export;
+mod file;
+mod locate;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use toml::Spanned;
+
+use crate::model::{
+    Interface, Pool, PortRange, RouteKey, Snapshot, Table, TableKind, ValueError, error::suggest, validate,
+    validate::below_standard, words,
+};
+
+pub use error::ConfigError;
+pub use export::export;
+use file::{File, Source};
+
+/// A configuration that was accepted.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The state it describes.
+    pub snapshot: Snapshot,
+    /// Where metrics are to be served, if it says so.
+    pub metrics: Option<SocketAddr>,
+    /// Tells one content of the file, and of the route files it names, from another.
+    pub fingerprint: String,
+    /// What is allowed and may surprise.
+    pub warnings: Vec<String>,
+}
+
+/// Reads and checks the configuration file at `path`.
+///
+/// # Errors
+/// The first thing that is wrong: file, line, key, what is wrong with it and what to do.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let text = read(path).map_err(|error| {
+        ConfigError::of_file(path, error).hint("give the path of the configuration file with --config")
+    })?;
+    let source = Source { path, text: &text };
+    let file = File::parse(&source)?;
+    let mut loader = Loader { source, fingerprint: Fingerprint::new(), lines: Vec::new() };
+    loader.fingerprint.add(text.as_bytes());
+    let (snapshot, metrics) = loader.state(&file)?;
+    validate(&snapshot)
+        .map_err(|violation| locate::locate(&loader.source, &file, &loader.lines, violation))?;
+    let warnings = below_standard(&snapshot.timeouts);
+    Ok(Config { snapshot, metrics, fingerprint: loader.fingerprint.finish(), warnings })
+}
+
+/// A route that came from a route file, and where it stands there.
+struct RouteLine {
+    table: String,
+    key: RouteKey,
+    path: PathBuf,
+    line: usize,
+}
+
+struct Loader<'a> {
+    source: Source<'a>,
+    fingerprint: Fingerprint,
+    lines: Vec<RouteLine>,
+}
+
+impl Loader<'_> {
+    fn state(&mut self, file: &File) -> Result<(Snapshot, Option<SocketAddr>), ConfigError> {
+        self.refuse_unsupported(file)?;
+        let mut state = Snapshot::default();
+        let metrics = self.gateway(file, &mut state)?;
+        for interface in &file.interface {
+            self.interface(interface, &mut state)?;
+        }
+        for pool in &file.pool {
+            self.pool(pool, &mut state)?;
+        }
+        let mut names = BTreeSet::new();
+        for table in &file.table {
+            if !names.insert(table.name.get_ref()) {
+                return Err(self.source.twice("table", &table.name));
+            }
+            let table = self.table(table)?;
+            state.tables.insert(table.name.clone(), Arc::new(table));
+        }
+        Ok((state, metrics))
+    }
+
+    fn refuse_unsupported(&self, file: &File) -> Result<(), ConfigError> {
+        for (section, what, value) in [
+            ("access_log", "the access log", &file.access_log),
+            ("eip", "an EIP", &file.eip),
+            ("proxy", "a proxy", &file.proxy),
+            ("limit", "a limit of sources", &file.limit),
+        ] {
+            if let Some(value) = value {
+                let message = format!("{what} is not supported by this version");
+                return Err(self
+                    .source
+                    .error(value.span().start, section, message)
+                    .hint(format!("remove the section `{section}`")));
+            }
+        }
+        Ok(())
+    }
+
+    fn gateway(&self, file: &File, state: &mut Snapshot) -> Result<Option<SocketAddr>, ConfigError> {
+        let file::Gateway { name, state: activation, metrics } = &file.gateway;
+        if let Some(name) = name {
+            state.name.clone_from(name.get_ref());
+        }
+        if let Some(activation) = activation {
+            state.active = match activation.get_ref().as_str() {
+                "active" => true,
+                "inactive" => false,
+                other => {
+                    let message = format!("`{other}` is not a state of a gateway");
+                    return Err(self
+                        .source
+                        .error(activation.span().start, "gateway.state", message)
+                        .hint(suggest(other, ["active", "inactive"])));
+                }
+            };
+        }
+        let metrics = metrics.as_ref().map(|metrics| {
+            metrics.get_ref().parse().map_err(|_| {
+                let message = format!("`{}` is not an address and a port", metrics.get_ref());
+                self.source
+                    .error(metrics.span().start, "gateway.metrics", message)
+                    .hint("write 127.0.0.1:9464 or [::1]:9464")
+            })
+        });
+        if let Some(sessions) = &file.capacity.sessions {
+            state.capacity.sessions = self.capacity("capacity.sessions", sessions)?;
+        }
+        if let Some(routes) = &file.capacity.routes {
+            state.capacity.routes = self.capacity("capacity.routes", routes)?;
+        }
+        for (key, text, timeout) in [
+            ("timeouts.tcp_established", &file.timeouts.tcp_established, &mut state.timeouts.tcp_established),
+            ("timeouts.tcp_transitory", &file.timeouts.tcp_transitory, &mut state.timeouts.tcp_transitory),
+            ("timeouts.udp", &file.timeouts.udp, &mut state.timeouts.udp),
+            ("timeouts.icmp", &file.timeouts.icmp, &mut state.timeouts.icmp),
+        ] {
+            if let Some(text) = text {
+                *timeout = self.duration(key, text)?;
+            }
+        }
+        metrics.transpose()
+    }
+
+    fn capacity(&self, key: &str, value: &Spanned<i64>) -> Result<u32, ConfigError> {
+        u32::try_from(*value.get_ref()).map_err(|_| {
+            let message = format!("a capacity of {} is not possible", value.get_ref());
+            self.source
+                .error(value.span().start, key, message)
+                .hint(format!("between 1 and {}", validate::MAX_CAPACITY))
+        })
+    }
+
+    fn duration(&self, key: &str, text: &Spanned<String>) -> Result<Duration, ConfigError> {
+        humantime::parse_duration(text.get_ref()).map_err(|_| {
+            let message = format!("`{}` is not a time", text.get_ref());
+            self.source.error(text.span().start, key, message).hint("write it as in \"2h4m\" or \"90s\"")
+        })
+    }
+
+    fn interface(&self, interface: &file::Interface, state: &mut Snapshot) -> Result<(), ConfigError> {
+        let name = interface.name.get_ref().clone();
+        let role = self.parse(&interface.role, "interface.role")?;
+        let mode = interface.mode.as_ref().map(|mode| self.parse(mode, "interface.mode"));
+        let added = Interface { name: name.clone(), role, mode: mode.transpose()?.unwrap_or_default() };
+        match state.interfaces.insert(name, added) {
+            None => Ok(()),
+            Some(_) => Err(self.source.twice("interface", &interface.name)),
+        }
+    }
+
+    fn pool(&self, pool: &file::Pool, state: &mut Snapshot) -> Result<(), ConfigError> {
+        for (key, value) in [
+            ("pool.per_destination", &pool.per_destination),
+            ("pool.mapping", &pool.mapping),
+            ("pool.refuse", &pool.refuse),
+        ] {
+            if let Some(value) = value {
+                let message = "not supported by this version";
+                return Err(self.source.error(value.span().start, key, message).hint("remove the key"));
+            }
+        }
+        let name = pool.name.get_ref().clone();
+        let mut addresses = Vec::new();
+        for text in &pool.addresses {
+            let parsed = Pool::parse_addresses(text.get_ref());
+            addresses.extend(
+                parsed.map_err(|error| self.source.value(text.span().start, "pool.addresses", error))?,
+            );
+        }
+        let ports = pool.ports.as_ref().map(|ports| self.parse(ports, "pool.ports"));
+        let added =
+            Pool { name: name.clone(), addresses, ports: ports.transpose()?.unwrap_or(PortRange::POOL) };
+        match state.pools.insert(name, added) {
+            None => Ok(()),
+            Some(_) => Err(self.source.twice("pool", &pool.name)),
+        }
+    }
+
+    fn table(&mut self, table: &file::Table) -> Result<Table, ConfigError> {
+        let kind = match &table.kind {
+            Some(kind) => self.parse(kind, "table.kind")?,
+            None => TableKind::Egress,
+        };
+        let mut loaded = Table::new(table.name.get_ref(), kind);
+        for text in &table.bind {
+            let refuse = |error| self.source.value(text.span().start, "table.bind", error);
+            let binding = words::parse_binding(text.get_ref()).map_err(refuse)?;
+            if loaded.bindings.contains(&binding) {
+                let message = format!("source {binding} is bound twice");
+                return Err(refuse(ValueError::invalid("bind", message).hint("remove one")));
+            }
+            loaded.bindings.insert(binding);
+        }
+        for entry in &table.routes {
+            let refuse = |error: ValueError| {
+                let field = if error.field == "prefix" { "to" } else { error.field };
+                self.source.value(entry.span().start, &format!("table.routes.{field}"), error)
+            };
+            let (key, route) = entry.get_ref().words().parse().map_err(refuse)?;
+            if loaded.routes.insert(key, route).is_some() {
+                let message = format!("route {key} appears twice in table `{}`", loaded.name);
+                return Err(refuse(ValueError::invalid("prefix", message).hint("remove one")));
+            }
+        }
+        if let Some(path) = &table.routes_file {
+            self.routes_file(path, &mut loaded)?;
+        }
+        Ok(loaded)
+    }
+
+    /// Adds the routes of a file, whose path is relative to that of the configuration file.
+    fn routes_file(&mut self, named: &Spanned<PathBuf>, table: &mut Table) -> Result<(), ConfigError> {
+        let directory = self.source.path.parent().unwrap_or(Path::new(""));
+        let path = directory.join(named.get_ref());
+        let text = read(&path).map_err(|error| {
+            self.source
+                .error(named.span().start, "table.routes_file", format!("{}: {error}", path.display()))
+                .hint("give the path of a file with a route a line")
+        })?;
+        self.fingerprint.add(text.as_bytes());
+        for (number, line) in text.lines().enumerate() {
+            let line_number = number + 1;
+            let refuse = |error: ValueError| ConfigError::in_line(&path, line_number, error);
+            let Some((key, route)) = words::parse_route_line(line).map_err(refuse)? else { continue };
+            if table.routes.insert(key, route).is_some() {
+                let message = format!("route {key} appears twice in table `{}`", table.name);
+                return Err(refuse(ValueError::invalid("prefix", message).hint("remove one")));
+            }
+            self.lines.push(RouteLine {
+                table: table.name.clone(),
+                key,
+                path: path.clone(),
+                line: line_number,
+            });
+        }
+        Ok(())
+    }
+
+    fn parse<T: std::str::FromStr<Err = ValueError>>(
+        &self,
+        text: &Spanned<String>,
+        key: &str,
+    ) -> Result<T, ConfigError> {
+        text.get_ref().parse().map_err(|error| self.source.value(text.span().start, key, error))
+    }
+}
+
+/// The file's text, or one sentence that says why not.
+fn read(path: &Path) -> Result<String, String> {
+    let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    String::from_utf8(bytes)
+        .map_err(|error| format!("is not text: byte {} is no UTF-8", error.utf8_error().valid_up_to()))
+}
+
+/// FNV-1a: tells contents apart, the same in every build of the daemon. Nobody gains by a collision.
+struct Fingerprint(u64);
+
+impl Fingerprint {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        // The length keeps a line from moving from one file to the next unseen.
+        for byte in bytes.iter().copied().chain((bytes.len() as u64).to_le_bytes()) {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> String {
+        format!("{:016x}", self.0)
+    }
+}

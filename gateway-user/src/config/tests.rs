@@ -1,0 +1,287 @@
+//! What loads, what does not and what is said then, and what comes back out.
+
+use std::{fmt::Write as _, fs, net::IpAddr};
+
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+use super::*;
+use crate::model::{AttachMode, MAIN_TABLE, Role, Target, words::parse_binding};
+
+/// The sample of the reference, as far as this version goes.
+const SAMPLE: &str = r#"
+[gateway]
+name = "gw-1"
+state = "active"                      # active | inactive
+metrics = "127.0.0.1:9464"
+[capacity]
+sessions = 4096
+[timeouts]
+tcp_established = "2h4m"
+udp = "30s"
+[[interface]]
+name = "eth1"
+role = "inside"
+[[interface]]
+name = "eth0"
+role = "outside"
+mode = "generic"
+[[pool]]
+name = "nat"
+addresses = ["198.51.100.10", "198.51.100.12/31"]
+ports = "2000-65535"
+[[table]]
+name = "main"
+routes = [
+  { to = "203.0.113.0/24", via = "pool nat", log = true },
+  { to = "default", via = "direct", comment = "the rest" },
+  { to = "192.0.2.53", proto = "udp", dport = "53", via = "pool nat" },
+]
+[[table]]
+name = "servers"
+bind = ["10.0.2.0/24", "10.0.3.0/24 iif eth1"]
+routes_file = "servers.routes"
+"#;
+
+const ROUTES: &str = "
+# where the servers may go
+203.0.113.0/24 via gateway 10.0.1.2 dev eth1
+2001:db8::/32  via blackhole  comment \"not yet\"
+";
+
+/// Loads `text`, beside a file of routes. Paths in errors are relative.
+fn load_text(text: &str, routes: &str) -> Result<Config, ConfigError> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("gateway.toml");
+    fs::write(&path, text).expect("written");
+    fs::write(directory.path().join("servers.routes"), routes).expect("written");
+    let prefix = format!("{}/", directory.path().display());
+    load(&path).map_err(|error| ConfigError {
+        file: error.file.replace(&prefix, ""),
+        message: error.message.replace(&prefix, ""),
+        ..error
+    })
+}
+
+#[test]
+fn the_sample_loads() {
+    let config = load_text(SAMPLE, ROUTES).expect("loads");
+    assert_eq!(config.metrics.map(|at| at.to_string()).as_deref(), Some("127.0.0.1:9464"));
+    assert_eq!(config.warnings.len(), 1);
+    assert!(config.warnings[0].starts_with("timeouts.udp is 30s, below the 2m"), "{:?}", config.warnings);
+    let state = config.snapshot;
+    assert_eq!((state.name.as_str(), state.active), ("gw-1", true));
+    assert_eq!((state.capacity.sessions, state.capacity.routes), (4096, 1_048_576));
+    assert_eq!(state.interfaces["eth1"].role, Role::Inside);
+    assert_eq!(state.interfaces["eth0"].mode, AttachMode::Generic);
+    let addresses: Vec<_> = state.pools["nat"].addresses.iter().map(IpAddr::to_string).collect();
+    assert_eq!(addresses, ["198.51.100.10", "198.51.100.12", "198.51.100.13"]);
+    assert_eq!(state.tables["main"].routes.len(), 3);
+    let servers = &state.tables["servers"];
+    assert_eq!(servers.bindings.len(), 2);
+    let targets: Vec<_> = servers.routes.values().map(|route| route.target.to_string()).collect();
+    assert_eq!(targets, ["gateway 10.0.1.2 dev eth1", "blackhole"]);
+}
+
+#[test]
+fn an_empty_file_is_a_gateway_that_only_observes() {
+    assert_eq!(load_text("", "").expect("loads").snapshot, Snapshot::default());
+}
+
+#[test]
+fn the_fingerprint_sees_both_files() {
+    let of = |text: &str, routes: &str| load_text(text, routes).expect("loads").fingerprint;
+    assert_eq!(of(SAMPLE, ROUTES), of(SAMPLE, ROUTES));
+    assert_ne!(of(SAMPLE, ROUTES), of(SAMPLE, &ROUTES.replace("not yet", "never")));
+    assert_ne!(of(SAMPLE, ROUTES), of(&format!("{SAMPLE}\n"), ROUTES));
+}
+
+#[test]
+fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
+    let replaced = |from: &str, to: &str| {
+        assert!(SAMPLE.contains(from), "{from}");
+        (SAMPLE.replacen(from, to, 1), ROUTES.to_owned())
+    };
+    let added = |text: &str| (format!("{SAMPLE}{text}"), ROUTES.to_owned());
+    let routes = |line: &str| (SAMPLE.to_owned(), format!("{ROUTES}{line}\n"));
+    let cases = [
+        // The form.
+        replaced("[gateway]", "[gateway"),
+        replaced("name = \"gw-1\"", "name = gw-1"),
+        replaced("[capacity]", "[capasity]"),
+        replaced("sessions = 4096", "sesions = 4096"),
+        replaced("sessions = 4096", "sessions = \"many\""),
+        replaced("addresses = [", "adresses = ["),
+        replaced("role = \"inside\"", ""),
+        replaced("dport = \"53\"", "dport = 53"),
+        replaced("log = true", "lgo = true"),
+        // The gateway.
+        replaced("\"gw-1\"", "\"gw 1\""),
+        replaced("state = \"active\"", "state = \"activ\""),
+        replaced("127.0.0.1:9464", "localhost"),
+        replaced("sessions = 4096", "sessions = 0"),
+        replaced("sessions = 4096", "sessions = -1"),
+        replaced("\"2h4m\"", "\"2 moons\""),
+        replaced("\"30s\"", "\"0s\""),
+        // Interfaces.
+        replaced("role = \"outside\"", "role = \"outsid\""),
+        replaced("mode = \"generic\"", "mode = \"skb\""),
+        replaced("name = \"eth1\"", "name = \"a-name-of-16byte\""),
+        added("[[interface]]\nname = \"eth0\"\nrole = \"inside\"\n"),
+        // Pools.
+        replaced("198.51.100.10", "198.51.100.300"),
+        replaced("198.51.100.12/31", "198.51.100.13/31"),
+        replaced("198.51.100.12/31", "198.51.0.0/16"),
+        replaced("198.51.100.12/31", "198.51.100.10"),
+        replaced("2000-65535", "2000-66000"),
+        replaced("2000-65535", "80-90"),
+        replaced("\"198.51.100.10\", \"198.51.100.12/31\"", ""),
+        added("[[pool]]\nname = \"two\"\naddresses = [\"198.51.100.12\"]\n"),
+        added("[[pool]]\nname = \"nat\"\naddresses = [\"198.51.100.20\"]\n"),
+        // Tables.
+        replaced("203.0.113.0/24", "203.0.113.7/24"),
+        replaced("via = \"pool nat\"", "via = \"pool nta\""),
+        replaced("via = \"direct\"", "via = \"dirct\""),
+        replaced("proto = \"udp\"", "proto = \"icmp\""),
+        replaced("to = \"default\"", "to = \"203.0.113.0/24\""),
+        replaced("10.0.3.0/24 iif eth1", "10.0.3.0/24 on eth1"),
+        replaced("10.0.3.0/24 iif eth1", "10.0.3.0/24 iif eth2"),
+        replaced("name = \"servers\"", "name = \"main\""),
+        replaced("servers.routes", "absent.routes"),
+        // Files of routes.
+        routes("10.0.0.0/8 via pool nta"),
+        routes("10.0.0.0/8 vai direct"),
+        routes("203.0.113.0/24 via direct"),
+        routes("10.0.0.0/8 via gateway 2001:db8::1"),
+        // What the contract knows and this version does not.
+        added("[access_log]\npath = \"journal\"\n"),
+        added("[[eip]]\naddress = \"198.51.100.50\"\nhost = \"10.0.0.2\"\n"),
+        added("[[proxy]]\nname = \"squid\"\nhosts = [\"10.0.1.2\"]\n"),
+        added("[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\n"),
+        added("[[table]]\nname = \"return\"\nkind = \"border\"\n"),
+        replaced("ports = \"2000-65535\"", "per_destination = { rate = 900 }"),
+        replaced("via = \"direct\"", "via = \"proxy squid\""),
+        replaced("via = \"direct\"", "via = \"eip\""),
+        replaced("comment = \"the rest\"", "domain = \"*.example.com\""),
+    ];
+    let mut said = String::new();
+    for (text, routes) in cases {
+        let error = load_text(&text, &routes).expect_err(&text);
+        let hint = error.hint.as_deref().unwrap_or("(none)");
+        writeln!(said, "error: {error}\nhint: {hint}\n").expect("written");
+    }
+    insta::assert_snapshot!("errors", said);
+}
+
+#[test]
+fn a_missing_file_is_said_to_be_missing() {
+    let error = load(Path::new("/nonexistent/gateway.toml")).expect_err("refused");
+    assert_eq!(
+        error.to_string(),
+        "/nonexistent/gateway.toml: cannot be read: No such file or directory (os error 2)"
+    );
+    assert!(error.hint.is_some());
+}
+
+#[test]
+fn the_export_of_the_sample_is_as_an_operator_would_write_it() {
+    let config = load_text(SAMPLE, ROUTES).expect("loads");
+    insta::assert_snapshot!("export", export(&config.snapshot, config.metrics));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn what_is_exported_loads_to_the_same_state(state in snapshot()) {
+        prop_assert_eq!(validate(&state), Ok(()));
+        let text = export(&state, None);
+        let config = load_text(&text, "").map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?;
+        prop_assert_eq!(config.snapshot, state);
+    }
+}
+
+/// Any acceptable state.
+fn snapshot() -> impl Strategy<Value = Snapshot> {
+    let name = "[a-z][a-z0-9._-]{0,8}";
+    let timeouts = vec(1_000u64..10_000_000, 4);
+    let interfaces = vec((select(&["eth0", "eth1", "br-lan", "wan.100"][..]), role(), mode()), 0..4);
+    let tables = vec((name, vec(binding(), 0..3), vec(route(), 0..12)), 0..4);
+    (name, any::<bool>(), timeouts, interfaces, 1..4usize, tables).prop_map(
+        |(name, active, timeouts, interfaces, pools, tables)| {
+            let mut state = Snapshot { name, active, ..Snapshot::default() };
+            let mut timeouts = timeouts.into_iter().map(Duration::from_millis);
+            state.timeouts.tcp_established = timeouts.next().unwrap_or_default();
+            state.timeouts.udp = timeouts.next().unwrap_or_default();
+            for (name, role, mode) in interfaces {
+                state.interfaces.insert(name.to_owned(), Interface { name: name.to_owned(), role, mode });
+            }
+            for number in 0..pools {
+                let name = format!("pool-{number}");
+                let number = number as u16;
+                let addresses = vec![
+                    IpAddr::from([198, 51, 100, number as u8]),
+                    IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, number]),
+                ];
+                let ports = PortRange { low: 1024 + number, high: 2048 };
+                state.pools.insert(name.clone(), Pool { name, addresses, ports });
+            }
+            let mut bound = BTreeSet::new();
+            for (name, bindings, routes) in tables {
+                let mut table = state
+                    .tables
+                    .get(&name)
+                    .map_or_else(|| Table::new(&name, TableKind::Egress), |table| (**table).clone());
+                table.bindings.extend(bindings.into_iter().filter(|binding| bound.insert(binding.clone())));
+                table.routes.extend(routes);
+                for route in table.routes.values_mut() {
+                    if let Target::Pool(pool) = &mut route.target {
+                        *pool = "pool-0".to_owned();
+                    }
+                }
+                state.tables.insert(name, Arc::new(table));
+            }
+            state
+                .tables
+                .entry(MAIN_TABLE.to_owned())
+                .or_insert_with(|| Arc::new(Table::new(MAIN_TABLE, TableKind::Egress)));
+            state
+        },
+    )
+}
+
+fn role() -> impl Strategy<Value = Role> {
+    select(&Role::ALL[..])
+}
+
+fn mode() -> impl Strategy<Value = AttachMode> {
+    select(&AttachMode::ALL[..])
+}
+
+fn binding() -> impl Strategy<Value = crate::model::Binding> {
+    (any::<u8>(), 8u8..=32).prop_map(|(second, length)| {
+        let prefix = ipnet::IpNet::new(IpAddr::from([10, second, 0, 0]), length).expect("a prefix").trunc();
+        parse_binding(&prefix.to_string()).expect("a binding")
+    })
+}
+
+fn route() -> impl Strategy<Value = (RouteKey, crate::model::Route)> {
+    let destination = prop_oneof![
+        (any::<[u8; 4]>(), 0u8..=32).prop_map(|(address, length)| (IpAddr::from(address), length)),
+        (any::<[u8; 16]>(), 0u8..=64).prop_map(|(address, length)| (IpAddr::from(address), length)),
+    ];
+    let target = select(&["direct", "pool any", "blackhole", "prohibit", "host", "gateway"][..]);
+    let selector = select(
+        &["", "proto tcp", "proto udp", "proto icmp", "proto tcp dport 443", "proto udp dport 1000-2000"][..],
+    );
+    let comment = option::of("[ -~äß€#\"'\\\\]{0,20}");
+    (destination, target, selector, any::<bool>(), comment).prop_map(
+        |((address, length), target, selector, log, comment)| {
+            let prefix = ipnet::IpNet::new(address, length).expect("a prefix").trunc();
+            let router = if address.is_ipv4() { "10.9.9.9" } else { "2001:db8::9" };
+            let target = target.replace("gateway", &format!("gateway {router}"));
+            let line = format!("{prefix} via {target} {selector}{}", if log { " log" } else { "" });
+            let (key, route) = words::parse_route_line(&line).expect("a route").expect("not empty");
+            (key, crate::model::Route { comment, ..route })
+        },
+    )
+}
