@@ -126,7 +126,7 @@ impl<'a> Wanted<'a> {
             }
             Self::Option { root, command } => root
                 .get_arguments()
-                .chain(command.get_arguments())
+                .chain(command.get_arguments().filter(|argument| !argument.is_global_set()))
                 .filter_map(|argument| Some((format!("--{}", argument.get_long()?), meaning(argument))))
                 .collect(),
             Self::Nothing => Vec::new(),

@@ -58,11 +58,11 @@ impl Failure {
                 format!("gatewayd does not answer on {socket}: {}", reason(&error)),
             )
             .hint(
-                "start it (`systemctl start gateway`, or `gatewayd --config FILE`), or name its socket \
+                "start it (`systemctl start gatewayd`, or `gatewayd --config FILE`), or name its socket \
                          with --socket PATH or GWCTL_SOCKET",
             ),
             ClientError::Denied => Self::new(exit::NOT_PERMITTED, format!("permission denied on {socket}"))
-                .hint("run the command as root, or as a member of the socket's group"),
+                .hint("run the command as root, or as a member of group `gateway`"),
             ClientError::Timeout(_) => Self::new(exit::UNREACHABLE, format!("{error} on {socket}")).hint(
                 "a change that was asked for may still be made: check with `gwctl status`; wait longer with \
                  --timeout DUR",

@@ -1,0 +1,6 @@
+//! What users of `gwctl` type and read: the real program against a control plane in this process, whose data
+//! plane is in memory. No root needed.
+
+mod alone;
+mod support;
+mod talk;

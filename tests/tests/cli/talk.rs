@@ -1,0 +1,370 @@
+//! `gwctl` and the daemon: what is typed, what is printed, and the exit code.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use gateway_common::{
+    DropReason, Verdict,
+    counter::{Counter, SessionCounters},
+    pool::PoolCounters,
+};
+use gateway_user::{
+    dataplane::{SessionRow, Traffic},
+    model::{RouteKey, Selector},
+};
+use insta::assert_snapshot;
+use serde_json::Value;
+
+use crate::support::{Daemon, finish, gwctl};
+
+/// What the examples of the documentation set up.
+const SETUP: &str = r#"
+    interface add eth1 role inside
+    interface add eth0 role outside mode generic
+    pool add nat address 198.51.100.10,198.51.100.11
+    table add servers
+    table bind servers from 10.0.2.0/24
+    route add 203.0.113.0/24 via pool nat
+    route add 203.0.113.128/25 via blackhole
+    route add 2001:db8::/32 via direct
+    route add 192.0.2.53 via prohibit proto udp dport 53 log comment "not here"
+    route add default via gateway 10.0.1.2 dev eth1 table servers
+"#;
+
+fn set_up() -> Result<Daemon> {
+    let daemon = Daemon::start()?;
+    for line in SETUP.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let said = daemon.run(line)?;
+        assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""), "{line} is not silent");
+    }
+    Ok(daemon)
+}
+
+fn json(daemon: &Daemon, line: &str) -> Result<Value> {
+    let said = daemon.run(&format!("{line} --json"))?;
+    assert_eq!((said.code, said.err.as_str()), (0, ""), "{line}");
+    Ok(serde_json::from_str(&said.out)?)
+}
+
+/// Lets traffic leave its marks.
+fn let_packets_pass(daemon: &Daemon) -> Result<()> {
+    let counter = |packets, bytes| Counter { packets, bytes };
+    let traffic = |ingress: &str, egress: Option<&str>, verdict, packets| Traffic {
+        ingress: ingress.to_owned(),
+        egress: egress.map(str::to_owned),
+        verdict,
+        counter: counter(packets, packets * 100),
+    };
+    let key = RouteKey { prefix: "203.0.113.0/24".parse()?, selector: Selector::default() };
+    let mut state = daemon.memory.state();
+    state.traffic = vec![
+        traffic("eth1", Some("eth0"), Verdict::Snat, 40),
+        traffic("eth0", Some("eth1"), Verdict::Reply, 38),
+        traffic("eth1", None, Verdict::Drop, 20),
+    ];
+    state.drops.insert(DropReason::NoRoute as u8, counter(17, 1700));
+    state.drops.insert(DropReason::PoolExhausted as u8, counter(3, 300));
+    state.routes.insert(("main".to_owned(), key), counter(40, 4000));
+    let pool = PoolCounters {
+        attempts: 5,
+        established: 4,
+        allocation_errors: 3,
+        opened: 2,
+        ..PoolCounters::default()
+    };
+    state.pools.insert("198.51.100.10".parse()?, pool);
+    state.session_counters[0] = SessionCounters { created: 2, ..SessionCounters::default() };
+    for number in 0..2 {
+        state.sessions.push(SessionRow {
+            proto: 6,
+            source: "10.0.1.2".parse()?,
+            source_port: 40_000 + number,
+            translated: "198.51.100.10".parse()?,
+            translated_port: 40_000 + number,
+            destination: "203.0.113.7".parse()?,
+            destination_port: 443,
+            pool: Some("nat".to_owned()),
+            route: Some(("main".to_owned(), key)),
+            state: "established",
+            age: Duration::from_secs(7441),
+            idle: Duration::from_millis(250),
+            sent: counter(20, 2000),
+            received: counter(19, 190_000 * (u64::from(number) + 1)),
+        });
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_added_is_shown() -> Result<()> {
+    assert_snapshot!(set_up()?.transcript(
+        "
+        interface show
+        pool show
+        pool show nat
+        table show
+        table show servers
+        route show
+        route show table servers
+        route show in 203.0.113.0/24
+        route show for 203.0.113.200
+        route show 203.0.113.0/24
+        route get 203.0.113.200
+        route get 203.0.113.200 from 10.0.2.9
+        route get 192.0.2.53 proto udp dport 53
+        --no-header route show table servers
+    "
+    )?);
+    Ok(())
+}
+
+#[test]
+fn nothing_to_show_is_nothing_and_no_failure() -> Result<()> {
+    let daemon = Daemon::start()?;
+    for line in ["route show", "pool show", "interface show", "session show", "stats drops", "stats pools"] {
+        let said = daemon.run(line)?;
+        assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""), "{line}");
+    }
+    Ok(())
+}
+
+#[test]
+fn json_is_an_envelope_with_the_same_rows() -> Result<()> {
+    let daemon = set_up()?;
+    let_packets_pass(&daemon)?;
+    for line in [
+        "route show",
+        "route get 203.0.113.7",
+        "table show",
+        "pool show",
+        "interface show",
+        "session show",
+        "session count",
+        "stats drops",
+        "stats routes",
+        "stats pools",
+        "stats interfaces",
+        "stats maps",
+        "stats",
+        "status",
+        "export",
+        "version",
+    ] {
+        let list = json(&daemon, line)?;
+        let schema = list["schema"].as_str().context(line)?;
+        assert!(schema.starts_with("gateway.") && schema.ends_with("/v1"), "{line}: {schema}");
+        assert_eq!(list["revision"], 11, "{line}");
+        assert!(list["items"].as_array().is_some_and(|items| !items.is_empty()), "{line}");
+    }
+    assert_snapshot!(daemon.run("route show in 192.0.2.0/24 --json")?.out);
+    Ok(())
+}
+
+#[test]
+fn a_change_is_made_once_and_its_opposite_undoes_it() -> Result<()> {
+    assert_snapshot!(set_up()?.transcript(
+        "
+        route add 203.0.113.0/24 via direct
+        route replace 203.0.113.0/24 via direct
+        route show 203.0.113.0/24
+        route del 203.0.113.0/24
+        route del 203.0.113.0/24
+        route flush table servers
+        route show table servers
+        pool set nat ports 2000-3000
+        pool show
+        pool del nat
+        pool del nat
+        table unbind servers from 10.0.2.0/24
+        table unbind servers from 10.0.2.0/24
+        table del servers
+        table del servers
+        interface del eth1
+        interface del eth1
+        activate
+        activate -v
+        deactivate -v
+        route show
+    "
+    )?);
+    Ok(())
+}
+
+#[test]
+fn what_the_daemon_refuses_is_told_with_a_remedy() -> Result<()> {
+    let daemon = set_up()?;
+    let before = daemon.run("export")?.out;
+    assert_snapshot!(daemon.transcript(
+        "
+        route add 203.0.113.7/24 via direct
+        route add 203.0.113.300 via direct
+        route add 10.1.0.0/16 via pool nta
+        route add 10.1.0.0/16 via nowhere
+        route add 10.1.0.0/16 via eip
+        route add 10.1.0.0/16 via gateway 2001:db8::1
+        route add 10.1.0.0/16 via direct table mian
+        route add 10.1.0.0/16 via direct dport 53
+        route add 10.1.0.0/16 via direct proto sctp
+        route add 10.1.0.0/16 via direct proto tcp dport 90-80
+        route get nowhere
+        route show table nowhere
+        route flush table nowhere
+        pool add nat address 198.51.100.20
+        pool add other address 198.51.100.10
+        pool add other address 198.51.100.300
+        pool add other address 198.51.100.20 ports 0-10
+        pool del nat
+        pool show nowhere
+        table add servers
+        table add exits kind border
+        table del main
+        table bind nowhere from 10.0.9.0/24
+        interface add eth1 role inside
+        interface add eth7 role sideways
+        interface add a-name-that-is-too-long role inside
+        session show proto sctp
+        session show sort name
+        session count by name
+    "
+    )?);
+    assert_eq!(daemon.run("export")?.out, before, "a refusal changes nothing");
+    Ok(())
+}
+
+#[test]
+fn a_change_that_could_not_be_put_in_force_is_exit_code_8() -> Result<()> {
+    let daemon = set_up()?;
+    daemon.memory.state().script.push_back(Some("the map is full".to_owned()));
+    let said = daemon.run("route add 198.18.0.0/15 via direct")?;
+    assert_eq!(said.code, 8, "{said:?}");
+    assert!(said.err.contains("the map is full"), "{said:?}");
+    assert_eq!(daemon.run("route show 198.18.0.0/15")?.out, "");
+    Ok(())
+}
+
+#[test]
+fn statistics_and_sessions() -> Result<()> {
+    let daemon = set_up()?;
+    let_packets_pass(&daemon)?;
+    assert_snapshot!(daemon.transcript(
+        "
+        stats drops
+        stats routes table main
+        stats pools
+        stats interfaces
+        stats maps
+        stats
+        session show sort bytes limit 1
+        session show dport 80
+        session count
+        session count by source
+        session count by destination
+        session count by route
+    "
+    )?);
+    let all = daemon.run("stats drops -v")?.out;
+    assert_eq!(all.lines().count(), DropReason::ALL.len() + 1);
+    assert_eq!(daemon.run("stats drops --all")?.out, all);
+    Ok(())
+}
+
+#[test]
+fn status_is_a_screen_and_an_exit_code() -> Result<()> {
+    let daemon = set_up()?;
+    let_packets_pass(&daemon)?;
+    let well = daemon.transcript(
+        "
+        activate
+        status
+        status --brief
+    ",
+    )?;
+    assert_eq!(daemon.run("interface add eth9 role inside")?.code, 0);
+    let unwell = daemon.transcript("status")?;
+    assert_snapshot!(well + &unwell);
+    let said = daemon.run("status --json")?;
+    assert_eq!(said.code, 9);
+    let list: Value = serde_json::from_str(&said.out)?;
+    assert_eq!((&list["items"][0]["healthy"], &list["items"][0]["active"]), (&false.into(), &true.into()));
+    Ok(())
+}
+
+#[test]
+fn verbose_says_which_revision_is_in_force() -> Result<()> {
+    let daemon = Daemon::start()?;
+    let said = daemon.run("-v table add servers")?;
+    assert_eq!((said.out.as_str(), said.err.as_str()), ("", "revision 2 is in force\n"));
+    let said = daemon.run("-v --json table del servers")?;
+    let change: Value = serde_json::from_str(&said.out)?;
+    assert_eq!((&change["revision"], &change["changed"]), (&3.into(), &true.into()));
+    Ok(())
+}
+
+#[test]
+fn a_long_list_may_be_cut_by_its_reader() -> Result<()> {
+    let daemon = Daemon::start()?;
+    for number in 0..8 {
+        daemon.run(&format!("route add 10.0.{number}.0/24 via direct comment {}", "x".repeat(200)))?;
+    }
+    let mut child = gwctl(&daemon.socket())?
+        .args(["route", "show", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    drop(child.stdout.take());
+    let mut err = String::new();
+    child.stderr.take().context("standard error")?.read_to_string(&mut err)?;
+    assert_eq!((child.wait()?.code(), err.as_str()), (Some(0), ""));
+    Ok(())
+}
+
+#[test]
+fn watch_shows_rates_until_it_is_stopped() -> Result<()> {
+    let daemon = set_up()?;
+    let_packets_pass(&daemon)?;
+    let mut child = gwctl(&daemon.socket())?
+        .args(["stats", "drops", "--watch=0.2"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("standard output")?).lines();
+    let mut next = || lines.next().context("no more lines")?.map_err(anyhow::Error::from);
+    let read = (|| {
+        assert_eq!(
+            next()?.split_whitespace().collect::<Vec<_>>(),
+            ["REASON", "PACKETS", "BYTES", "PACKETS/S", "BYTES/S", "CLASS", "MEANING"]
+        );
+        assert!(next()?.starts_with("no_route"));
+        daemon.memory.state().drops.insert(DropReason::NoRoute as u8, Counter { packets: 100_017, bytes: 0 });
+        loop {
+            let line = next()?;
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if let ["no_route", "100017", _, rate, ..] = words.as_slice() {
+                return Ok::<_, anyhow::Error>(rate.parse::<u64>()?);
+            }
+        }
+    })();
+    child.kill()?;
+    child.wait()?;
+    // 100,000 packets within the 0.2 s and what a busy machine adds to it.
+    assert!((1_000..=500_000).contains(&read?));
+    Ok(())
+}
+
+#[test]
+fn completion_asks_the_daemon_for_names() -> Result<()> {
+    let daemon = set_up()?;
+    let next = |words: &[&str]| -> Result<String> {
+        let said = finish(gwctl(&daemon.socket())?.arg("__complete").args(words))?;
+        Ok(said.out.lines().filter_map(|line| line.split('\t').next()).collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(next(&["route", "add", "default", "via", "pool", ""])?, "nat");
+    assert_eq!(next(&["route", "show", "table", ""])?, "main servers");
+    assert_eq!(next(&["table", "bind", "se"])?, "servers");
+    assert_eq!(next(&["interface", "del", ""])?, "eth0 eth1");
+    Ok(())
+}
