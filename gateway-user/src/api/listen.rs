@@ -13,6 +13,7 @@ use std::{
 use anyhow::Context as _;
 use nix::unistd::{Group, chown};
 use tokio::net::UnixListener;
+use tracing::warn;
 
 use crate::refused::Refused;
 
@@ -35,9 +36,11 @@ pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     clear(path)?;
     let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {shown}"))?;
     // Until here nobody but the owner can connect: that takes the permission to write.
-    if let Ok(Some(group)) = Group::from_name(GROUP) {
-        chown(path, None, Some(group.gid))
-            .with_context(|| format!("cannot give {shown} to group {GROUP}"))?;
+    if let Ok(Some(group)) = Group::from_name(GROUP)
+        && let Err(error) = chown(path, None, Some(group.gid))
+    {
+        // It stays closed to the group then, which is safe.
+        warn!("cannot give {shown} to group {GROUP}: {error}");
     }
     fs::set_permissions(path, Permissions::from_mode(0o660))
         .with_context(|| format!("cannot set the mode of {shown}"))?;

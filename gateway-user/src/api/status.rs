@@ -10,13 +10,14 @@ use crate::{
     control::{Current, Handle},
     dataplane::Observe,
     model::{MAIN_TABLE, Role, Snapshot, validate::below_standard},
+    netlink::Sysctls,
 };
 
 /// Sessions in use from which on `status` warns, in percent of the capacity.
 const SESSIONS_HIGH: u64 = 90;
 
-/// Looks at the host and says what keeps the gateway from working well.
-pub type Inspect = Arc<dyn Fn(&Snapshot) -> Vec<Notice> + Send + Sync>;
+/// Looks at the host's settings for the interfaces of a state.
+pub type Inspect = Arc<dyn Fn(&Snapshot) -> Sysctls + Send + Sync>;
 
 /// What the answers are made of.
 #[derive(Clone)]
@@ -29,7 +30,7 @@ pub struct Context {
     pub metrics: Option<SocketAddr>,
     /// When the daemon started.
     pub started: Instant,
-    /// Warnings about the host; called for every `status`, may block.
+    /// Called for every `status`; may block.
     pub inspect: Inspect,
 }
 
@@ -47,7 +48,9 @@ impl Context {
         problems.extend(readings.interfaces.iter().filter_map(detached));
         let mut warnings = remarks(current);
         warnings.extend(fullness(&readings));
-        warnings.extend((self.inspect)(state));
+        let host = (self.inspect)(state);
+        problems.extend(host.problems);
+        warnings.extend(host.warnings);
         Status {
             name: state.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -19,6 +19,7 @@ use crate::{
     control::{self, Base, Control, Store},
     dataplane::{Host, Link, SessionRow, Traffic, memory::Memory},
     model::{Route, RouteKey, Snapshot, words::parse_route_line},
+    netlink::Sysctls,
 };
 
 /// A daemon without packets: control plane, API and a data plane in memory.
@@ -46,7 +47,7 @@ impl Daemon {
             config_file: PathBuf::from("/etc/gateway/gateway.toml"),
             metrics: None,
             started: Instant::now(),
-            inspect: Arc::new(|_| Vec::new()),
+            inspect: Arc::new(|_| Sysctls::default()),
         };
         let stop = CancellationToken::new();
         let listener = listen(&directory.path().join("gateway.sock")).expect("listens");

@@ -73,6 +73,7 @@ pub struct Current {
 pub struct Handle {
     messages: mpsc::Sender<Message>,
     current: Arc<ArcSwap<Current>>,
+    host: Arc<ArcSwap<Host>>,
     observe: Arc<dyn Observe>,
 }
 
@@ -101,14 +102,15 @@ pub async fn start(
     let observe = dataplane.observe();
     let Boot { current, base_fingerprint } = boot(&base, &store)?;
     let worker = Worker::start(dataplane)?;
-    worker.host_changed(host).await.context("cannot tell the data plane about the host")?;
+    worker.host_changed(host.clone()).await.context("cannot tell the data plane about the host")?;
     worker.apply(None, current.snapshot.clone()).await.context("cannot put the state in force")?;
     let task =
         Task { worker, store, base, base_fingerprint, current: Arc::new(ArcSwap::from_pointee(current)) };
     task.save(&task.current.load()).await.context("cannot save the state")?;
     info!(revision = task.current.load().revision, "the data plane has its state");
     let (messages, queue) = mpsc::channel(QUEUE);
-    let handle = Handle { messages: messages.clone(), current: task.current.clone(), observe };
+    let host = Arc::new(ArcSwap::from_pointee(host));
+    let handle = Handle { messages: messages.clone(), current: task.current.clone(), host, observe };
     Ok((handle, Control { task: tokio::spawn(task.run(queue)), messages }))
 }
 
@@ -124,8 +126,14 @@ impl Handle {
 
     /// Tells the data plane what the host looks like. Returns when it is queued.
     pub async fn host_changed(&self, host: Host) {
+        self.host.store(Arc::new(host.clone()));
         // A control plane that has stopped has no use for it.
         let _ = self.messages.send(Message::HostChanged(host)).await;
+    }
+
+    /// What the host looked like when the data plane was last told.
+    pub fn host(&self) -> Arc<Host> {
+        self.host.load_full()
     }
 
     /// What is in force.
