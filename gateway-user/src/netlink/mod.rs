@@ -258,6 +258,6 @@ mod tests {
     #[test]
     fn following_the_network_can_be_a_task_of_its_own() {
         fn is_send<T: Send>(_: fn(&'static mut Netlink, &'static Handle, mpsc::Receiver<Neighbor>) -> T) {}
-        is_send(|netlink, control, unresolved| netlink.run(control, unresolved));
+        is_send(Netlink::run);
     }
 }
