@@ -1,4 +1,6 @@
 //! `gwctl completion`, and what the scripts it prints ask.
+//!
+//! Libraries complete flags; the words of ip(8) are completed by the grammar that reads them ([`words`]).
 
 use std::time::Duration;
 

@@ -128,7 +128,8 @@ impl Context<'_, '_> {
     /// Tells the user something that is not data.
     pub(super) fn note(&mut self, text: &str) {
         if !self.quiet {
-            // A message that cannot be shown is no reason to fail.
+            // Output comes before what is said about it. A message that cannot be shown is no reason to fail.
+            let _ = self.terminal.out.flush();
             let _ = writeln!(self.terminal.err, "{text}");
         }
     }

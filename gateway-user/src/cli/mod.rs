@@ -1,6 +1,6 @@
 //! `gwctl`: one file a noun, each of which is its words, its request and its output.
 //!
-//! A command line goes through [`words`] (words to flags), clap (flags to the structs of the noun files), the
+//! A command line goes through `words` (words to flags), clap (flags to the structs of the noun files), the
 //! [`crate::api::Client`], and [`crate::render`].
 
 mod completion;
@@ -135,7 +135,8 @@ pub fn command() -> clap::Command {
 pub async fn main() -> u8 {
     let arguments = std::env::args_os().skip(1);
     let words: Vec<String> = arguments.map(|word| word.to_string_lossy().into_owned()).collect();
-    let mut out = io::stdout().lock();
+    // A line of JSON at a time would be a system call each.
+    let mut out = io::BufWriter::new(io::stdout().lock());
     let mut err = io::stderr().lock();
     let mut terminal = Terminal {
         out_is_terminal: io::stdout().is_terminal(),
