@@ -405,7 +405,12 @@ fn limits_of_the_maps_are_limits_of_the_state() {
 
     let route = |number| parse(&format!("route main 192.0.2.1 via direct proto tcp dport {}", 1000 + number));
     assert_eq!(many(&route, 16), Ok(()));
-    assert!(many(&route, 17).expect_err("refused").contains("more than 16 routes with selectors"));
+    assert!(many(&route, 17).expect_err("refused").contains("would have 17 routes with selectors"));
+    let inherited = |number: u32| match number {
+        0 => parse("route main 192.0.2.1 via direct proto udp"),
+        _ => parse(&format!("route main 192.0.2.0/24 via direct proto tcp dport {number}")),
+    };
+    assert!(many(&inherited, 17).expect_err("refused").contains("192.0.2.1/32 would have 17"));
 
     let pool = |number| {
         parse(&format!("pool p{number} {}", IpAddr::from([10, 1, (number >> 8) as u8, number as u8])))

@@ -13,6 +13,8 @@ use gateway_common::{
     route::{MAX_BINDINGS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX, MAX_TABLE_SLOTS},
 };
 
+use ipnet::IpNet;
+
 use super::{
     Binding, Interface, MAIN_TABLE, Pool, Role, Route, RouteKey, Snapshot, Table, TableKind, Target,
     Timeouts,
@@ -338,15 +340,35 @@ fn routes(state: &Snapshot, table: &Table) -> Result<(), Violation> {
             let error = error.hint("choose ranges that are apart, or one within the other");
             return Err(at(&subject())(error));
         }
-        siblings.push(key);
-        if siblings.len() > MAX_RULES_PER_PREFIX as usize {
+        // The same for all of the prefix: counted at the first.
+        let asked = if siblings.is_empty() { asked(table, key.prefix) } else { 0 };
+        if asked > MAX_RULES_PER_PREFIX as usize {
             let prefix = key.prefix;
-            let message =
-                format!("prefix {prefix} would have more than {MAX_RULES_PER_PREFIX} routes with selectors");
-            return Err(at(&subject())(ValueError::full("proto", message).hint("use ranges of ports")));
+            let message = format!(
+                "prefix {prefix} would have {asked} routes with selectors, those it falls back to included"
+            );
+            let hint = format!("at most {MAX_RULES_PER_PREFIX}; use ranges of ports");
+            return Err(at(&subject())(ValueError::full("proto", message).hint(hint)));
         }
+        siblings.push(key);
     }
     Ok(())
+}
+
+/// How many routes with selectors a packet to `prefix` is compared with: its own, and as long as no route
+/// takes all the rest, those of the prefixes that cover it.
+fn asked(table: &Table, prefix: IpNet) -> usize {
+    let mut asked = 0;
+    let mut covering = Some(prefix);
+    while let Some(prefix) = covering {
+        let routes = table.of_prefix(prefix);
+        asked += routes.iter().filter(|(key, _)| !key.selector.is_any()).count();
+        if routes.iter().any(|(key, _)| key.selector.is_any()) {
+            break;
+        }
+        covering = prefix.supernet();
+    }
+    asked
 }
 
 /// Whether two port ranges overlap and neither contains the other: which of them wins would be a guess.
