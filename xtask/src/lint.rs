@@ -44,8 +44,10 @@ fn kernel() -> Result<()> {
         cargo::cargo()
             .args(package)
             .args(["-Z", "build-std=core", "--", "--deny", "warnings"])
-            // Building core from source is unstable; the pinned stable compiler does it all the same.
-            .env("RUSTC_BOOTSTRAP", "1"),
+            // As gateway-user/build.rs: a stable compiler builds core from source, and the bindings want to
+            // know the machine.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH)),
     )
 }
 
