@@ -155,7 +155,7 @@ async fn work(
         config_file: PathBuf::from("/etc/gateway/gateway.toml"),
         metrics: None,
         started: Instant::now(),
-        inspect: Arc::new(|_| Vec::new()),
+        inspect: Arc::new(|_| gateway_user::netlink::Sysctls::default()),
     };
     let listener = listen(&socket(&directory))?;
     ready();
