@@ -53,8 +53,8 @@ pub struct Config {
     pub inside_slots: u32,
     /// 1 where a binding names an interface, so that asking for one is worth while.
     pub interface_bindings: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Which half of the numbers that a daemon gives out is in force, 0 or 1: the next daemon uses the other.
+    pub half: u32,
 }
 
 const _: () = assert!(size_of::<Config>() == 48);

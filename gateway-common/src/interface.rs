@@ -17,6 +17,8 @@ pub const INSIDE: u32 = 1;
 pub const OUTSIDE: u32 = 2;
 /// The record is in use.
 pub const ATTACHED: u32 = 4;
+/// The program runs in generic mode.
+pub const GENERIC: u32 = 8;
 
 /// Map `INTERFACES`, indexed by ifindex.
 #[repr(C)]

@@ -4,8 +4,10 @@ use crate::{family::MappedAddress, pod};
 
 /// Elements of `POOLS`.
 pub const MAX_POOLS: u32 = 256;
-/// Elements of `POOL_ADDRESSES` and of `POOL_MEMBERS`.
+/// Elements of `POOL_ADDRESSES`.
 pub const MAX_POOL_ADDRESSES: u32 = 4_096;
+/// Elements of `POOL_MEMBERS`: two halves, each with room for all addresses and their replacements.
+pub const MAX_POOL_MEMBERS: u32 = 4 * MAX_POOL_ADDRESSES;
 /// Addresses in one pool.
 pub const MAX_ADDRESSES_PER_POOL: u32 = 256;
 

@@ -2,14 +2,14 @@
 
 use crate::{family::MappedAddress, parse::NO_PORT, pod};
 
-/// Elements of `ROUTES_V4` and `ROUTES_V6`: tables that can exist at the same time, counting the copies
-/// that a replacement needs for a moment. Slot 0 is never used.
-pub const MAX_TABLE_SLOTS: u32 = 512;
-/// Elements of `RULES`.
+/// Elements of `ROUTES_V4` and `ROUTES_V6`: two halves, each with room for all tables and the copies that a
+/// replacement needs for a moment. Slot 0 is never used.
+pub const MAX_TABLE_SLOTS: u32 = 1_024;
+/// Routes with selectors; `RULES` has two halves of this size.
 pub const MAX_RULES: u32 = 65_536;
 /// Routes with selectors that one prefix may have.
 pub const MAX_RULES_PER_PREFIX: u32 = 16;
-/// Elements of `ROUTERS`.
+/// Routers that routes may name; `ROUTERS` has two halves of this size.
 pub const MAX_ROUTERS: u32 = 1_024;
 /// Elements of `ROUTE_COUNTERS`. Counter 0 is shared by routes that got no counter of their own.
 pub const MAX_ROUTE_COUNTERS: u32 = 16_384;

@@ -17,7 +17,7 @@ use gateway_common::{
     config::Config,
     family::{MappedAddress, is_same},
     parse::{Flow, Fragment, Packet, Transport},
-    pool::{IN_USE, MAX_POOL_ADDRESSES, MAX_POOLS, Pool, PoolAddress},
+    pool::{IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, Pool, PoolAddress},
     session::{SIDE_INSIDE, SIDE_OUTSIDE, TCP_ACK, TCP_SYN},
 };
 
@@ -35,7 +35,7 @@ static POOLS: Array<Pool, { MAX_POOLS as usize }> = Array::new();
 
 /// Lists of elements of `POOL_ADDRESSES`; a pool has a run of it.
 #[btf_map]
-static POOL_MEMBERS: Array<u32, { MAX_POOL_ADDRESSES as usize }> = Array::new();
+static POOL_MEMBERS: Array<u32, { MAX_POOL_MEMBERS as usize }> = Array::new();
 
 #[btf_map]
 static POOL_ADDRESSES: Array<PoolAddress, { MAX_POOL_ADDRESSES as usize }> = Array::new();

@@ -30,10 +30,10 @@ static ROUTES_V6: ArrayOfMaps<LpmTrie<[u32; 4], Route, 1024>, { MAX_TABLE_SLOTS 
     ArrayOfMaps::new();
 
 #[btf_map]
-static RULES: Array<Rule, { MAX_RULES as usize }> = Array::new();
+static RULES: Array<Rule, { 2 * MAX_RULES as usize }> = Array::new();
 
 #[btf_map]
-static ROUTERS: Array<Router, { MAX_ROUTERS as usize }> = Array::new();
+static ROUTERS: Array<Router, { 2 * MAX_ROUTERS as usize }> = Array::new();
 
 /// What a route is asked about.
 pub(crate) struct Query<F: Datapath> {
@@ -102,6 +102,7 @@ fn table<F: Datapath>(config: &Config, inside: u32, source: F::Address) -> Optio
     // SAFETY (both): the words are the key's layout, `Key` is packed.
     if config.interface_bindings != 0
         && let Some(slot) = bindings.get(unsafe { as_key::<_, BindingKey>(&key) })
+        && *slot != 0
     {
         return Some(*slot);
     }

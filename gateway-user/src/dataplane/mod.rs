@@ -5,6 +5,7 @@
 //! `bpf` is the real one; [`memory`] keeps everything in this process, so that the control plane can be
 //! tested without root.
 
+pub mod bpf;
 pub mod memory;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};

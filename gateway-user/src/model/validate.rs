@@ -25,7 +25,7 @@ use super::{
 /// Longest name of a gateway, pool or table, in bytes.
 pub const MAX_NAME: usize = 63;
 /// Tables there can be: a replacement needs a second slot for a moment, and slot 0 is never used.
-pub const MAX_TABLES: usize = (MAX_TABLE_SLOTS as usize - 1) / 2;
+pub const MAX_TABLES: usize = MAX_TABLE_SLOTS as usize / 4 - 1;
 /// Largest capacity that can be configured; the memory is taken when the gateway starts.
 pub const MAX_CAPACITY: u32 = 1 << 26;
 /// Longest idle time.

@@ -1,0 +1,143 @@
+//! From the routes of a table to the elements of a trie.
+//!
+//! The kernel finds the longest prefix only. Where a prefix has routes with selectors and none without, what
+//! the selectors do not match belongs to the next shorter prefix; so such a prefix carries the rules of its
+//! covering prefixes behind its own.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail};
+use gateway_common::route::MAX_RULES_PER_PREFIX;
+use ipnet::IpNet;
+
+use crate::model::{RouteKey, Selector, Table};
+
+/// What a trie element says: rules in the order in which they are asked, then the route for all others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Element {
+    pub(super) rules: Vec<RouteKey>,
+    pub(super) otherwise: Option<RouteKey>,
+}
+
+/// The element of `prefix`; `None` where the table has no route to exactly that prefix.
+///
+/// # Errors
+/// More rules than a packet may be compared with.
+pub(super) fn element(table: &Table, prefix: IpNet) -> Result<Option<Element>> {
+    if !has_routes(table, prefix) {
+        return Ok(None);
+    }
+    let mut element = Element::default();
+    let mut at = Some(prefix);
+    while let Some(prefix) = at {
+        let mut rules = Vec::new();
+        for key in keys(table, prefix) {
+            if key.selector.is_any() {
+                element.otherwise = Some(key);
+            } else {
+                rules.push(key);
+            }
+        }
+        rules.sort_by_key(|key| key.selector.precedence());
+        element.rules.extend(rules);
+        if element.otherwise.is_some() {
+            break;
+        }
+        at = prefix.supernet();
+    }
+    if element.rules.len() > MAX_RULES_PER_PREFIX as usize {
+        bail!(
+            "{prefix} in table {} has {} routes with selectors, counting those of the prefixes that cover it; \
+             at most {MAX_RULES_PER_PREFIX} are possible",
+            table.name,
+            element.rules.len()
+        );
+    }
+    Ok(Some(element))
+}
+
+/// The prefixes whose elements differ between two versions of a table.
+pub(super) fn changed_prefixes(from: &Table, to: &Table) -> BTreeSet<IpNet> {
+    let mut changed = BTreeSet::new();
+    for (key, route) in &from.routes {
+        if to.routes.get(key).map(|other| &other.target) != Some(&route.target) {
+            changed.insert(key.prefix);
+        }
+    }
+    changed.extend(to.routes.keys().filter(|key| !from.routes.contains_key(*key)).map(|key| key.prefix));
+    if changed.is_empty() {
+        return changed;
+    }
+    // A prefix that only has selectors inherits from those that cover it.
+    let inheriting: Vec<IpNet> = to
+        .routes
+        .keys()
+        .filter(|key| !key.selector.is_any())
+        .map(|key| key.prefix)
+        .filter(|prefix| {
+            !to.routes.contains_key(&RouteKey { prefix: *prefix, selector: Selector::default() })
+        })
+        .filter(|prefix| changed.iter().any(|changed| changed.contains(prefix)))
+        .collect();
+    changed.extend(inheriting);
+    changed
+}
+
+/// The keys of a table's routes to exactly `prefix`.
+fn keys(table: &Table, prefix: IpNet) -> impl Iterator<Item = RouteKey> {
+    let first = RouteKey { prefix, selector: Selector::default() };
+    table.routes.range(first..).map(|(key, _)| *key).take_while(move |key| key.prefix == prefix)
+}
+
+fn has_routes(table: &Table, prefix: IpNet) -> bool {
+    keys(table, prefix).next().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Proto, Route, TableKind, Target};
+
+    fn key(prefix: &str, proto: Option<Proto>, dport: Option<&str>) -> RouteKey {
+        let dport = dport.map(|ports| ports.parse().expect("ports"));
+        RouteKey { prefix: prefix.parse().expect("a prefix"), selector: Selector { proto, dport } }
+    }
+
+    fn table(keys: &[RouteKey]) -> Table {
+        let mut table = Table::new("main", TableKind::Egress);
+        for key in keys {
+            let route = Route { target: Target::Direct, log: false, comment: None };
+            table.routes.insert(*key, route);
+        }
+        table
+    }
+
+    #[test]
+    fn rules_are_asked_from_the_most_specific_on() {
+        let any = key("192.0.2.0/24", None, None);
+        let tcp = key("192.0.2.0/24", Some(Proto::Tcp), None);
+        let range = key("192.0.2.0/24", Some(Proto::Tcp), Some("1-1024"));
+        let https = key("192.0.2.0/24", Some(Proto::Tcp), Some("443"));
+        let element = element(&table(&[any, tcp, range, https]), any.prefix).expect("fits").expect("exists");
+        assert_eq!(element, Element { rules: vec![https, range, tcp], otherwise: Some(any) });
+    }
+
+    #[test]
+    fn a_prefix_with_selectors_only_falls_through_to_the_prefixes_that_cover_it() {
+        let dns = key("192.0.2.53/32", Some(Proto::Udp), Some("53"));
+        let tcp = key("192.0.2.0/24", Some(Proto::Tcp), None);
+        let default = key("0.0.0.0/0", None, None);
+        let table = table(&[dns, tcp, default]);
+        let element = element(&table, dns.prefix).expect("fits").expect("exists");
+        assert_eq!(element, Element { rules: vec![dns, tcp], otherwise: Some(default) });
+    }
+
+    #[test]
+    fn a_change_of_a_covering_prefix_changes_those_that_inherit_from_it() {
+        let dns = key("192.0.2.53/32", Some(Proto::Udp), Some("53"));
+        let other = key("198.51.100.0/24", None, None);
+        let default = key("0.0.0.0/0", None, None);
+        let changed = changed_prefixes(&table(&[dns, other]), &table(&[dns, other, default]));
+        assert_eq!(changed, BTreeSet::from([dns.prefix, default.prefix]));
+    }
+}

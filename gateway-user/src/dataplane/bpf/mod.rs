@@ -1,0 +1,403 @@
+//! The data plane in the kernel.
+//!
+//! Everything lives in the kernel and is pinned; a daemon takes it over, and may go away again. The parts:
+//! [`pins`] checks what is there before it is used, [`interfaces`] holds the programs on devices, [`pools`]
+//! and [`tables`] write the policy, [`sweep`] removes sessions, [`observe`] reads.
+
+mod addresses;
+mod compile;
+mod counters;
+mod interfaces;
+mod numbers;
+mod observe;
+mod pins;
+mod pools;
+mod space;
+mod sweep;
+mod sys;
+mod tables;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::{Array, Map, MapData, ProgramArray, RingBuf},
+    programs::{TestRun as _, TestRunOptions, Xdp},
+};
+use aya_obj::Object;
+use gateway_common::{
+    ABI_VERSION,
+    config::{self, Config, DECIDE_V4, DECIDE_V6, TICK_SHIFT},
+};
+
+use self::{
+    addresses::Addresses,
+    counters::RouteCounters,
+    interfaces::Interfaces,
+    numbers::{CountedAddress, Numbers},
+    observe::BpfObserve,
+    pins::Pins,
+    pools::Pools,
+    sweep::Sweep,
+    tables::{References, TableMaps, Tables},
+};
+use super::{Dataplane, Host, Observe};
+use crate::model::{self, Capacity, Snapshot};
+
+/// The programs and maps, as the build made them for the BPF target.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gateway-ebpf"));
+
+/// The program on every interface.
+const ENTRY: &str = "gateway";
+const SWEEP: &str = "sweep";
+/// Programs that the entry tail calls, with their elements of `PROGRAMS`.
+const STAGES: [(&str, u32); 2] = [("decide_v4", DECIDE_V4), ("decide_v6", DECIDE_V6)];
+
+/// First generation: 0 and 1 have meanings of their own in sessions.
+const FIRST_GENERATION: u32 = 2;
+
+/// Where the data plane is pinned and how large it is.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory on a BPF file system.
+    pub pin_dir: PathBuf,
+    /// Sizes of the maps.
+    pub capacity: Capacity,
+}
+
+/// What the verifier counted for a program.
+#[derive(Clone, Debug)]
+pub struct ProgramCost {
+    /// Name.
+    pub name: String,
+    /// Instructions that the verifier looked at; its limit is a million.
+    pub verified_instructions: u32,
+}
+
+/// The data plane in the kernel.
+pub struct BpfDataplane {
+    pins: Pins,
+    ebpf: Ebpf,
+    config_map: Array<MapData, Config>,
+    /// What the kernel's configuration holds.
+    config: Config,
+    // Not before the first `host_changed`, which tells the devices.
+    interfaces: Option<Interfaces>,
+    addresses: Addresses,
+    pools: Pools,
+    tables: Tables,
+    sweep: Sweep,
+    numbers: Arc<RwLock<Numbers>>,
+    observe: Arc<BpfObserve>,
+    host: Host,
+    /// What was applied last.
+    applied: Option<Snapshot>,
+}
+
+impl BpfDataplane {
+    /// Loads the programs, and makes the maps or takes over those that are pinned. Packets do not notice.
+    ///
+    /// # Errors
+    /// What is pinned is of another version or size, or the kernel refuses something.
+    pub fn open(options: Options) -> Result<Self> {
+        let pins = Pins::create(&options.pin_dir)?;
+        let Capacity { sessions, routes } = options.capacity;
+        let elements = sessions
+            .checked_mul(2)
+            .ok_or_else(|| anyhow!("capacity.sessions {sessions} is more than the kernel can count"))?;
+        let mut object = Object::parse(OBJECT).context("cannot read the XDP object")?;
+        for name in ["SESSIONS_V4", "SESSIONS_V6"] {
+            object.maps.get_mut(name).context("a session map is missing")?.set_max_entries(elements);
+        }
+        object.maps.retain(|name, _| !name.starts_with('.'));
+        pins.check(&object)?;
+        let paths: Vec<_> = object.maps.keys().map(|name| (name.clone(), pins.map(name))).collect();
+        let mut loader = EbpfLoader::new();
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        loader.map_max_entries("SESSIONS_V4", elements).map_max_entries("SESSIONS_V6", elements);
+        for (name, path) in &paths {
+            loader.map_pin_path(name, path);
+        }
+        let mut ebpf = loader.load(OBJECT).context("cannot load the XDP object")?;
+        load_programs(&mut ebpf)?;
+
+        let mut config_map: Array<_, Config> = take(&mut ebpf, "CONFIG")?;
+        let mut config = config_map.get(&0, 0).context("cannot read the configuration")?;
+        let fresh = config.abi == 0;
+        if fresh {
+            config.abi = ABI_VERSION;
+            config.generation = FIRST_GENERATION;
+            config.secret = random()?;
+            config_map.set(0, config, 0).context("cannot write the configuration")?;
+        }
+        let half = 1 - config.half.min(1);
+        let numbers = Arc::new(RwLock::new(Numbers::default()));
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow!("cannot read {what}: {error}"))?;
+        let counters = RouteCounters::new(take(&mut ebpf, "ROUTE_COUNTERS")?, cpus, Arc::clone(&numbers));
+        let maps = TableMaps {
+            routes_v4: take(&mut ebpf, "ROUTES_V4")?,
+            routes_v6: take(&mut ebpf, "ROUTES_V6")?,
+            bindings: take(&mut ebpf, "BINDINGS")?,
+            rules: take(&mut ebpf, "RULES")?,
+            routers: take(&mut ebpf, "ROUTERS")?,
+        };
+        let tables = Tables::new(maps, &pins, counters, routes, config.bindings.min(1), half)?;
+        let pools = Pools::new(
+            take(&mut ebpf, "POOLS")?,
+            take(&mut ebpf, "POOL_MEMBERS")?,
+            take(&mut ebpf, "POOL_ADDRESSES")?,
+            half,
+        )?;
+        config.half = half;
+        Ok(Self {
+            config_map,
+            config,
+            interfaces: None,
+            addresses: Addresses::new(take(&mut ebpf, "ADDRESSES")?)?,
+            pools,
+            tables,
+            sweep: Sweep::new(&pins)?,
+            observe: Arc::new(BpfObserve::new(&pins, Arc::clone(&numbers), sessions)?),
+            numbers,
+            host: Host::default(),
+            applied: None,
+            ebpf,
+            pins,
+        })
+    }
+
+    /// The messages of the packet path. Can be taken once.
+    pub fn events(&mut self) -> Result<RingBuf<MapData>> {
+        take(&mut self.ebpf, "EVENTS")
+    }
+
+    /// Runs the program on one frame as if it had arrived on `ingress_ifindex`; counters and sessions move as
+    /// for any packet, but nothing is sent. Returns the XDP action and the frame as the program left it.
+    pub fn run_packet(&mut self, ingress_ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+        /// `struct xdp_md`.
+        #[repr(C)]
+        struct Context([u32; 6]);
+        let context = Context([0, frame.len() as u32, 0, ingress_ifindex, 0, 0]);
+        // SAFETY: the structure is plain and lives until the end of the call.
+        let context =
+            unsafe { std::slice::from_raw_parts((&raw const context).cast::<u8>(), size_of::<Context>()) };
+        let mut out = vec![0; frame.len() + 256];
+        let result = program(&mut self.ebpf, ENTRY)?
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(context),
+                ..TestRunOptions::default()
+            })
+            .context("cannot run the program")?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out))
+    }
+
+    /// The program on every interface, for benchmarks.
+    pub fn entry_program(&mut self) -> Result<&mut Xdp> {
+        program(&mut self.ebpf, ENTRY)
+    }
+
+    /// What the verifier counted for each program.
+    pub fn program_costs(&mut self) -> Result<Vec<ProgramCost>> {
+        let names = [ENTRY, SWEEP].into_iter().chain(STAGES.map(|(name, _)| name));
+        names
+            .map(|name| {
+                let info = program(&mut self.ebpf, name)?.info()?;
+                let verified_instructions = info.verified_instruction_count().unwrap_or(0);
+                Ok(ProgramCost { name: name.to_owned(), verified_instructions })
+            })
+            .collect()
+    }
+
+    /// Makes everything that `to` asks for; what it no longer asks for goes after it is in force.
+    fn realize(&mut self, to: &Snapshot) -> Result<()> {
+        let interfaces = self.interfaces.as_mut().context("the devices of the host are not known yet")?;
+        interfaces.attach(program(&mut self.ebpf, ENTRY)?, &self.pins, &to.interfaces, &self.host)?;
+        self.pools.write(&to.pools)?;
+        self.addresses.add(&self.host, self.pools.elements())?;
+        let devices: BTreeMap<String, u32> =
+            self.host.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
+        let references =
+            References { pools: self.pools.numbers(), slots: interfaces.slots(), devices: &devices };
+        let pending = self.tables.prepare(&to.tables, &references)?;
+
+        // From here on nothing fails but the writing of words into maps that exist.
+        self.config.timeouts = timeouts(&to.timeouts);
+        self.config.inside_slots = interfaces.inside_slots(&to.interfaces);
+        self.config.interface_bindings = u32::from(
+            to.tables.values().flat_map(|table| &table.bindings).any(|binding| binding.iif.is_some()),
+        );
+        self.config.active = u32::from(to.active);
+        if let Some(pending) = &pending {
+            self.config.bindings = pending.bindings;
+        }
+        self.write_config()?;
+        interfaces_of(&mut self.interfaces)?.detach_unwanted(&self.pins, &to.interfaces, &self.host)?;
+        self.pools.remove_unused(&to.pools)?;
+        self.addresses.remove_unused(&self.host, self.pools.elements())?;
+        // The generation moves last: what is decided under it has seen all of the change.
+        self.move_generation()?;
+        if let Some(pending) = pending {
+            self.tables.commit(pending, &to.tables)?;
+        }
+        self.tables.tidy(&to.tables)?;
+        self.publish(to)
+    }
+
+    /// Tells the reading side what the numbers mean.
+    fn publish(&mut self, to: &Snapshot) -> Result<()> {
+        let interfaces = interfaces_of(&mut self.interfaces)?;
+        let mut pool_addresses = BTreeMap::new();
+        let elements: BTreeMap<_, _> = self.pools.elements().collect();
+        for pool in to.pools.values() {
+            for address in &pool.addresses {
+                if let Some(element) = elements.get(address) {
+                    let counted = CountedAddress {
+                        pool: pool.name.clone(),
+                        address: *address,
+                        ports: pool.ports.count(),
+                    };
+                    pool_addresses.insert(*element, counted);
+                }
+            }
+        }
+        let mut numbers = self.numbers.write().unwrap_or_else(PoisonError::into_inner);
+        numbers.pool_addresses = pool_addresses;
+        numbers.interfaces = interfaces.status(&to.interfaces);
+        for (name, slot) in interfaces.slots() {
+            numbers.slots.insert(*slot, name.clone());
+        }
+        Ok(())
+    }
+
+    fn move_generation(&mut self) -> Result<()> {
+        self.config.generation = match self.config.generation.wrapping_add(1) {
+            // 0, 1 and the highest have meanings of their own in sessions.
+            generation if generation < FIRST_GENERATION || generation == u32::MAX => FIRST_GENERATION,
+            generation => generation,
+        };
+        self.write_config()
+    }
+
+    fn write_config(&mut self) -> Result<()> {
+        self.config_map.set(0, self.config, 0).context("cannot write the configuration")
+    }
+}
+
+impl Dataplane for BpfDataplane {
+    fn apply(&mut self, from: Option<&Snapshot>, to: &Snapshot) -> Result<()> {
+        let before = self.config;
+        let result = self.realize(to);
+        if let (Err(error), Some(from)) = (&result, from) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "a change failed, going back to the state before it"
+            );
+            self.config = Config { generation: self.config.generation, ..before };
+            self.realize(from).context("cannot go back to the state before a change that failed")?;
+        }
+        if result.is_ok() {
+            self.applied = Some(to.clone());
+        }
+        result
+    }
+
+    fn host_changed(&mut self, host: &Host) -> Result<()> {
+        let changed = self.host != *host;
+        self.host = host.clone();
+        if self.interfaces.is_none() {
+            let records = take(&mut self.ebpf, "INTERFACES")?;
+            let egress = take(&mut self.ebpf, "EGRESS")?;
+            self.interfaces = Some(Interfaces::new(records, egress, host)?);
+        }
+        match self.applied.take() {
+            // Devices that came, went or changed are a change of what the same state needs.
+            Some(applied) if changed => {
+                let result = self.realize(&applied);
+                self.applied = Some(applied);
+                result
+            }
+            Some(applied) => {
+                self.applied = Some(applied);
+                self.move_generation()
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        interfaces_of(&mut self.interfaces)?.detach_unwanted(&self.pins, &BTreeMap::new(), &self.host)?;
+        self.pins.remove()
+    }
+
+    fn sweep(&mut self) -> Result<()> {
+        self.sweep.slice(program(&mut self.ebpf, SWEEP)?, &self.config.timeouts)
+    }
+
+    fn observe(&self) -> Arc<dyn Observe> {
+        Arc::clone(&self.observe) as Arc<dyn Observe>
+    }
+}
+
+fn interfaces_of(interfaces: &mut Option<Interfaces>) -> Result<&mut Interfaces> {
+    interfaces.as_mut().context("the devices of the host are not known yet")
+}
+
+/// Loads every program and makes the stages known to the entry.
+fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
+    for name in [ENTRY, SWEEP].into_iter().chain(STAGES.map(|(name, _)| name)) {
+        program(ebpf, name)?.load().with_context(|| format!("the kernel refuses the program `{name}`"))?;
+    }
+    let mut programs: ProgramArray<MapData> = take(ebpf, "PROGRAMS")?;
+    for (name, element) in STAGES {
+        let fd = program(ebpf, name)?.fd()?.try_clone()?;
+        programs.set(element, &fd, 0).with_context(|| format!("cannot enter the program `{name}`"))?;
+    }
+    Ok(())
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program `{name}`"))?;
+    Ok(program.try_into()?)
+}
+
+/// Takes a map out of the loaded object.
+fn take<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>
+where
+    M: TryFrom<Map>,
+    M::Error: std::error::Error + Send + Sync + 'static,
+{
+    let map = ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))?;
+    M::try_from(map).with_context(|| format!("map {name} is not what it should be"))
+}
+
+/// Idle times in ticks, rounded up: a session is never removed early.
+fn timeouts(timeouts: &model::Timeouts) -> config::Timeouts {
+    let ticks = |time: Duration| {
+        let ticks = time.as_nanos().div_ceil(1 << TICK_SHIFT);
+        u32::try_from(ticks).unwrap_or(u32::MAX)
+    };
+    config::Timeouts {
+        tcp_established: ticks(timeouts.tcp_established),
+        tcp_transitory: ticks(timeouts.tcp_transitory),
+        udp: ticks(timeouts.udp),
+        icmp: ticks(timeouts.icmp),
+    }
+}
+
+fn random() -> Result<u32> {
+    use std::io::Read as _;
+    let mut bytes = [0; 4];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut bytes))
+        .context("cannot read /dev/urandom")?;
+    Ok(u32::from_ne_bytes(bytes))
+}

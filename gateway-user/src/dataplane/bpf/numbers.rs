@@ -1,0 +1,43 @@
+//! Names and numbers: the kernel counts by number, people ask by name.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+use gateway_common::counter::Counter;
+
+use crate::{dataplane::AttachedInterface, model::RouteKey};
+
+/// What the reading side needs to know of the writing side's numbers.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    /// Interfaces; names of slots that were given up stay until the slot is given to another.
+    pub(super) slots: HashMap<u32, String>,
+    /// Interfaces that are configured.
+    pub(super) interfaces: Vec<AttachedInterface>,
+    /// Counters that belong to one route.
+    pub(super) routes: HashMap<u32, CountedRoute>,
+    /// Counters shared by the routes of a table with the same kind of target.
+    pub(super) shared: HashMap<u32, (String, &'static str)>,
+    /// What deleted routes had counted, by table and kind of target.
+    pub(super) retired: BTreeMap<(String, &'static str), Counter>,
+    /// Pool addresses by element of `POOL_ADDRESSES`.
+    pub(super) pool_addresses: BTreeMap<u32, CountedAddress>,
+}
+
+/// A route with a counter of its own.
+#[derive(Clone, Debug)]
+pub(super) struct CountedRoute {
+    pub(super) table: String,
+    pub(super) key: RouteKey,
+    pub(super) kind: &'static str,
+}
+
+/// A pool address.
+#[derive(Clone, Debug)]
+pub(super) struct CountedAddress {
+    pub(super) pool: String,
+    pub(super) address: IpAddr,
+    pub(super) ports: u32,
+}

@@ -1,0 +1,339 @@
+//! The reading side: counters, sessions and the fill of maps, through descriptors of its own.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    net::IpAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Pod,
+    maps::{Map, MapData, PerCpuArray, PerCpuValues},
+};
+use gateway_common::{
+    DropReason, Family, V4, V6, Verdict,
+    config::TICK_SHIFT,
+    counter::{Counter, SessionClass, SessionCounters, traffic_position},
+    family,
+    parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP},
+    pool::PoolCounters,
+    session::{DEAD, SIDE_INSIDE, Session, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tuple},
+};
+
+use super::{
+    numbers::Numbers,
+    pins::Pins,
+    sweep,
+    sys::{self, Cursor},
+};
+use crate::{
+    dataplane::{AttachedInterface, MapStats, Observe, PoolAddressStats, SessionRow, Traffic},
+    model::RouteKey,
+};
+
+/// Elements that one call reads.
+const READ: usize = 4_096;
+
+pub(super) struct BpfObserve {
+    numbers: Arc<RwLock<Numbers>>,
+    traffic: PerCpuArray<MapData, Counter>,
+    drops: PerCpuArray<MapData, Counter>,
+    routes: PerCpuArray<MapData, Counter>,
+    pools: PerCpuArray<MapData, PoolCounters>,
+    sessions: PerCpuArray<MapData, SessionCounters>,
+    events_lost: PerCpuArray<MapData, u64>,
+    sessions_v4: OwnedFd,
+    sessions_v6: OwnedFd,
+    capacity: u32,
+}
+
+impl BpfObserve {
+    pub(super) fn new(pins: &Pins, numbers: Arc<RwLock<Numbers>>, capacity: u32) -> Result<Self> {
+        Ok(Self {
+            numbers,
+            traffic: open(pins, "TRAFFIC")?,
+            drops: open(pins, "DROPS")?,
+            routes: open(pins, "ROUTE_COUNTERS")?,
+            pools: open(pins, "POOL_COUNTERS")?,
+            sessions: open(pins, "SESSION_COUNTERS")?,
+            events_lost: open(pins, "EVENTS_LOST")?,
+            sessions_v4: sys::open_pin(&pins.map("SESSIONS_V4"))?,
+            sessions_v6: sys::open_pin(&pins.map("SESSIONS_V6"))?,
+            capacity,
+        })
+    }
+
+    fn numbers(&self) -> std::sync::RwLockReadGuard<'_, Numbers> {
+        self.numbers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn route_counter(&self, number: u32) -> Result<Counter> {
+        Ok(sum(&self.routes.get(&number, 0).context("cannot read a route counter")?))
+    }
+}
+
+/// Opens a pinned per-CPU array.
+fn open<V: Pod>(pins: &Pins, name: &str) -> Result<PerCpuArray<MapData, V>> {
+    let path = pins.map(name);
+    let data = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    PerCpuArray::try_from(Map::PerCpuArray(data)).with_context(|| format!("cannot use {}", path.display()))
+}
+
+/// Adds the counters of all CPUs.
+pub(super) fn sum(values: &PerCpuValues<Counter>) -> Counter {
+    let mut total = Counter::default();
+    values.iter().for_each(|counter| total.add(*counter));
+    total
+}
+
+impl Observe for BpfObserve {
+    fn interfaces(&self) -> Result<Vec<AttachedInterface>> {
+        Ok(self.numbers().interfaces.clone())
+    }
+
+    fn traffic(&self) -> Result<Vec<Traffic>> {
+        let numbers = self.numbers();
+        let mut cells = Vec::new();
+        // Cells of slots without a name have never been used.
+        for (ingress, ingress_name) in &numbers.slots {
+            let egresses = numbers.slots.keys().copied().chain([gateway_common::interface::NO_SLOT]);
+            for egress in egresses {
+                for verdict in Verdict::ALL {
+                    let index = gateway_common::counter::traffic_index(*ingress, egress, *verdict);
+                    let counter = sum(&self.traffic.get(&index, 0).context("cannot read map TRAFFIC")?);
+                    if counter.packets == 0 {
+                        continue;
+                    }
+                    let (_, egress, _) = traffic_position(index);
+                    let egress = egress.and_then(|slot| numbers.slots.get(&slot).cloned());
+                    cells.push(Traffic { ingress: ingress_name.clone(), egress, verdict: *verdict, counter });
+                }
+            }
+        }
+        Ok(cells)
+    }
+
+    fn drops(&self) -> Result<Vec<(DropReason, Counter)>> {
+        DropReason::ALL
+            .iter()
+            .map(|reason| {
+                let values = self.drops.get(&u32::from(*reason as u8), 0).context("cannot read map DROPS")?;
+                Ok((*reason, sum(&values)))
+            })
+            .collect()
+    }
+
+    fn routes(&self) -> Result<BTreeMap<(String, RouteKey), Counter>> {
+        let numbers = self.numbers();
+        numbers
+            .routes
+            .iter()
+            .map(|(number, route)| Ok(((route.table.clone(), route.key), self.route_counter(*number)?)))
+            .collect()
+    }
+
+    fn tables(&self) -> Result<BTreeMap<(String, &'static str), Counter>> {
+        let numbers = self.numbers();
+        let mut tables = numbers.retired.clone();
+        for (number, route) in &numbers.routes {
+            let counter = self.route_counter(*number)?;
+            tables.entry((route.table.clone(), route.kind)).or_default().add(counter);
+        }
+        for (number, owner) in &numbers.shared {
+            tables.entry(owner.clone()).or_default().add(self.route_counter(*number)?);
+        }
+        Ok(tables)
+    }
+
+    fn pools(&self) -> Result<Vec<PoolAddressStats>> {
+        let numbers = self.numbers();
+        numbers
+            .pool_addresses
+            .iter()
+            .map(|(element, counted)| {
+                let values = self.pools.get(element, 0).context("cannot read map POOL_COUNTERS")?;
+                let mut counters = PoolCounters::default();
+                for cpu in values.iter() {
+                    counters.attempts += cpu.attempts;
+                    counters.established += cpu.established;
+                    counters.allocation_errors += cpu.allocation_errors;
+                    counters.idle_timeouts += cpu.idle_timeouts;
+                    counters.opened += cpu.opened;
+                    counters.closed += cpu.closed;
+                }
+                Ok(PoolAddressStats {
+                    pool: counted.pool.clone(),
+                    address: counted.address,
+                    ports: counted.ports,
+                    counters,
+                })
+            })
+            .collect()
+    }
+
+    fn session_counters(&self) -> Result<Vec<(SessionClass, SessionCounters)>> {
+        SessionClass::ALL
+            .iter()
+            .map(|class| {
+                let values =
+                    self.sessions.get(&(*class as u32), 0).context("cannot read SESSION_COUNTERS")?;
+                let mut counters = SessionCounters::default();
+                for cpu in values.iter() {
+                    counters.created += cpu.created;
+                    counters.closed += cpu.closed;
+                    counters.expired += cpu.expired;
+                    counters.killed += cpu.killed;
+                }
+                Ok((*class, counters))
+            })
+            .collect()
+    }
+
+    fn sessions(&self, filter: &mut dyn FnMut(&SessionRow) -> bool, limit: usize) -> Result<Vec<SessionRow>> {
+        let mut rows = Vec::new();
+        self.read_sessions::<V4>(&self.sessions_v4, filter, limit, &mut rows)?;
+        self.read_sessions::<V6>(&self.sessions_v6, filter, limit, &mut rows)?;
+        Ok(rows)
+    }
+
+    fn maps(&self) -> Result<Vec<MapStats>> {
+        let mut stats = Vec::new();
+        let mut entries = [0u64; 2];
+        for (class, counters) in self.session_counters()? {
+            let _ = class;
+            entries[0] +=
+                counters.created.saturating_sub(counters.closed + counters.expired + counters.killed);
+        }
+        stats.push(MapStats {
+            name: "sessions".to_owned(),
+            entries: entries[0],
+            capacity: u64::from(self.capacity),
+        });
+        let numbers = self.numbers();
+        let counted = numbers.routes.len() + numbers.shared.len();
+        stats.push(MapStats {
+            name: "route_counters".to_owned(),
+            entries: counted as u64,
+            capacity: u64::from(gateway_common::route::MAX_ROUTE_COUNTERS),
+        });
+        stats.push(MapStats {
+            name: "pool_addresses".to_owned(),
+            entries: numbers.pool_addresses.len() as u64,
+            capacity: u64::from(gateway_common::pool::MAX_POOL_ADDRESSES),
+        });
+        stats.push(MapStats {
+            name: "interfaces".to_owned(),
+            entries: numbers.interfaces.len() as u64,
+            capacity: u64::from(gateway_common::interface::MAX_INTERFACES),
+        });
+        Ok(stats)
+    }
+
+    fn events_lost(&self) -> Result<u64> {
+        let values = self.events_lost.get(&0, 0).context("cannot read map EVENTS_LOST")?;
+        Ok(values.iter().sum())
+    }
+}
+
+impl BpfObserve {
+    fn read_sessions<F: Family>(
+        &self,
+        map: &OwnedFd,
+        filter: &mut dyn FnMut(&SessionRow) -> bool,
+        limit: usize,
+        rows: &mut Vec<SessionRow>,
+    ) -> Result<()>
+    where
+        Tuple<F>: Pod,
+        Session<F>: Pod,
+    {
+        let mut cursor = Cursor::default();
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        // Answers are looked up one by one, and only for the rows that are shown.
+        let answers = File::from(map.as_fd().try_clone_to_owned()?);
+        loop {
+            let more = sys::lookup_batch::<Tuple<F>, Session<F>>(
+                map.as_fd(),
+                &mut cursor,
+                &mut keys,
+                &mut values,
+                READ,
+            )
+            .context("cannot read the session table")?;
+            let now = sweep::now()?;
+            for (tuple, session) in keys.iter().zip(&values) {
+                if limit != 0 && rows.len() == limit {
+                    return Ok(());
+                }
+                if tuple.side != SIDE_INSIDE || session.generation == DEAD {
+                    continue;
+                }
+                let answer: Option<Session<F>> =
+                    sys::lookup(answers.as_fd(), &tuple.pair(session)).context("cannot read a session")?;
+                let row = self.row(now, tuple, session, answer.as_ref());
+                if filter(&row) {
+                    rows.push(row);
+                }
+            }
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    fn row<F: Family>(
+        &self,
+        now: u32,
+        tuple: &Tuple<F>,
+        session: &Session<F>,
+        answer: Option<&Session<F>>,
+    ) -> SessionRow {
+        let ip = |address: &F::Address| -> IpAddr { family::to_ip(&F::mapped(address)) };
+        let counter = |session: &Session<F>| Counter { packets: session.packets, bytes: session.bytes };
+        let seen = session.last_seen.max(answer.map_or(0, |answer| answer.last_seen));
+        let since = |tick: u32| Duration::from_nanos(u64::from(now.saturating_sub(tick)) << TICK_SHIFT);
+        let numbers = self.numbers();
+        let icmp = matches!(tuple.proto, PROTO_ICMP | PROTO_ICMPV6);
+        SessionRow {
+            proto: tuple.proto,
+            source: ip(&tuple.source),
+            source_port: u16::from_be_bytes(tuple.source_port),
+            translated: ip(&session.translated),
+            translated_port: u16::from_be_bytes(session.translated_port),
+            destination: ip(&tuple.destination),
+            destination_port: if icmp { 0 } else { u16::from_be_bytes(tuple.destination_port) },
+            pool: numbers
+                .pool_addresses
+                .get(&u32::from(session.pool_address))
+                .map(|counted| counted.pool.clone()),
+            route: numbers.routes.get(&session.counter).map(|route| (route.table.clone(), route.key)),
+            state: state(tuple.proto, session.tcp_seen, answer),
+            age: since(session.created),
+            idle: since(seen),
+            sent: counter(session),
+            received: answer.map_or_else(Counter::default, counter),
+        }
+    }
+}
+
+/// The word for a session's state.
+fn state<F: Family>(proto: u8, inside: u8, answer: Option<&Session<F>>) -> &'static str {
+    let outside = answer.map_or(0, |answer| answer.tcp_seen);
+    let answered = answer.is_some_and(|answer| answer.packets > 0);
+    if proto != PROTO_TCP {
+        return if answered { "replied" } else { "active" };
+    }
+    if (inside | outside) & TCP_RST != 0 || (inside & outside) & TCP_FIN != 0 {
+        "closed"
+    } else if (inside | outside) & TCP_FIN != 0 {
+        "closing"
+    } else if inside & TCP_ACK != 0 && outside & TCP_SYN != 0 {
+        "established"
+    } else {
+        "opening"
+    }
+}

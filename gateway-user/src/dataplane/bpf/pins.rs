@@ -1,0 +1,147 @@
+//! The pin directory: what keeps the gateway working while no daemon runs, and the checks before it is taken
+//! over.
+//!
+//! ```text
+//! PIN-DIR/maps/NAME     every map of the object
+//! PIN-DIR/links/DEVICE  one link per attached interface
+//! ```
+
+use std::{
+    fs,
+    os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+use aya_obj::Object;
+use gateway_common::ABI_VERSION;
+
+use super::sys;
+
+/// The pin directory.
+#[derive(Clone, Debug)]
+pub(super) struct Pins {
+    root: PathBuf,
+}
+
+/// What makes a daemon of this version unable to take over what is pinned.
+const REMEDY: &str = "stop the gateway that is pinned there (`gatewayd --detach-on-exit` of the version that \
+                      made it, or `gwctl doctor --cleanup`; sessions are lost) or use another --pin-dir";
+
+impl Pins {
+    /// Makes the directories where they are missing.
+    pub(super) fn create(root: &Path) -> Result<Self> {
+        let pins = Self { root: root.to_owned() };
+        for directory in [pins.root.clone(), pins.maps(), pins.links()] {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).with_context(|| {
+                format!(
+                    "cannot create {}; is the BPF file system mounted there (`mount -t bpf bpf /sys/fs/bpf`)?",
+                    directory.display()
+                )
+            })?;
+        }
+        Ok(pins)
+    }
+
+    /// The pin of a map.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// The pin of the link on a device. The BPF file system reserves dots in names.
+    pub(super) fn link(&self, device: &str) -> PathBuf {
+        self.links().join(device.replace('%', "%25").replace('.', "%2e"))
+    }
+
+    /// The devices that have a pinned link.
+    pub(super) fn linked_devices(&self) -> Result<Vec<String>> {
+        let mut devices = Vec::new();
+        for entry in fs::read_dir(self.links()).context("cannot read the pinned links")? {
+            let name = entry?.file_name();
+            devices.push(name.to_string_lossy().replace("%2e", ".").replace("%25", "%"));
+        }
+        Ok(devices)
+    }
+
+    /// Compares what is pinned with what `object` would make.
+    ///
+    /// # Errors
+    /// Names the first difference and what to do about it.
+    pub(super) fn check(&self, object: &Object) -> Result<()> {
+        self.check_abi()?;
+        for (name, map) in &object.maps {
+            let path = self.map(name);
+            if !path.exists() {
+                continue;
+            }
+            let pinned = sys::open_pin(&path)?;
+            let info =
+                sys::map_info(pinned.as_fd()).with_context(|| format!("{} is not a map", path.display()))?;
+            // The kernel adds this one to device maps.
+            let flags = info.map_flags & !aya_obj::generated::BPF_F_RDONLY_PROG;
+            let properties = [
+                ("type", info.type_, map.map_type()),
+                ("key size", info.key_size, map.key_size()),
+                ("value size", info.value_size, map.value_size()),
+                ("capacity", info.max_entries, map.max_entries()),
+                ("flags", flags, map.map_flags()),
+            ];
+            for (property, found, wanted) in properties {
+                if found != wanted {
+                    bail!(
+                        "the pinned map {} has {property} {found} where this daemon needs {wanted}; {}",
+                        path.display(),
+                        if property == "capacity" {
+                            format!("restore the [capacity] it was made with, or {REMEDY}")
+                        } else {
+                            REMEDY.to_owned()
+                        }
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the pins of maps, and the directories that are empty then.
+    pub(super) fn remove(&self) -> Result<()> {
+        for entry in fs::read_dir(self.maps()).context("cannot read the pinned maps")? {
+            let path = entry?.path();
+            fs::remove_file(&path).with_context(|| format!("cannot remove the pin {}", path.display()))?;
+        }
+        for directory in [self.maps(), self.links(), self.root.clone()] {
+            fs::remove_dir(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The version of the layouts, which `CONFIG` begins with in every version.
+    fn check_abi(&self) -> Result<()> {
+        let path = self.map("CONFIG");
+        if !path.exists() {
+            return Ok(());
+        }
+        let config = sys::open_pin(&path)?;
+        let info =
+            sys::map_info(config.as_fd()).with_context(|| format!("{} is not a map", path.display()))?;
+        let value = sys::first_element(config.as_fd(), info.value_size as usize)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let abi = value.first_chunk::<4>().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        // 0: a daemon was stopped between making the map and writing it.
+        if abi != 0 && abi != ABI_VERSION {
+            bail!(
+                "the gateway pinned in {} has ABI version {abi} and this daemon has {ABI_VERSION}; {REMEDY}",
+                self.root.display()
+            );
+        }
+        Ok(())
+    }
+
+    fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+}

@@ -1,0 +1,165 @@
+//! Maps `POOLS`, `POOL_MEMBERS` and `POOL_ADDRESSES`.
+//!
+//! A pool address keeps its element of `POOL_ADDRESSES` as long as it is in its pool, also across daemons:
+//! sessions name it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Array, MapData};
+use gateway_common::{
+    family,
+    pool::{IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, Pool, PoolAddress},
+};
+
+use super::space::Space;
+use crate::model;
+
+pub(super) struct Pools {
+    pools: Array<MapData, Pool>,
+    members: Array<MapData, u32>,
+    addresses: Array<MapData, PoolAddress>,
+    numbers: BTreeMap<String, u32>,
+    /// Elements of `POOL_ADDRESSES`, with the number of their pool.
+    elements: HashMap<IpAddr, (u32, u32)>,
+    runs: BTreeMap<String, (u32, u32)>,
+    pool_space: Space,
+    address_space: Space,
+    member_space: Space,
+}
+
+impl Pools {
+    /// Takes the maps over, with the numbers that they hold.
+    pub(super) fn new(
+        pools: Array<MapData, Pool>,
+        members: Array<MapData, u32>,
+        addresses: Array<MapData, PoolAddress>,
+        half: u32,
+    ) -> Result<Self> {
+        let mut pool_space = Space::new("pools", 0, MAX_POOLS);
+        let mut address_space = Space::new("pool addresses", 0, MAX_POOL_ADDRESSES);
+        let mut elements = HashMap::new();
+        for (element, address) in (0..).zip(addresses.iter()) {
+            let address = address.context("cannot read a pool address")?;
+            if address.flags & IN_USE != 0 {
+                elements.insert(family::to_ip(&address.address), (element, address.pool));
+                address_space.take(element);
+                pool_space.take(address.pool);
+            }
+        }
+        let half_size = MAX_POOL_MEMBERS / 2;
+        Ok(Self {
+            pools,
+            members,
+            addresses,
+            numbers: BTreeMap::new(),
+            elements,
+            runs: BTreeMap::new(),
+            pool_space,
+            address_space,
+            member_space: Space::new("pool members", half * half_size, (half + 1) * half_size),
+        })
+    }
+
+    /// Numbers of pools by name.
+    pub(super) fn numbers(&self) -> &BTreeMap<String, u32> {
+        &self.numbers
+    }
+
+    /// Elements of `POOL_ADDRESSES`.
+    pub(super) fn elements(&self) -> impl Iterator<Item = (IpAddr, u32)> {
+        self.elements.iter().map(|(address, (element, _))| (*address, *element))
+    }
+
+    /// Writes the pools of `to`. New flows use them at once; addresses that left keep their elements, for
+    /// their sessions, until [`Pools::remove_unused`].
+    pub(super) fn write(&mut self, to: &BTreeMap<String, model::Pool>) -> Result<()> {
+        for space in [&mut self.pool_space, &mut self.address_space, &mut self.member_space] {
+            space.begin_change();
+        }
+        for pool in to.values() {
+            let number = self.number(pool)?;
+            let length = pool.addresses.len() as u32;
+            let start = self.member_space.run(length)?;
+            for (at, address) in (start..).zip(&pool.addresses) {
+                let element = self.element(*address, number)?;
+                self.members.set(at, element, 0).context("cannot write a pool member")?;
+            }
+            let value = Pool {
+                first: start,
+                count: length,
+                port_low: pool.ports.low,
+                port_high: pool.ports.high,
+                flags: 0,
+            };
+            self.pools.set(number, value, 0).context("cannot write a pool")?;
+            if let Some((start, length)) = self.runs.insert(pool.name.clone(), (start, length)) {
+                self.member_space.give_back(start, length);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes pools and addresses that `to` does not have. Their sessions end with the next generation.
+    pub(super) fn remove_unused(&mut self, to: &BTreeMap<String, model::Pool>) -> Result<()> {
+        let kept: HashMap<IpAddr, &str> = to
+            .values()
+            .flat_map(|pool| pool.addresses.iter().map(|address| (*address, pool.name.as_str())))
+            .collect();
+        let unused: Vec<IpAddr> =
+            self.elements.keys().filter(|address| !kept.contains_key(*address)).copied().collect();
+        for address in unused {
+            if let Some((element, _)) = self.elements.remove(&address) {
+                self.addresses
+                    .set(element, PoolAddress::default(), 0)
+                    .context("cannot clear a pool address")?;
+                self.address_space.give_back(element, 1);
+            }
+        }
+        let gone: Vec<String> = self.numbers.keys().filter(|name| !to.contains_key(*name)).cloned().collect();
+        for name in gone {
+            if let Some(number) = self.numbers.remove(&name) {
+                self.pools.set(number, Pool::default(), 0).context("cannot clear a pool")?;
+                self.pool_space.give_back(number, 1);
+            }
+            if let Some((start, length)) = self.runs.remove(&name) {
+                self.member_space.give_back(start, length);
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of a pool: the one it has, or that its addresses had under another daemon.
+    fn number(&mut self, pool: &model::Pool) -> Result<u32> {
+        if let Some(number) = self.numbers.get(&pool.name) {
+            return Ok(*number);
+        }
+        let taken: Vec<u32> = self.numbers.values().copied().collect();
+        let inherited = pool
+            .addresses
+            .iter()
+            .filter_map(|address| self.elements.get(address).map(|(_, number)| *number))
+            .find(|number| !taken.contains(number));
+        let number = match inherited {
+            Some(number) => number,
+            None => self.pool_space.one()?,
+        };
+        self.numbers.insert(pool.name.clone(), number);
+        Ok(number)
+    }
+
+    fn element(&mut self, address: IpAddr, pool: u32) -> Result<u32> {
+        let element = match self.elements.get(&address) {
+            Some((element, same)) if *same == pool => return Ok(*element),
+            Some((element, _)) => *element,
+            None => self.address_space.one()?,
+        };
+        let value = PoolAddress { address: family::from_ip(address), pool, flags: IN_USE };
+        self.addresses.set(element, value, 0).context("cannot write a pool address")?;
+        self.elements.insert(address, (element, pool));
+        Ok(element)
+    }
+}

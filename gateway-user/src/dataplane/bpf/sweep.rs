@@ -1,0 +1,150 @@
+//! The expiry of sessions: walks the tables with a cursor, a slice at a time, and names what looks idle to the
+//! program `sweep`, which looks again and decides.
+//!
+//! The walk reads whole buckets and holds one bucket's lock at a time; a run of the program takes a batch of
+//! [`SWEEP_BATCH`] sessions, some microseconds. The packet path never waits longer than that.
+
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Pod,
+    programs::{TestRun as _, TestRunOptions, Xdp},
+};
+use gateway_common::{
+    Family, V4, V6,
+    config::{self, Timeouts},
+    counter::SessionClass,
+    session::{DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_IDLE, Session, SweepHeader, Tuple},
+};
+use nix::time::{ClockId, clock_gettime};
+
+use super::{
+    pins::Pins,
+    sys::{self, Cursor},
+};
+
+/// Time that a slice may take; a tenth of [`crate::dataplane::SWEEP_INTERVAL`].
+const SLICE: Duration = Duration::from_millis(5);
+/// Elements that one call reads.
+const READ: usize = 4_096;
+
+/// The walk through the session tables.
+pub(super) struct Sweep {
+    v4: Walk<V4>,
+    v6: Walk<V6>,
+    /// Whether the IPv6 table is next.
+    v6_next: bool,
+}
+
+struct Walk<F: Family> {
+    map: OwnedFd,
+    cursor: Cursor,
+    keys: Vec<Tuple<F>>,
+    values: Vec<Session<F>>,
+}
+
+impl Sweep {
+    pub(super) fn new(pins: &Pins) -> Result<Self> {
+        Ok(Self {
+            v4: Walk::new(sys::open_pin(&pins.map("SESSIONS_V4"))?),
+            v6: Walk::new(sys::open_pin(&pins.map("SESSIONS_V6"))?),
+            v6_next: false,
+        })
+    }
+
+    /// Continues the walk for one slice, at most once through both tables.
+    pub(super) fn slice(&mut self, program: &mut Xdp, timeouts: &Timeouts) -> Result<()> {
+        let end = Instant::now() + SLICE;
+        let mut tables_left = 2;
+        while tables_left > 0 && Instant::now() < end {
+            let more = if self.v6_next {
+                self.v6.step(program, timeouts)?
+            } else {
+                self.v4.step(program, timeouts)?
+            };
+            if !more {
+                self.v6_next = !self.v6_next;
+                tables_left -= 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<F: Family> Walk<F>
+where
+    Tuple<F>: Pod,
+    Session<F>: Pod,
+{
+    fn new(map: OwnedFd) -> Self {
+        Self { map, cursor: Cursor::default(), keys: Vec::new(), values: Vec::new() }
+    }
+
+    /// Reads some buckets and has the program look at what may go. Returns `false` at the end of the table.
+    fn step(&mut self, program: &mut Xdp, timeouts: &Timeouts) -> Result<bool> {
+        let more =
+            sys::lookup_batch(self.map.as_fd(), &mut self.cursor, &mut self.keys, &mut self.values, READ)
+                .context("cannot read the session table")?;
+        let now = now()?;
+        let candidates: Vec<Tuple<F>> = self
+            .keys
+            .iter()
+            .zip(&self.values)
+            .filter(|(tuple, session)| {
+                tuple.side == SIDE_INSIDE && may_go(now, timeouts, tuple.proto, session)
+            })
+            .map(|(tuple, _)| *tuple)
+            .collect();
+        for batch in candidates.chunks(SWEEP_BATCH) {
+            run::<F>(program, batch)?;
+        }
+        Ok(more)
+    }
+}
+
+/// The present tick, of the clock that the programs use.
+pub(super) fn now() -> Result<u32> {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot read the clock")?;
+    let nanoseconds = time.tv_sec().cast_unsigned() * 1_000_000_000 + time.tv_nsec().cast_unsigned();
+    Ok(config::ticks(nanoseconds))
+}
+
+/// Whether the inside element alone does not rule out that the session may go.
+fn may_go<F: Family>(now: u32, timeouts: &Timeouts, proto: u8, session: &Session<F>) -> bool {
+    let shortest = match SessionClass::of(proto) {
+        SessionClass::Tcp => timeouts.tcp_transitory.min(timeouts.tcp_established),
+        SessionClass::Udp => timeouts.udp,
+        SessionClass::Icmp | SessionClass::Other => timeouts.icmp,
+    };
+    matches!(session.generation, RETIRED | DEAD) || now.saturating_sub(session.last_seen) >= shortest
+}
+
+/// Runs the program on a batch.
+fn run<F: Family>(program: &mut Xdp, batch: &[Tuple<F>]) -> Result<()>
+where
+    Tuple<F>: Pod,
+{
+    let header = SweepHeader {
+        family: F::AF.into(),
+        count: batch.len() as u32,
+        action: SWEEP_IDLE,
+        ..SweepHeader::default()
+    };
+    let mut input = Vec::with_capacity(size_of::<SweepHeader>() + size_of_val(batch));
+    input.extend_from_slice(bytes_of(std::slice::from_ref(&header)));
+    input.extend_from_slice(bytes_of(batch));
+    let options = TestRunOptions { data_in: Some(&input), ..TestRunOptions::default() };
+    program.test_run(options).context("cannot run the program `sweep`")?;
+    Ok(())
+}
+
+/// The memory of plain values.
+fn bytes_of<T: Pod>(values: &[T]) -> &[u8] {
+    // SAFETY: `Pod` values have no padding in this crate's use (their sizes are asserted) and live as long as
+    // the slice.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}

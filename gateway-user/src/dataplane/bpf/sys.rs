@@ -1,0 +1,215 @@
+//! The parts of bpf(2) that aya does not offer: batches with a cursor, and questions about maps and links.
+
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    path::Path,
+};
+
+use anyhow::Context as _;
+use aya::Pod;
+use aya_obj::generated::bpf_map_info;
+
+// Commands, `enum bpf_cmd` in include/uapi/linux/bpf.h.
+const MAP_LOOKUP_ELEM: libc::c_long = 1;
+const MAP_DELETE_ELEM: libc::c_long = 3;
+const OBJ_GET: libc::c_long = 7;
+const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+/// Where a walk through a hash map stands: the kernel's number of the next bucket.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cursor(Option<u32>);
+
+/// Reads whole buckets of a hash map from `cursor` on, until `keys` and `values` hold up to `max` elements.
+///
+/// Returns `false` at the end of the map, with the cursor back at its beginning. Elements added or removed
+/// meanwhile may be seen or not; all others are seen once.
+pub(super) fn lookup_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    cursor: &mut Cursor,
+    keys: &mut Vec<K>,
+    values: &mut Vec<V>,
+    max: usize,
+) -> io::Result<bool> {
+    #[repr(C)]
+    struct Attributes {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    let mut max = max;
+    loop {
+        keys.clear();
+        values.clear();
+        keys.reserve(max);
+        values.reserve(max);
+        let mut next = 0u32;
+        let mut attributes = Attributes {
+            in_batch: cursor.0.as_ref().map_or(0, |bucket| std::ptr::from_ref(bucket) as u64),
+            out_batch: (&raw mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: max as u32,
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the attributes are those of the command, and its pointers lead to room for `max` elements.
+        let result = unsafe { bpf(MAP_LOOKUP_BATCH, &mut attributes) };
+        let more = match result {
+            Ok(_) => true,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => false,
+                // A bucket with more elements than that: try again with more room.
+                Some(libc::ENOSPC) => {
+                    max *= 2;
+                    continue;
+                }
+                _ => return Err(error),
+            },
+        };
+        // SAFETY: the kernel has written that many elements, and `Pod` accepts every bit pattern.
+        unsafe {
+            keys.set_len(attributes.count as usize);
+            values.set_len(attributes.count as usize);
+        }
+        cursor.0 = more.then_some(next);
+        return Ok(more);
+    }
+}
+
+/// What the kernel says of a map.
+pub(super) fn map_info(map: BorrowedFd<'_>) -> io::Result<bpf_map_info> {
+    info(map)
+}
+
+/// The device that an XDP link is attached to; 0 when the device is gone.
+pub(super) fn link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
+    /// The beginning of `struct bpf_link_info` with its `xdp` member.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct XdpLinkInfo {
+        kind: u32,
+        id: u32,
+        prog_id: u32,
+        padding: u32,
+        ifindex: u32,
+        rest: [u32; 27],
+    }
+    info::<XdpLinkInfo>(link).map(|info| info.ifindex)
+}
+
+/// Opens a pinned object.
+pub(super) fn open_pin(path: &Path) -> anyhow::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attributes {
+        pathname: u64,
+        bpf_fd: u32,
+        file_flags: u32,
+    }
+    let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+    let mut attributes = Attributes { pathname: name.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
+    // SAFETY: the attributes are those of the command; it returns a descriptor that nobody else has.
+    unsafe {
+        let descriptor = bpf(OBJ_GET, &mut attributes)
+            .with_context(|| format!("cannot open the pinned object {}", path.display()))?;
+        Ok(OwnedFd::from_raw_fd(i32::try_from(descriptor)?))
+    }
+}
+
+/// Reads the element 0 of an array map, in bytes.
+pub(super) fn first_element(map: BorrowedFd<'_>, size: usize) -> io::Result<Vec<u8>> {
+    let key = 0u32;
+    let mut value = vec![0u8; size];
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: (&raw const key) as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    // SAFETY: the attributes are those of the command, and the pointers lead to key and value.
+    unsafe { bpf(MAP_LOOKUP_ELEM, &mut attributes)? };
+    Ok(value)
+}
+
+/// The element of a hash map under `key`.
+pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = std::mem::MaybeUninit::<V>::uninit();
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    // SAFETY: the attributes are those of the command; on success the kernel has written the whole value.
+    unsafe {
+        match bpf(MAP_LOOKUP_ELEM, &mut attributes) {
+            Ok(_) => Ok(Some(value.assume_init())),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Empties the element `index` of an array of maps.
+pub(super) fn clear_inner_map(map: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: (&raw const index) as u64,
+        value: 0,
+        flags: 0,
+    };
+    // SAFETY: the attributes are those of the command, and the pointer leads to the key.
+    match unsafe { bpf(MAP_DELETE_ELEM, &mut attributes) } {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[repr(C)]
+struct ElementAttributes {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+fn info<T: Copy>(object: BorrowedFd<'_>) -> io::Result<T> {
+    #[repr(C)]
+    struct Attributes {
+        bpf_fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    // SAFETY: the callers' types are plain integers.
+    let mut info: T = unsafe { std::mem::zeroed() };
+    let mut attributes = Attributes {
+        bpf_fd: object.as_raw_fd().cast_unsigned(),
+        info_len: size_of::<T>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: the attributes are those of the command, and the pointer leads to `info_len` bytes.
+    unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut attributes)? };
+    Ok(info)
+}
+
+/// bpf(2).
+///
+/// # Safety
+/// `attributes` is what `command` expects.
+unsafe fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: the caller vouches for the attributes.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
