@@ -2,8 +2,15 @@
 
 use std::process::ExitCode;
 
+use gateway_user::{
+    daemon::{self, Backend},
+    dataplane::bpf::{BpfDataplane, Options},
+};
+
 fn main() -> ExitCode {
-    gateway_user::daemon::main(|_pin_dir, _capacity| {
-        anyhow::bail!("this build has no data plane: the programs for the kernel are not part of it")
+    daemon::main(|pin_dir, capacity| {
+        let mut dataplane = BpfDataplane::open(Options { pin_dir: pin_dir.to_owned(), capacity })?;
+        let events = Some(dataplane.events()?);
+        Ok(Backend { dataplane: Box::new(dataplane), events })
     })
 }
