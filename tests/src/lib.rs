@@ -1,4 +1,7 @@
 //! Shared support of the tests that put single packets through the XDP programs.
 
+pub mod counters;
+pub mod network;
 pub mod packet;
 pub mod pcap;
+pub mod policy;

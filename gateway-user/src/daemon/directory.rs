@@ -50,14 +50,9 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Removes the directory, which has to be empty by now; the data plane may have done so.
+    /// Removes the directory, which has to be empty by now.
     pub(super) fn remove(self) -> anyhow::Result<()> {
-        match fs::remove_dir(&self.path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", self.path.display()))
-            }
-            Ok(()) | Err(_) => Ok(()),
-        }
+        fs::remove_dir(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
     }
 
     fn take(path: &Path, what: &str, option: &str) -> anyhow::Result<Self> {

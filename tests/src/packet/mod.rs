@@ -198,7 +198,7 @@ impl Packet {
 
     /// With these MAC addresses.
     pub fn macs(self, source_mac: Mac, destination_mac: Mac) -> Self {
-        Self { source_mac, destination_mac, ..self }
+        Self { destination_mac, source_mac, ..self }
     }
 
     /// With this source address, and port or echo identifier.
@@ -213,7 +213,7 @@ impl Packet {
         self.destination = to.ip();
         match &mut self.transport {
             Transport::Tcp { destination, .. } | Transport::Udp { destination, .. } => {
-                *destination = to.port()
+                *destination = to.port();
             }
             Transport::Echo { identifier, .. } => *identifier = to.port(),
             Transport::Icmp { .. } | Transport::Bare(_) => {}

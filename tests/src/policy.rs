@@ -1,0 +1,88 @@
+//! Desired states in a few lines.
+
+use std::sync::Arc;
+
+use gateway_user::model::{
+    AttachMode, Capacity, Interface, MAIN_TABLE, Pool, Snapshot, Table, TableKind, validate,
+    words::{parse_binding, parse_route_line},
+};
+
+use crate::network::Network;
+
+/// An active gateway on the devices of a network that have a role, with room for 1,024 sessions.
+///
+/// # Panics
+/// All methods panic at words that the gateway would refuse: a test is wrong.
+#[derive(Clone, Debug)]
+pub struct Policy(Snapshot);
+
+impl Policy {
+    /// Without routes and pools.
+    pub fn of(network: &Network) -> Self {
+        let interfaces = network.devices().iter().filter_map(|device| {
+            let name = device.name.to_owned();
+            Some((name.clone(), Interface { name, role: device.role?, mode: AttachMode::Auto }))
+        });
+        Self(Snapshot {
+            active: true,
+            capacity: Capacity { sessions: 1024, routes: 1024 },
+            interfaces: interfaces.collect(),
+            ..Snapshot::default()
+        })
+    }
+
+    /// Adds a pool, or replaces it. Addresses are separated by blanks.
+    pub fn pool(mut self, name: &str, addresses: &str, ports: &str) -> Self {
+        let addresses = addresses.split_whitespace().flat_map(|word| refused(Pool::parse_addresses(word)));
+        let pool =
+            Pool { name: name.to_owned(), addresses: addresses.collect(), ports: refused(ports.parse()) };
+        self.0.pools.insert(name.to_owned(), pool);
+        self
+    }
+
+    /// Adds routes to table `main`, a line each, as in a route file.
+    pub fn routes(self, lines: &str) -> Self {
+        self.table(MAIN_TABLE, &[], lines)
+    }
+
+    /// Adds bindings and routes to a table, and makes it if it is not there.
+    pub fn table(mut self, name: &str, bindings: &[&str], routes: &str) -> Self {
+        let mut table = self
+            .0
+            .tables
+            .get(name)
+            .map_or_else(|| Table::new(name, TableKind::Egress), |table| Table::clone(table));
+        table.bindings.extend(bindings.iter().map(|binding| refused(parse_binding(binding))));
+        table.routes.extend(routes.lines().filter_map(|line| refused(parse_route_line(line))));
+        self.0.tables.insert(name.to_owned(), Arc::new(table));
+        self
+    }
+
+    /// Removes all routes and bindings.
+    pub fn without_routes(mut self) -> Self {
+        self.0.tables = Snapshot::default().tables;
+        self
+    }
+
+    /// Switches the gateway off.
+    pub fn inactive(mut self) -> Self {
+        self.0.active = false;
+        self
+    }
+
+    /// With room for this many sessions of each family.
+    pub fn sessions(mut self, sessions: u32) -> Self {
+        self.0.capacity.sessions = sessions;
+        self
+    }
+
+    /// The state, which the gateway accepts.
+    pub fn snapshot(&self) -> Snapshot {
+        refused(validate(&self.0));
+        self.0.clone()
+    }
+}
+
+fn refused<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|error| panic!("the gateway refuses the policy of the test: {error}"))
+}
