@@ -101,6 +101,11 @@ impl Counters {
         Self(kept.map(|(name, counter)| (name.clone(), *counter)).collect())
     }
 
+    /// With every value changed by `change`.
+    pub fn map(&self, change: impl Fn(&str, Counter) -> Counter) -> Self {
+        Self(self.0.iter().map(|(name, counter)| (name.clone(), change(name, *counter))).collect())
+    }
+
     /// Where `actual` differs, a line each; empty if nowhere.
     pub fn differences(&self, actual: &Self) -> String {
         let names: BTreeSet<&str> = self.0.keys().chain(actual.0.keys()).map(String::as_str).collect();

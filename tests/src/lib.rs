@@ -1,6 +1,7 @@
 //! Shared support of the tests that put single packets through the XDP programs.
 
 pub mod counters;
+pub mod gateway;
 pub mod network;
 pub mod packet;
 pub mod pcap;

@@ -1,0 +1,162 @@
+//! The real data plane, asked packet by packet.
+
+use std::{env, fs::File, marker::PhantomData, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use gateway_lab::Sandbox;
+use gateway_user::{
+    dataplane::{
+        Dataplane as _, Observe, SessionRow,
+        bpf::{BpfDataplane, Options},
+    },
+    model::Snapshot,
+};
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::{counters::Counters, network::Network, policy::Policy};
+
+/// XDP's answers, as in `linux/bpf.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The program failed.
+    Aborted,
+    /// The packet is gone.
+    Drop,
+    /// The host's stack gets it.
+    Pass,
+    /// It goes out where it came in.
+    Tx,
+    /// It goes out of another device.
+    Redirect,
+}
+
+/// What the programs made of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// XDP's answer.
+    pub action: Action,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+}
+
+/// The programs, loaded and attached to the devices of a network in a namespace of its own.
+///
+/// The thread that makes a gateway is in that namespace until it drops it.
+pub struct Gateway {
+    network: Network,
+    // Dropped first to last: pins go before the namespace that the programs are attached in.
+    dataplane: BpfDataplane,
+    observe: Arc<dyn Observe>,
+    applied: Option<Snapshot>,
+    _pins: Sandbox,
+    _namespace: Namespace,
+}
+
+impl Gateway {
+    /// Starts a gateway with this policy. `None`: tests of this kind cannot run here, and it was said why.
+    ///
+    /// # Panics
+    /// If it does not start, or if it cannot run here and `CI` is set.
+    pub fn start(network: Network, policy: &Policy) -> Option<Self> {
+        if !gateway_lab::runnable() {
+            let ci = env::var_os("CI").is_some_and(|value| !value.is_empty());
+            assert!(!ci, "skipped, and CI is set: a skipped test proves nothing");
+            return None;
+        }
+        Some(Self::try_start(network, policy).unwrap_or_else(|error| panic!("no gateway: {error:#}")))
+    }
+
+    /// Puts another policy in force.
+    ///
+    /// # Panics
+    /// If the data plane refuses it.
+    pub fn apply(&mut self, policy: &Policy) {
+        let to = policy.snapshot();
+        let applied = self.dataplane.apply(self.applied.as_ref(), &to);
+        applied.unwrap_or_else(|error| panic!("the policy is refused: {error:#}"));
+        self.applied = Some(to);
+    }
+
+    /// What the host around the gateway looks like.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Lets a frame arrive on a device.
+    ///
+    /// # Panics
+    /// If the kernel refuses to run the program.
+    pub fn run(&mut self, device: &str, frame: &[u8]) -> Outcome {
+        let ran = self.dataplane.run_packet(self.network.find(device).index, frame);
+        let (action, frame) = ran.unwrap_or_else(|error| panic!("the program does not run: {error:#}"));
+        let action = match action {
+            1 => Action::Drop,
+            2 => Action::Pass,
+            3 => Action::Tx,
+            4 => Action::Redirect,
+            _ => Action::Aborted,
+        };
+        Outcome { action, frame }
+    }
+
+    /// Reads all counters.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    pub fn counters(&self) -> Counters {
+        Counters::read(&*self.observe).unwrap_or_else(|error| panic!("the counters: {error:#}"))
+    }
+
+    /// Reads all sessions.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    pub fn sessions(&self) -> Vec<SessionRow> {
+        let all = self.observe.sessions(&mut |_| true, 0);
+        all.unwrap_or_else(|error| panic!("the sessions: {error:#}"))
+    }
+
+    fn try_start(network: Network, policy: &Policy) -> Result<Self> {
+        // The process that removes the pins stays in the namespace of the system.
+        let pins = Sandbox::new()?;
+        let namespace = Namespace::new()?;
+        network.build()?;
+        let state = policy.snapshot();
+        let options = Options { pin_dir: pins.pins(), capacity: state.capacity };
+        let mut dataplane = BpfDataplane::open(options).context("cannot open the data plane")?;
+        dataplane.host_changed(&network.host())?;
+        dataplane.apply(None, &state).context("cannot apply the first policy")?;
+        let observe = dataplane.observe();
+        Ok(Self { network, dataplane, observe, applied: Some(state), _pins: pins, _namespace: namespace })
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        // The sandbox removes what is left.
+        let _removed = self.dataplane.remove();
+    }
+}
+
+/// A new network namespace for this thread, which goes back when it is dropped. Without a name, the
+/// namespace ends with its last user.
+struct Namespace {
+    before: File,
+    // Belongs to the thread that made it.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Namespace {
+    fn new() -> Result<Self> {
+        let before = File::open("/proc/thread-self/ns/net").context("cannot open the network namespace")?;
+        unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
+        Ok(Self { before, _thread: PhantomData })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // A thread that cannot go back must not go on: its next test would run in the wrong network.
+        setns(&self.before, CloneFlags::CLONE_NEWNET).expect("the way back to the first namespace");
+    }
+}

@@ -1,0 +1,9 @@
+//! Single packets through the XDP programs: exact bytes, exact counters.
+//!
+//! Every case is a packet and all that must come of it: XDP's answer, the bytes of the frame afterwards, the
+//! drop reason, and every counter that moves. Counters that are not named must stay as they were. A case
+//! that fails leaves `target/test-pcap/<test>.pcap` with the frame as it went in, as it should have come out
+//! and as it came out.
+
+mod outbound;
+mod support;

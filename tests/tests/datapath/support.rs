@@ -1,0 +1,266 @@
+//! Cases: a packet, and all that must come of it.
+
+use std::{
+    net::IpAddr,
+    ops::{Deref, DerefMut},
+    panic::Location,
+    thread,
+};
+
+use gateway_common::{DropReason, Verdict, counter::Counter};
+use gateway_tests::{
+    counters::{self, Counters},
+    gateway::{Action, Gateway, Outcome},
+    network::{Network, mac},
+    packet::{Packet, differences, ip},
+    pcap::Pcap,
+    policy::Policy,
+};
+
+/// The default router of [`Network::standard`].
+pub(crate) const ROUTER: &str = "192.0.2.254";
+/// The default router for IPv6.
+pub(crate) const ROUTER6: &str = "2001:db8:2::254";
+/// Address of pool `nat` in [`snat`].
+pub(crate) const POOL: &str = "198.51.100.10";
+/// IPv6 address of pool `nat` in [`snat`].
+pub(crate) const POOL6: &str = "2001:db8:100::10";
+/// A client behind in0.
+pub(crate) const CLIENT: &str = "10.0.1.2";
+/// A server of the internet.
+pub(crate) const SERVER: &str = "203.0.113.10";
+
+/// A gateway under test.
+pub(crate) struct Lab {
+    gateway: Gateway,
+    policy: Policy,
+}
+
+/// What must come of a packet. Counters that are not named must not move.
+pub(crate) struct Expected {
+    outcome: Kind,
+    counters: Counters,
+}
+
+enum Kind {
+    Passed,
+    Dropped(DropReason),
+    Answered(Vec<u8>),
+    Sent { egress: &'static str, to: IpAddr, verdict: Verdict, packet: Box<Packet> },
+}
+
+/// A gateway in the standard network. `None`: skipped.
+pub(crate) fn standard(policy: impl FnOnce(Policy) -> Policy) -> Option<Lab> {
+    lab(Network::standard(), policy)
+}
+
+/// As [`standard`], and everything goes out through pool `nat`, [`POOL`] and [`POOL6`].
+pub(crate) fn snat() -> Option<Lab> {
+    standard(nat)
+}
+
+/// Adds pool `nat` and routes that lead everything to it.
+pub(crate) fn nat(policy: Policy) -> Policy {
+    policy
+        .pool("nat", &format!("{POOL} {POOL6}"), "1024-65535")
+        .routes("0.0.0.0/0 via pool nat\n::/0 via pool nat")
+}
+
+/// A gateway in another network.
+pub(crate) fn lab(network: Network, policy: impl FnOnce(Policy) -> Policy) -> Option<Lab> {
+    let policy = policy(Policy::of(&network));
+    let gateway = Gateway::start(network, &policy)?;
+    Some(Lab { gateway, policy })
+}
+
+/// Handed to the host, or not the gateway's business: untouched.
+pub(crate) fn passed() -> Expected {
+    Expected { outcome: Kind::Passed, counters: Counters::default() }
+}
+
+/// Dropped, untouched.
+pub(crate) fn dropped(reason: DropReason) -> Expected {
+    Expected { outcome: Kind::Dropped(reason), counters: Counters::default() }
+}
+
+/// Answered with exactly this frame, where it came from.
+pub(crate) fn answered(frame: Vec<u8>) -> Expected {
+    Expected { outcome: Kind::Answered(frame), counters: Counters::default() }
+}
+
+/// Sent out of `egress` to the neighbour `to`. It leaves as `packet` with one hop less, between the MAC
+/// addresses of the device and the neighbour.
+pub(crate) fn sent(egress: &'static str, to: &str, verdict: Verdict, packet: &Packet) -> Expected {
+    let outcome = Kind::Sent { egress, to: ip(to), verdict, packet: Box::new(packet.clone()) };
+    Expected { outcome, counters: Counters::default() }
+}
+
+impl Expected {
+    /// By this route (`203.0.113.0/24 proto tcp`) of table `main`, with a target of this kind.
+    pub(crate) fn by(self, route: &'static str, target: &'static str) -> Self {
+        self.by_table("main", route, target)
+    }
+
+    /// By this route of this table.
+    pub(crate) fn by_table(mut self, table: &str, route: &str, target: &str) -> Self {
+        // A marker: bytes are those of the frame, which is not known yet.
+        self.counters.count(format!("route {table} {route}"), 1);
+        self.counters.count(format!("table {table} {target}"), 1);
+        self
+    }
+
+    /// By a new session on this address of pool `nat`.
+    pub(crate) fn opening(self, proto: &str, address: &str) -> Self {
+        self.opening_in("nat", proto, address)
+    }
+
+    /// By a new session on this address of this pool.
+    pub(crate) fn opening_in(self, pool: &str, proto: &str, address: &str) -> Self {
+        self.counting(&format!("sessions {proto} created"))
+            .counting(&format!("pool {pool} {address} attempts"))
+            .counting(&format!("pool {pool} {address} opened"))
+    }
+
+    /// The first answer to a session on this address of pool `nat`.
+    pub(crate) fn establishing(self, address: &str) -> Self {
+        self.counting(&format!("pool nat {address} established"))
+    }
+
+    /// A session of this protocol on this address of pool `nat` is cut.
+    pub(crate) fn cutting(self, proto: &str, address: &str) -> Self {
+        self.counting(&format!("sessions {proto} killed")).counting(&format!("pool nat {address} closed"))
+    }
+
+    /// And this counter, which has no bytes, goes up by one.
+    pub(crate) fn counting(mut self, name: &str) -> Self {
+        self.counters.count(name.to_owned(), 1);
+        self
+    }
+}
+
+impl Lab {
+    /// Changes the policy.
+    pub(crate) fn change(&mut self, change: impl FnOnce(Policy) -> Policy) {
+        self.policy = change(self.policy.clone());
+        self.gateway.apply(&self.policy);
+    }
+
+    /// The packet as it arrives on a device: from the MAC address of its source to that of the device, unless
+    /// it says otherwise.
+    pub(crate) fn arriving(&self, device: &str, packet: &Packet) -> Packet {
+        if packet.destination_mac == [0; 6] {
+            packet.clone().macs(mac(packet.source), self.gateway.network().find(device).mac())
+        } else {
+            packet.clone()
+        }
+    }
+
+    /// Lets a packet arrive and checks all that comes of it.
+    #[track_caller]
+    pub(crate) fn check(&mut self, device: &str, packet: &Packet, expected: Expected) {
+        let frame = self.arriving(device, packet).frame();
+        self.check_frame(device, &frame, expected);
+    }
+
+    /// As [`Lab::check`], for a frame that may be broken.
+    #[track_caller]
+    pub(crate) fn check_frame(&mut self, device: &str, frame: &[u8], expected: Expected) {
+        let before = self.gateway.counters();
+        let actual = self.gateway.run(device, frame);
+        let moved = self.gateway.counters().since(&before);
+        let (wanted, counted) = expected.resolve(self.gateway.network(), device, frame);
+        let mut complaint = String::new();
+        if actual.action != wanted.action {
+            complaint += &format!("  action: expected {:?}, got {:?}\n", wanted.action, actual.action);
+        }
+        complaint += &differences(&wanted.frame, &actual.frame);
+        complaint += &counted.differences(&moved);
+        if !complaint.is_empty() {
+            let capture = capture(&[frame, &wanted.frame, &actual.frame]);
+            panic!("not what must come of it:\n{complaint}  in, expected and got are in {capture}");
+        }
+    }
+
+    /// Lets a packet arrive that only prepares the case.
+    pub(crate) fn prepare(&mut self, device: &str, packet: &Packet) -> Outcome {
+        let frame = self.arriving(device, packet).frame();
+        self.gateway.run(device, &frame)
+    }
+
+    /// As [`Lab::prepare`], for a packet that must open a session; returns the port it got.
+    #[track_caller]
+    pub(crate) fn open(&mut self, device: &str, packet: &Packet) -> (IpAddr, u16) {
+        let outcome = self.prepare(device, packet);
+        assert!(matches!(outcome.action, Action::Redirect | Action::Tx), "no session: {outcome:?}");
+        translated(&outcome.frame)
+    }
+}
+
+impl Deref for Lab {
+    type Target = Gateway;
+
+    fn deref(&self) -> &Gateway {
+        &self.gateway
+    }
+}
+
+impl DerefMut for Lab {
+    fn deref_mut(&mut self) -> &mut Gateway {
+        &mut self.gateway
+    }
+}
+
+/// Source address and source port (or echo identifier) of a frame without tags, options and extensions.
+pub(crate) fn translated(frame: &[u8]) -> (IpAddr, u16) {
+    let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+    let bytes = |from: usize, length| frame[from..from + length].to_vec();
+    if frame[12..14] == [0x08, 0x00] {
+        let address: [u8; 4] = bytes(26, 4).try_into().expect("4 bytes");
+        (address.into(), port(if frame[23] == 1 { 38 } else { 34 }))
+    } else {
+        let address: [u8; 16] = bytes(22, 16).try_into().expect("16 bytes");
+        (address.into(), port(if frame[20] == 58 { 58 } else { 54 }))
+    }
+}
+
+impl Expected {
+    fn resolve(self, network: &Network, ingress: &str, frame: &[u8]) -> (Outcome, Counters) {
+        let unchanged = |action| Outcome { action, frame: frame.to_vec() };
+        let (outcome, egress, verdict) = match self.outcome {
+            Kind::Passed => (unchanged(Action::Pass), None, Verdict::Host),
+            Kind::Dropped(_) => (unchanged(Action::Drop), None, Verdict::Drop),
+            Kind::Answered(ref answer) => {
+                (Outcome { action: Action::Tx, frame: answer.clone() }, Some(ingress), Verdict::Host)
+            }
+            Kind::Sent { egress, to, verdict, ref packet } => {
+                let packet = packet.clone().macs(network.find(egress).mac(), mac(to));
+                let frame = packet.clone().ttl(packet.ttl - 1).frame();
+                let action = if egress == ingress { Action::Tx } else { Action::Redirect };
+                (Outcome { action, frame }, Some(egress), verdict)
+            }
+        };
+        let bytes = frame.len() as u64;
+        let mut counters = self.counters.map(|name, counter| {
+            let has_bytes = name.starts_with("route ") || name.starts_with("table ");
+            Counter { bytes: if has_bytes { counter.packets * bytes } else { 0 }, ..counter }
+        });
+        counters.packet(counters::traffic(ingress, egress, verdict), frame.len());
+        if let Kind::Dropped(reason) = self.outcome {
+            counters.packet(counters::drops(reason), frame.len());
+        }
+        (outcome, counters)
+    }
+}
+
+#[track_caller]
+fn capture(frames: &[&[u8]]) -> String {
+    let test = thread::current().name().unwrap_or("datapath").to_owned();
+    let name = format!("{test}_line_{}", Location::caller().line());
+    let written = Pcap::create(&name).and_then(|mut pcap| {
+        for (number, frame) in frames.iter().enumerate() {
+            pcap.frame(0, number as u32, frame)?;
+        }
+        pcap.finish()
+    });
+    written.map_or_else(|error| format!("no file: {error:#}"), |path| path.display().to_string())
+}
