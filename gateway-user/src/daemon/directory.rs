@@ -50,9 +50,14 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Removes the directory, which has to be empty by now.
+    /// Removes the directory, which has to be empty by now; the data plane may have done so.
     pub(super) fn remove(self) -> anyhow::Result<()> {
-        fs::remove_dir(&self.path).with_context(|| format!("cannot remove {}", self.path.display()))
+        match fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", self.path.display()))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn take(path: &Path, what: &str, option: &str) -> anyhow::Result<Self> {
