@@ -63,7 +63,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// The one table of error kinds: name, HTTP status, exit code.
-    const TABLE: &'static [(Self, &'static str, u16, u8)] = &[
+    pub(super) const TABLE: &'static [(Self, &'static str, u16, u8)] = &[
         (Self::Exists, "exists", 409, exit::EXISTS),
         (Self::NotFound, "not_found", 404, exit::NOT_FOUND),
         (Self::Invalid, "invalid", 422, exit::INVALID),

@@ -73,7 +73,8 @@ fn not_json(error: &serde_json::Error) -> ApiError {
 /// What serde says about a request, as an error.
 fn refuse(path: &str, message: &str) -> ApiError {
     let error = |message: String| {
-        ApiError::new("request", ErrorKind::Invalid, message).hint("see the reference of the control API")
+        ApiError::new("request", ErrorKind::Invalid, message)
+            .hint("docs/reference/api.md describes every request")
     };
     if let Some((field, hint)) = unknown_field(message) {
         return error(format!("`{field}` is not a field of this request")).hint(hint).field(field);

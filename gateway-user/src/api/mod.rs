@@ -43,6 +43,8 @@ pub mod client;
 pub mod error;
 mod extract;
 mod listen;
+#[cfg(test)]
+mod reference;
 mod request;
 mod rows;
 mod server;

@@ -16,7 +16,7 @@ use crate::model::{AttachMode, PortRange, Proto, Role, TableKind};
 /// The answer to a read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct List<T> {
-    /// `gateway.NOUN/v1`, see [`Row::SCHEMA`].
+    /// `gateway.NOUN/v1`.
     pub schema: String,
     /// Revision of the state that was read.
     pub revision: u64,

@@ -174,7 +174,7 @@ impl Source<'_> {
         if message.ends_with("expected a string") {
             error.hint("write it in quotes")
         } else {
-            error.hint("see the reference of the configuration file")
+            error.hint("the sample gateway.toml shows every key and its values")
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, path::Path, time::Duration};
 
+use proptest::{collection::vec, prelude::*, sample::select};
 use rstest::rstest;
 
 use super::*;
@@ -388,6 +389,75 @@ async fn a_dead_data_plane_ends_the_control_plane() {
     let (_handle, mut control) = start(dead, host(), base(), store).await.expect("starts");
     let error = tokio::time::timeout(Duration::from_secs(5), control.failed()).await.expect("fails");
     assert!(error.to_string().contains("the data plane failed"));
+}
+
+/// Commands that make, break and repeat things.
+const PALETTE: [&str; 22] = [
+    "activate",
+    "deactivate",
+    "interface eth2 inside",
+    "interface-del eth2",
+    "interface-del eth1",
+    "pool new 198.51.100.30 2001:db8::30",
+    "pool new 198.51.100.10",
+    "pool-set new 198.51.100.31",
+    "pool-set nat 2001:db8::10",
+    "pool-del new",
+    "pool-del nat",
+    "table t",
+    "table-del t",
+    "table-del main",
+    "bind t 10.0.5.0/24 iif eth2",
+    "bind main 10.0.5.0/24 iif eth2",
+    "unbind t 10.0.5.0/24 iif eth2",
+    "route t 192.0.2.0/24 via pool new",
+    "replace t 192.0.2.0/24 via gateway 10.9.0.2 dev eth2",
+    "route main 2001:db8:1::/48 via pool new",
+    "flush t",
+    "flush main",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn whatever_is_asked_the_state_is_sound_in_force_and_saved(
+        steps in vec((select(&PALETTE[..]), prop::bool::weighted(0.1)), 1..40),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(ask(&steps))?;
+    }
+}
+
+/// Asks for each change in turn; the data plane refuses those that are marked.
+async fn ask(steps: &[(&str, bool)]) -> Result<(), TestCaseError> {
+    let directory = tempfile::tempdir()?;
+    let fail = |error: anyhow::Error| TestCaseError::fail(format!("{error:#}"));
+    let rig = Rig::start(directory.path(), base()).await.map_err(fail)?;
+    for (command, refuse) in steps {
+        let before = rig.handle.current();
+        if *refuse {
+            rig.fail_next(&[Some("no")]);
+        }
+        let result = rig.run(command).await;
+        let after = rig.handle.current();
+        if let Ok(Change { changed: true, revision }) = result {
+            prop_assert_eq!((after.revision, revision), (before.revision + 1, before.revision + 1));
+            prop_assert_ne!(&after.snapshot, &before.snapshot);
+        } else {
+            prop_assert_eq!((after.revision, &after.snapshot), (before.revision, &before.snapshot));
+        }
+        prop_assert_eq!(validate(&after.snapshot), Ok(()));
+        prop_assert_eq!(&rig.applied(), &*after.snapshot);
+        prop_assert_eq!(after.config_differs, after.snapshot != base().snapshot);
+        rig.memory.state().script.clear();
+    }
+    let last = rig.handle.current();
+    rig.stop().await;
+    let rig = Rig::start(directory.path(), base()).await.map_err(fail)?;
+    prop_assert_eq!((rig.handle.revision(), rig.handle.snapshot()), (last.revision, last.snapshot.clone()));
+    rig.stop().await;
+    Ok(())
 }
 
 #[test]
