@@ -3,6 +3,7 @@
 use gateway_common::{
     DropReason, Family, V4, V6,
     family::{MappedAddress, is_v4},
+    interface::Interface,
     parse::{self, Bytes as _, Packet},
     route::Route,
     session::{Session, Tuple},
@@ -25,6 +26,12 @@ pub(crate) trait Datapath: Family {
     fn parse_plain(frame: &Frame<'_>) -> Result<Option<Packet<Self>>, DropReason>;
     /// Writes an address at `offset`.
     fn write_address(frame: &Frame<'_>, offset: usize, address: Self::Address) -> Result<(), DropReason>;
+    /// Type and code of the ICMP error for a packet dropped for `reason`.
+    fn icmp_error(reason: DropReason) -> (u8, u8);
+    /// What the pseudo header adds to an ICMP checksum.
+    fn icmp_pseudo_sum(source: &Self::Address, destination: &Self::Address, length: u32) -> u32;
+    /// The interface's own address; the default where it has none.
+    fn own_address(interface: &Interface) -> Self::Address;
     /// Reads a session key at `offset`.
     fn read_tuple(frame: &Frame<'_>, offset: usize) -> Option<Tuple<Self>>;
     /// Whether a pool address is of this family.
@@ -67,6 +74,27 @@ impl Datapath for V4 {
     #[inline(always)]
     fn write_address(frame: &Frame<'_>, offset: usize, address: u32) -> Result<(), DropReason> {
         frame.write(offset, address)
+    }
+
+    #[inline(always)]
+    fn icmp_error(reason: DropReason) -> (u8, u8) {
+        match reason {
+            // Time exceeded in transit; fragmentation needed (RFC 792).
+            DropReason::TtlExceeded => (11, 0),
+            DropReason::MtuExceeded => (3, 4),
+            // Communication administratively prohibited (RFC 1812 5.2.7.1).
+            _ => (3, 13),
+        }
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo_sum(_: &u32, _: &u32, _: u32) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn own_address(interface: &Interface) -> u32 {
+        Self::address(interface.address4)
     }
 
     #[inline(always)]
@@ -139,6 +167,26 @@ impl Datapath for V6 {
     #[inline(always)]
     fn write_address(frame: &Frame<'_>, offset: usize, address: [u32; 4]) -> Result<(), DropReason> {
         frame.write(offset, address)
+    }
+
+    #[inline(always)]
+    fn icmp_error(reason: DropReason) -> (u8, u8) {
+        // RFC 4443 3.1 to 3.3.
+        match reason {
+            DropReason::TtlExceeded => (3, 0),
+            DropReason::MtuExceeded => (2, 0),
+            _ => (1, 1),
+        }
+    }
+
+    #[inline(always)]
+    fn icmp_pseudo_sum(source: &[u32; 4], destination: &[u32; 4], length: u32) -> u32 {
+        Self::sum(source) + Self::sum(destination) + length + u32::from(Self::ICMP)
+    }
+
+    #[inline(always)]
+    fn own_address(interface: &Interface) -> [u32; 4] {
+        Self::address(interface.address6)
     }
 
     #[inline(always)]

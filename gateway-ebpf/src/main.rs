@@ -24,6 +24,7 @@ mod neighbor;
 mod open;
 mod packet;
 mod path;
+mod refuse;
 mod rewrite;
 mod route;
 mod session;
@@ -40,19 +41,19 @@ use crate::{
 /// Every packet's first program: those of confirmed sessions leave from here.
 #[xdp]
 pub fn gateway(ctx: XdpContext) -> u32 {
-    enter(&ctx, |context| path::fast(context, &ctx))
+    enter(&ctx, |context| path::fast(context, &ctx), |_, _| xdp_action::XDP_DROP)
 }
 
 /// Decides IPv4 and ARP packets that `gateway` has no confirmed session for.
 #[xdp]
 pub fn decide_v4(ctx: XdpContext) -> u32 {
-    enter(&ctx, |context| path::decide::<V4>(context))
+    enter(&ctx, |context| path::decide::<V4>(context), refuse::answer::<V4>)
 }
 
 /// Decides IPv6 packets that `gateway` has no confirmed session for.
 #[xdp]
 pub fn decide_v6(ctx: XdpContext) -> u32 {
-    enter(&ctx, |context| path::decide::<V6>(context))
+    enter(&ctx, |context| path::decide::<V6>(context), refuse::answer::<V6>)
 }
 
 /// Retires and removes sessions, see [`gateway_common::session`]. Its packet is a list of tuples.
@@ -64,22 +65,27 @@ pub fn sweep(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Runs `decide`, counts the packet and says what the driver does with it. The only place that does either.
+/// Runs `decide`, counts the packet and says what the driver does with it; `refuse` may turn a dropped packet
+/// into an answer to its sender. The only place that counts.
 #[inline(always)]
-fn enter(ctx: &XdpContext, decide: impl FnOnce(&Context<'_>) -> Result<Outcome, DropReason>) -> u32 {
+fn enter(
+    ctx: &XdpContext,
+    decide: impl FnOnce(&Context<'_>) -> Result<Outcome, DropReason>,
+    refuse: impl FnOnce(&Context<'_>, DropReason) -> u32,
+) -> u32 {
     let frame = Frame::new(ctx);
     let Some(ingress) = config::interface(frame.ingress_ifindex()) else {
         return xdp_action::XDP_PASS;
     };
-    let bytes = frame.bytes();
-    let result = match config::config() {
-        None => Err(DropReason::Internal),
-        Some(config) if config.active == 0 => Ok(Outcome::HOST),
-        Some(config) => decide(&Context::new(&frame, config, ingress)),
+    let Some(config) = config::config() else {
+        // Cannot happen: the element of an array is always there.
+        return xdp_action::XDP_DROP;
     };
+    let context = Context::new(&frame, config, ingress);
+    let result = if config.active == 0 { Ok(Outcome::HOST) } else { decide(&context) };
     match result {
         Ok(outcome) => {
-            count::traffic(ingress.slot, outcome.slot, outcome.verdict, bytes);
+            count::traffic(ingress.slot, outcome.slot, outcome.verdict, context.bytes);
             if outcome.slot == NO_SLOT {
                 xdp_action::XDP_PASS
             } else {
@@ -87,9 +93,9 @@ fn enter(ctx: &XdpContext, decide: impl FnOnce(&Context<'_>) -> Result<Outcome, 
             }
         }
         Err(reason) => {
-            count::traffic(ingress.slot, NO_SLOT, Verdict::Drop, bytes);
-            count::drop(reason, bytes);
-            xdp_action::XDP_DROP
+            count::traffic(ingress.slot, NO_SLOT, Verdict::Drop, context.bytes);
+            count::drop(reason, context.bytes);
+            refuse(&context, reason)
         }
     }
 }

@@ -201,10 +201,11 @@ pub(crate) fn decide<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Drop
         if session.generation != context.generation {
             confirm(context, subject, session).result()?;
         }
+        subject.mtu = session.next_hop.mtu;
         return established_code(context, packet, session, side).result();
     }
     if side == SIDE_OUTSIDE {
-        return from_outside(context, packet).result();
+        return from_outside(context, subject).result();
     }
     let code = from_inside(context, subject);
     if code.is_open() { open::open(context, subject).result() } else { code.result() }
@@ -234,7 +235,7 @@ fn fast_ip<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropRe
     let Some(session) = F::session(&tuple(&packet, side)) else { return Ok(None) };
     // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
     let session = unsafe { &mut *session };
-    if session.generation != context.generation {
+    if session.generation != context.generation || forward::check(&packet, &session.next_hop).is_err() {
         return Ok(None);
     }
     established(context, &packet, session, side).map(Some)
@@ -412,6 +413,7 @@ fn try_from_inside<F: Datapath>(
         open::may_open(packet)?;
         subject.route = found;
         subject.forth = neighbor::towards::<F>(context, packet.source, packet.destination)?;
+        subject.mtu = subject.forth.mtu;
         return Ok(None);
     }
     count::route(found.counter, context.bytes);
@@ -422,7 +424,7 @@ fn try_from_inside<F: Datapath>(
         Target::Host => Ok(Some(Outcome::HOST)),
         Target::Direct => {
             let next_hop = neighbor::towards::<F>(context, packet.source, packet.destination)?;
-            untracked(context, packet, &next_hop, Verdict::Direct).map(Some)
+            untracked(context, subject, &next_hop, Verdict::Direct).map(Some)
         }
         Target::Gateway => {
             let router = route::router(found.object).ok_or(DropReason::Internal)?;
@@ -432,7 +434,7 @@ fn try_from_inside<F: Datapath>(
             } else {
                 neighbor::through::<F>(context, router.ifindex, packet.source, address)?
             };
-            untracked(context, packet, &next_hop, Verdict::Gateway).map(Some)
+            untracked(context, subject, &next_hop, Verdict::Gateway).map(Some)
         }
         Target::Pool => Err(DropReason::Internal),
     }
@@ -443,12 +445,16 @@ fn try_from_inside<F: Datapath>(
 /// An inside host's own address may be answered where its table sends packets to the answering host
 /// untranslated; the host's IP input would let in everything, so what is for an inside host stops here.
 #[inline(never)]
-fn from_outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Code {
-    Code::from(try_from_outside(context, packet))
+fn from_outside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    Code::from(try_from_outside(context, subject))
 }
 
 #[inline(always)]
-fn try_from_outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<Outcome, DropReason> {
+fn try_from_outside<F: Datapath>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+) -> Result<Outcome, DropReason> {
+    let packet = &subject.packet;
     if let Some(found) = address::find(&F::mapped(&packet.destination)) {
         if found.flags & (LOCAL | BROADCAST) != 0 {
             return Ok(Outcome::HOST);
@@ -477,7 +483,7 @@ fn try_from_outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> R
     match Target::from_number(found.target).ok_or(DropReason::Internal)? {
         Target::Direct | Target::Gateway => {
             count::route(found.counter, context.bytes);
-            untracked(context, packet, &next_hop, Verdict::Reply)
+            untracked(context, subject, &next_hop, Verdict::Reply)
         }
         Target::None | Target::Blackhole | Target::Prohibit => Err(DropReason::NoRoute),
         Target::Pool => Err(DropReason::NoSession),
@@ -489,10 +495,12 @@ fn try_from_outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> R
 #[inline(always)]
 fn untracked<F: Datapath>(
     context: &Context<'_>,
-    packet: &Packet<F>,
+    subject: &mut Subject<F>,
     next_hop: &NextHop,
     verdict: Verdict,
 ) -> Result<Outcome, DropReason> {
+    subject.mtu = next_hop.mtu;
+    let packet = &subject.packet;
     forward::check(packet, next_hop)?;
     forward::age(context.frame, packet, forward::TTL_DELTA)?;
     forward::readdress::<F>(context.frame, packet.network(), next_hop)?;

@@ -56,6 +56,8 @@ pub(crate) struct Subject<F: Family> {
     pub(crate) back: NextHop,
     /// For a new session: the way out.
     pub(crate) forth: NextHop,
+    /// MTU of the way out, for the sender of a packet that is too large for it.
+    pub(crate) mtu: u16,
 }
 
 #[btf_map]

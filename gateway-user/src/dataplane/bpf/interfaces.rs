@@ -12,7 +12,6 @@ use aya::{
     },
 };
 use gateway_common::interface::{ATTACHED, GENERIC, INSIDE, Interface, MAX_IFINDEX, MAX_INTERFACES, OUTSIDE};
-use ipnet::IpNet;
 
 use super::{pins::Pins, space::Space, sys};
 use crate::{
@@ -229,20 +228,22 @@ impl Interfaces {
             Role::Outside => OUTSIDE,
             Role::Both => INSIDE | OUTSIDE,
         };
-        let first = |v4: bool| link.addresses.iter().map(IpNet::addr).find(|addr| addr.is_ipv4() == v4);
+        let v4 = link.addresses.iter().find_map(|net| match net.addr() {
+            IpAddr::V4(address) => Some(address.octets()),
+            IpAddr::V6(_) => None,
+        });
+        // An error from a link-local address does not get past the next router.
+        let v6 = link.addresses.iter().find_map(|net| match net.addr() {
+            IpAddr::V6(address) if !address.is_unicast_link_local() => Some(address.octets()),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
+        });
         let record = Interface {
             flags: ATTACHED | role | if generic { GENERIC } else { 0 },
             slot,
             mac: link.mac,
             mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
-            address4: match first(true) {
-                Some(IpAddr::V4(address)) => address.octets(),
-                _ => [0; 4],
-            },
-            address6: match first(false) {
-                Some(IpAddr::V6(address)) => address.octets(),
-                _ => [0; 16],
-            },
+            address4: v4.unwrap_or_default(),
+            address6: v6.unwrap_or_default(),
         };
         self.egress.set(slot, link.index, None, 0).context("cannot write an egress device")?;
         self.records.set(link.index, record, 0).context("cannot write an interface")

@@ -87,29 +87,36 @@ impl Pins {
                 ("flags", flags, map.map_flags()),
             ];
             for (property, found, wanted) in properties {
-                if found != wanted {
+                if found == wanted {
+                    continue;
+                }
+                if property == "capacity" && name.starts_with("SESSIONS") {
+                    // A session is two elements.
                     bail!(
-                        "the pinned map {} has {property} {found} where this daemon needs {wanted}; {}",
-                        path.display(),
-                        if property == "capacity" {
-                            format!("restore the [capacity] it was made with, or {REMEDY}")
-                        } else {
-                            REMEDY.to_owned()
-                        }
+                        "the sessions pinned in {} were made with capacity {} and the configuration says {}; \
+                         restore `capacity.sessions`, or {REMEDY}",
+                        self.root.display(),
+                        found / 2,
+                        wanted / 2
                     );
                 }
+                bail!(
+                    "the pinned map {} has {property} {found} where this daemon needs {wanted}; {REMEDY}",
+                    path.display()
+                );
             }
         }
         Ok(())
     }
 
-    /// Removes the pins of maps, and the directories that are empty then.
+    /// Removes the pins of maps, and the directories in the pin directory. The directory itself belongs to who
+    /// holds its lock.
     pub(super) fn remove(&self) -> Result<()> {
         for entry in fs::read_dir(self.maps()).context("cannot read the pinned maps")? {
             let path = entry?.path();
             fs::remove_file(&path).with_context(|| format!("cannot remove the pin {}", path.display()))?;
         }
-        for directory in [self.maps(), self.links(), self.root.clone()] {
+        for directory in [self.maps(), self.links()] {
             fs::remove_dir(&directory).with_context(|| format!("cannot remove {}", directory.display()))?;
         }
         Ok(())
