@@ -19,12 +19,14 @@ pub const OUTSIDE: u32 = 2;
 pub const ATTACHED: u32 = 4;
 /// The program runs in generic mode.
 pub const GENERIC: u32 = 8;
+/// `XDP_TX` does not wake the receiver: what goes back out of the interface is redirected to it.
+pub const REDIRECT_ONLY: u32 = 16;
 
 /// Map `INTERFACES`, indexed by ifindex.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
-    /// [`INSIDE`] | [`OUTSIDE`] | [`ATTACHED`].
+    /// [`INSIDE`] | [`OUTSIDE`] | [`ATTACHED`] | [`GENERIC`] | [`REDIRECT_ONLY`].
     pub flags: u32,
     /// Dense number below [`MAX_INTERFACES`]: index of `EGRESS` and of the traffic counters.
     pub slot: u32,

@@ -6,7 +6,7 @@ use aya_ebpf::{
 use gateway_common::{
     DropReason, checksum,
     family::NextHop,
-    interface::MAX_INTERFACES,
+    interface::{Interface, MAX_INTERFACES, REDIRECT_ONLY},
     parse::{ETHERNET_LEN, Packet},
 };
 
@@ -67,8 +67,8 @@ pub(crate) fn readdress<F: Datapath>(
 
 /// Hands the frame to the device in `slot`: back out where it came from, or redirected.
 #[inline(always)]
-pub(crate) fn send(ingress: u32, slot: u32) -> u32 {
-    if ingress == slot {
+pub(crate) fn send(ingress: &Interface, slot: u32) -> u32 {
+    if ingress.slot == slot && ingress.flags & REDIRECT_ONLY == 0 {
         return xdp_action::XDP_TX;
     }
     // Where the slot is empty the flags say what to do: drop.

@@ -86,11 +86,7 @@ fn enter(
     match result {
         Ok(outcome) => {
             count::traffic(ingress.slot, outcome.slot, outcome.verdict, context.bytes);
-            if outcome.slot == NO_SLOT {
-                xdp_action::XDP_PASS
-            } else {
-                forward::send(ingress.slot, outcome.slot)
-            }
+            if outcome.slot == NO_SLOT { xdp_action::XDP_PASS } else { forward::send(ingress, outcome.slot) }
         }
         Err(reason) => {
             count::traffic(ingress.slot, NO_SLOT, Verdict::Drop, context.bytes);

@@ -19,6 +19,7 @@ use gateway_common::{
 use crate::{
     config,
     family::Datapath,
+    forward,
     packet::{Frame, Mac, mac_words},
     path::Context,
 };
@@ -60,7 +61,7 @@ pub(crate) fn answer<F: Datapath>(context: &Context<'_>, reason: DropReason) -> 
             let mtu = if matches!(reason, DropReason::MtuExceeded) { subject.mtu } else { 0 };
             error::<F>(context, packet, u32::from(kind) << 8 | u32::from(code), mtu)
         };
-    if built == 0 { xdp_action::XDP_TX } else { xdp_action::XDP_DROP }
+    if built == 0 { forward::send(context.ingress, context.ingress.slot) } else { xdp_action::XDP_DROP }
 }
 
 #[inline(always)]

@@ -35,8 +35,14 @@ impl Daemon {
     async fn start() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let memory = Memory::default();
-        let link =
-            |index| Link { index, mac: [2, 0, 0, 0, 0, 1], mtu: 1500, up: true, addresses: Vec::new() };
+        let link = |index| Link {
+            index,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            up: true,
+            veth: false,
+            addresses: Vec::new(),
+        };
         let host = Host { links: [("eth0".to_owned(), link(2)), ("eth1".to_owned(), link(3))].into() };
         let base = Base { snapshot: Arc::new(Snapshot::default()), fingerprint: "one".to_owned() };
         let store = Store::open(directory.path()).expect("a store");

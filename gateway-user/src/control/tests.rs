@@ -46,7 +46,14 @@ impl Rig {
 }
 
 fn host() -> Host {
-    let link = |index| Link { index, mac: [2, 0, 0, 0, 0, 1], mtu: 1500, up: true, addresses: Vec::new() };
+    let link = |index| Link {
+        index,
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        up: true,
+        veth: false,
+        addresses: Vec::new(),
+    };
     Host { links: [("eth0".to_owned(), link(2)), ("eth1".to_owned(), link(3))].into() }
 }
 

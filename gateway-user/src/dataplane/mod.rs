@@ -64,6 +64,9 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether it is one end of a veth pair. There, `XDP_TX` does not wake the other end
+    /// (`veth_xdp_flush` in drivers/net/veth.c), and the data plane redirects instead.
+    pub veth: bool,
     /// Addresses with their prefix lengths.
     pub addresses: Vec<ipnet::IpNet>,
 }

@@ -46,7 +46,14 @@ pub(super) async fn gateway() -> (Memory, Metrics) {
         state.session_counters[0] = SessionCounters { created: 8, closed: 3, expired: 1, killed: 1 };
         state.session_counters[1] = SessionCounters { created: 2, closed: 0, expired: 1, killed: 0 };
     }
-    let link = |index| Link { index, mac: [2, 0, 0, 0, 0, 1], mtu: 1500, up: true, addresses: Vec::new() };
+    let link = |index| Link {
+        index,
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        up: true,
+        veth: false,
+        addresses: Vec::new(),
+    };
     let host = Host { links: BTreeMap::from([("eth1".to_owned(), link(2)), ("eth0".to_owned(), link(3))]) };
     let directory = tempfile::tempdir().expect("a directory");
     let store = Store::open(directory.path()).expect("a store");

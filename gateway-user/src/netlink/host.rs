@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage},
-    link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage},
 };
 
 use super::socket::Sockets;
@@ -60,6 +60,7 @@ impl Reading {
             mac: [0; 6],
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            veth: false,
             addresses: Vec::new(),
         };
         let mut name = None;
@@ -67,6 +68,7 @@ impl Reading {
             match attribute {
                 LinkAttribute::IfName(value) => name = Some(value.clone()),
                 LinkAttribute::Mtu(value) => link.mtu = *value,
+                LinkAttribute::LinkInfo(infos) => link.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
                 LinkAttribute::Address(value) => link.mac = value.as_slice().try_into().unwrap_or_default(),
                 _ => {}
             }

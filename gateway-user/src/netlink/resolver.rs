@@ -259,6 +259,7 @@ mod tests {
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
             up: true,
+            veth: false,
             addresses: vec![address.parse().expect("an address")],
         };
         let links = links.iter().map(|&(name, index, address)| (name.to_owned(), link(index, address)));

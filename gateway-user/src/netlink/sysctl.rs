@@ -82,7 +82,7 @@ mod tests {
 
     fn link(addresses: &[&str]) -> Link {
         let addresses = addresses.iter().map(|address| address.parse().expect("an address")).collect();
-        Link { index: 2, mac: [2, 0, 0, 0, 0, 1], mtu: 1500, up: true, addresses }
+        Link { index: 2, mac: [2, 0, 0, 0, 0, 1], mtu: 1500, up: true, veth: false, addresses }
     }
 
     /// What is said about `eth1` with these sysctls.

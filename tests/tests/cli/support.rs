@@ -145,7 +145,14 @@ async fn work(
     stop: CancellationToken,
     ready: impl FnOnce(),
 ) -> Result<()> {
-    let link = |index| Link { index, mac: [2, 0, 0, 0, 0, 1], mtu: 1500, up: true, addresses: Vec::new() };
+    let link = |index| Link {
+        index,
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        up: true,
+        veth: false,
+        addresses: Vec::new(),
+    };
     let host = Host { links: [("eth0".to_owned(), link(2)), ("eth1".to_owned(), link(3))].into() };
     let base = Base { snapshot: Arc::new(Snapshot::default()), fingerprint: "base".to_owned() };
     let store = Store::open(&directory)?;

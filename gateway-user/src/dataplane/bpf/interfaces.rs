@@ -11,7 +11,9 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use gateway_common::interface::{ATTACHED, GENERIC, INSIDE, Interface, MAX_IFINDEX, MAX_INTERFACES, OUTSIDE};
+use gateway_common::interface::{
+    ATTACHED, GENERIC, INSIDE, Interface, MAX_IFINDEX, MAX_INTERFACES, OUTSIDE, REDIRECT_ONLY,
+};
 
 use super::{pins::Pins, space::Space, sys};
 use crate::{
@@ -238,7 +240,10 @@ impl Interfaces {
             IpAddr::V4(_) | IpAddr::V6(_) => None,
         });
         let record = Interface {
-            flags: ATTACHED | role | if generic { GENERIC } else { 0 },
+            flags: ATTACHED
+                | role
+                | if generic { GENERIC } else { 0 }
+                | if link.veth { REDIRECT_ONLY } else { 0 },
             slot,
             mac: link.mac,
             mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
