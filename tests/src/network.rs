@@ -204,7 +204,7 @@ impl Network {
                 mac: device.mac(),
                 mtu: u32::from(device.mtu),
                 up: true,
-                veth: true,
+                veth: false,
                 addresses: device.addresses.clone(),
             };
             (device.name.to_owned(), link)
