@@ -99,6 +99,8 @@ fn run(floor: Floor, targets: &BTreeSet<String>, filter: &[String]) -> Score {
     command.arg("--").args(filter);
     let prefix = format!("gwt{}x", std::process::id());
     command.env("GATEWAY_LAB_PREFIX", &prefix).env("GATEWAY_BIN_DIR", cargo::target_dir().join("debug"));
+    // A failed test is found by its name and its message; a panic still shows where it was.
+    command.env("RUST_LIB_BACKTRACE", "0");
 
     eprintln!("\n{}", term::strong(&format!("== {} ==", floor.name())));
     let begin = Instant::now();

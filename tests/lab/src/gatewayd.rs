@@ -1,6 +1,7 @@
 //! The real daemon, in a namespace.
 
 use std::{
+    collections::BTreeSet,
     env,
     fmt::Write as _,
     fs,
@@ -173,7 +174,9 @@ impl Gatewayd {
     /// If the page does not have it, or it is no whole number.
     pub fn count(&self, series: &str) -> Result<u64> {
         let page = self.metrics()?;
-        let found = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let wanted = labels(series);
+        let mut values = page.lines().filter_map(|line| line.rsplit_once(' '));
+        let found = values.find_map(|(found, value)| (labels(found) == wanted).then_some(value));
         let value = found.with_context(|| format!("no {series} among the metrics"))?;
         value.trim().parse().with_context(|| format!("{series} is {value}"))
     }
@@ -218,6 +221,12 @@ impl Gatewayd {
     fn log_path(&self) -> PathBuf {
         self.directory.join("gatewayd.log")
     }
+}
+
+/// Name and labels of a series, the labels in no order.
+fn labels(series: &str) -> (&str, BTreeSet<&str>) {
+    let (name, labels) = series.trim_end_matches('}').split_once('{').unwrap_or((series, ""));
+    (name, labels.split(',').collect())
 }
 
 /// Path of a program of this workspace: in `GATEWAY_BIN_DIR`, or beside the running test or task.

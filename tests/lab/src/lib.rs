@@ -7,6 +7,7 @@
 mod gatewayd;
 mod guard;
 mod node;
+mod pass;
 mod process;
 mod rig;
 mod sandbox;

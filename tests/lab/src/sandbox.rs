@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     guard::{self, Guard},
     node::Node,
+    pass,
     process::finish,
 };
 
@@ -76,18 +77,35 @@ impl Sandbox {
 
     /// Connects two hosts by a pair of veth devices, up and ready to carry what XDP sends.
     ///
-    /// Both ends use NAPI: without it, frames that XDP redirects into a device are lost at its peer. Both
-    /// ends send whole frames with whole checksums, as a wire would deliver them.
+    /// Both ends use NAPI (generic receive offload brings it): without it, frames that XDP redirects into a
+    /// device are lost at its peer. Both ends send whole frames with whole checksums, as a wire would
+    /// deliver them.
     pub fn link(&self, one: (&Node, &str), other: (&Node, &str)) -> Result<()> {
         let pair = ["link", "add", one.1, "netns", one.0.name(), "type", "veth", "peer", "name", other.1];
         let mut add = Command::new("ip");
         add.args(pair).args(["netns", other.0.name()]);
         finish(&mut add, Duration::from_secs(10))?.ok()?;
+        // A device takes redirected frames only if its peer used NAPI when it came up: both first, then up.
         for (node, device) in [one, other] {
             node.ok(&["ethtool", "--features", device, "tx", "off", "gro", "on"])?;
+        }
+        for (node, device) in [one, other] {
             node.ip(&["link", "set", device, "up"])?;
         }
         Ok(())
+    }
+
+    /// Makes a device receive all that XDP programs at the other end of its link send, as a real one would.
+    /// For the neighbours of a gateway; the gateway's own devices have its program.
+    pub fn receive_xdp(&self, node: &Node, device: &str) -> Result<()> {
+        let program = self.pins().join("pass");
+        if !program.exists() {
+            fs::create_dir_all(self.pins())
+                .with_context(|| format!("cannot make {}", self.pins().display()))?;
+            pass::pin(&program)?;
+        }
+        let program = program.display().to_string();
+        node.ip(&["link", "set", "dev", device, "xdp", "pinned", &program]).map(|_| ())
     }
 
     /// Lets everything outlive this process.

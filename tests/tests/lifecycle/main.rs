@@ -1,0 +1,262 @@
+//! The daemon may come and go; the gateway stays.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result};
+use gateway_lab::{
+    Finished, Gatewayd, Lab, Process, Rig, UdpClient, ask_http, ask_udp, runnable, server::Server, wait_until,
+};
+use serde_json::Value;
+
+const ONE_POOL: &str = r#"
+[[pool]]
+name = "nat"
+addresses = ["198.51.100.10"]
+[[table]]
+name = "main"
+routes = [{ to = "203.0.113.0/24", via = "pool nat" }]
+"#;
+
+const DNS: &str = "203.0.113.10:53";
+/// Length of a traffic run that spans a death and a return.
+const RUN: &str = "--time=6";
+
+#[test]
+fn kill_and_return_lose_no_packet() -> Result<()> {
+    let Some(mut rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
+    let streams = Streams::start(&rig)?;
+    pause();
+    rig.daemon.kill()?;
+    pause();
+    rig.daemon.start_again(&[])?;
+    pause();
+    streams.expect_nothing_lost()
+}
+
+#[test]
+fn stop_and_return_lose_no_packet() -> Result<()> {
+    let Some(mut rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
+    let streams = Streams::start(&rig)?;
+    pause();
+    assert!(rig.daemon.stop()?.success(), "{}", rig.daemon.log());
+    pause();
+    rig.daemon.start_again(&[])?;
+    pause();
+    streams.expect_nothing_lost()
+}
+
+#[test]
+fn without_the_daemon_new_connections_open() -> Result<()> {
+    let Some(mut rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
+    let _server = Server::http(&rig.lab.api, "203.0.113.10:80".parse()?)?;
+    rig.daemon.kill()?;
+    for client in [&rig.lab.c1, &rig.lab.c2] {
+        assert_eq!(ask_http(client, "203.0.113.10")?.ip().to_string(), "198.51.100.10");
+    }
+    // And what has no route stays in.
+    rig.lab.c1.run(&["ping", "-c", "1", "-W", "1", "192.0.2.10"])?.expect_failure()?;
+    Ok(())
+}
+
+#[test]
+fn sessions_and_counters_are_there_after_a_restart() -> Result<()> {
+    let Some(mut rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
+    let _server = Server::udp(&rig.lab.api, DNS.parse()?)?;
+    let client = UdpClient::new(&rig.lab.c1, "10.0.1.2:5000")?;
+    let seen = client.ask(DNS)?;
+    client.ask(DNS)?;
+    rig.lab.c1.run(&["ping", "-c", "2", "-i", "0.1", "-W", "1", "192.0.2.10"])?.expect_failure()?;
+    let drops = rig.daemon.drops("no_route")?;
+    rig.daemon.kill()?;
+    rig.daemon.start_again(&[])?;
+    assert_eq!(rig.daemon.drops("no_route")?, drops, "counters go on");
+    let sessions = json(&rig, "session show proto udp")?;
+    assert_eq!(sessions["items"][0]["sent"]["packets"], 2, "{sessions}");
+    assert_eq!(client.ask(DNS)?, seen, "the session goes on");
+    let sessions = json(&rig, "session show proto udp")?;
+    assert_eq!(sessions["items"][0]["sent"]["packets"], 3, "{sessions}");
+    Ok(())
+}
+
+#[test]
+fn changes_at_run_time_are_there_after_a_restart() -> Result<()> {
+    let Some(mut rig) = Rig::start("inactive", ONE_POOL)? else { return Ok(()) };
+    let _server = Server::udp(&rig.lab.api, DNS.parse()?)?;
+    rig.daemon.tell("pool add other address 198.51.100.11")?;
+    rig.daemon.tell("route replace 203.0.113.0/24 via pool other")?;
+    rig.daemon.tell("route add 192.0.2.0/24 via blackhole")?;
+    rig.daemon.tell("activate")?;
+    let before = rig.daemon.tell("export")?;
+    for end in ["kill", "stop"] {
+        if end == "kill" {
+            rig.daemon.kill()?;
+        } else {
+            rig.daemon.stop()?;
+        }
+        rig.daemon.start_again(&[])?;
+        assert_eq!(rig.daemon.tell("export")?, before, "after {end}");
+        assert_eq!(
+            ask_udp(&rig.lab.c1, "10.0.1.2:5000", DNS)?.ip().to_string(),
+            "198.51.100.11",
+            "after {end}"
+        );
+    }
+    let status = json(&rig, "status")?;
+    assert_eq!(status["items"][0]["config"]["differs"], true, "{status}");
+    Ok(())
+}
+
+#[test]
+fn changes_made_while_the_daemon_was_away_are_taken_up() -> Result<()> {
+    let Some(mut rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
+    let _server = Server::udp(&rig.lab.api, DNS.parse()?)?;
+    ask_udp(&rig.lab.c1, "10.0.1.2:5000", DNS)?;
+    rig.daemon.kill()?;
+    let config = fs::read_to_string(rig.daemon.config_path())?;
+    fs::write(rig.daemon.config_path(), config.replace("via = \"pool nat\"", "via = \"direct\""))?;
+    rig.daemon.start_again(&[])?;
+    assert_eq!(ask_udp(&rig.lab.c1, "10.0.1.2:5001", DNS)?.to_string(), "10.0.1.2:5001");
+    Ok(())
+}
+
+#[test]
+fn a_second_daemon_on_the_same_paths_refuses() -> Result<()> {
+    let Some(mut rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
+    let line = rig.daemon.command_line(&[])?;
+    let second =
+        rig.lab.gw.run_for(Duration::from_secs(10), &line.iter().map(String::as_str).collect::<Vec<_>>())?;
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.stderr.contains("error: "), "{}", second.stderr);
+    assert!(rig.daemon.is_running());
+    rig.daemon.tell("status --brief")?;
+    let _server = Server::udp(&rig.lab.api, DNS.parse()?)?;
+    ask_udp(&rig.lab.c1, "10.0.1.2:5000", DNS)?;
+    Ok(())
+}
+
+#[test]
+fn two_daemons_on_their_own_paths_work_side_by_side() -> Result<()> {
+    let (Some(one), Some(other)) = (Rig::start("active", ONE_POOL)?, Rig::start("active", ONE_POOL)?) else {
+        return Ok(());
+    };
+    for rig in [&one, &other] {
+        let _server = Server::udp(&rig.lab.api, DNS.parse()?)?;
+        assert_eq!(ask_udp(&rig.lab.c1, "10.0.1.2:5000", DNS)?.ip().to_string(), "198.51.100.10");
+        assert_eq!(json(rig, "session count")?["items"][0]["count"], 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn detach_on_exit_leaves_nothing() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let lab = Lab::standard()?;
+    let mut daemon = Gatewayd::new(&lab.sandbox, &lab.gw, &Gatewayd::standard_config("active", ONE_POOL))?;
+    daemon.start_again(&["--detach-on-exit"])?;
+    assert!(lab.gw.ip(&["link", "show", "dev", "eth_in1"])?.contains("prog/xdp"));
+    assert!(daemon.pin_dir().exists());
+    assert!(daemon.stop()?.success(), "{}", daemon.log());
+    assert!(!lab.gw.ip(&["link", "show"])?.contains("xdp"), "{}", lab.gw.ip(&["link", "show"])?);
+    assert!(!daemon.pin_dir().exists(), "{} is left", daemon.pin_dir().display());
+    assert!(!daemon.socket().exists());
+    // The host's stack forwards again.
+    lab.c1.ok(&["ping", "-c", "1", "-W", "2", "203.0.113.10"])?;
+    Ok(())
+}
+
+#[test]
+fn a_device_that_comes_back_is_attached_again() -> Result<()> {
+    let Some(rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
+    let lab = &rig.lab;
+    lab.gw.ip(&["link", "del", "eth_in1"])?;
+    lab.sandbox.link((&lab.c1, "eth0"), (&lab.gw, "eth_in1"))?;
+    lab.sandbox.receive_xdp(&lab.c1, "eth0")?;
+    lab.gw.ip(&["address", "add", "10.0.1.1/24", "dev", "eth_in1"])?;
+    lab.c1.ip(&["address", "add", "10.0.1.2/24", "dev", "eth0"])?;
+    lab.c1.ip(&["route", "add", "default", "via", "10.0.1.1"])?;
+    let _server = Server::udp(&lab.api, DNS.parse()?)?;
+    wait_until("the device to be attached again", Duration::from_secs(5), || {
+        lab.gw.ip(&["link", "show", "dev", "eth_in1"]).is_ok_and(|shown| shown.contains("xdp"))
+    })?;
+    assert_eq!(ask_udp(&lab.c1, "10.0.1.2:5000", DNS)?.ip().to_string(), "198.51.100.10");
+    Ok(())
+}
+
+#[test]
+fn the_capabilities_of_the_unit_are_enough() -> Result<()> {
+    if !runnable() {
+        return Ok(());
+    }
+    let lab = Lab::standard()?;
+    let daemon = Gatewayd::new(&lab.sandbox, &lab.gw, &Gatewayd::standard_config("active", ONE_POOL))?;
+    let mut line =
+        vec!["setpriv", "--bounding-set=-all,+bpf,+net_admin,+perfmon", "--inh-caps=-all", "--no-new-privs"];
+    let words = daemon.command_line(&[])?;
+    line.extend(words.iter().map(String::as_str));
+    let log = lab.sandbox.dir().join("capabilities.log");
+    let _process = lab.gw.spawn_logged(&line, &log)?;
+    let up = wait_until("gatewayd to answer", Duration::from_secs(10), || {
+        daemon.gwctl(&["status", "--brief"]).is_ok_and(|said| said.code != Some(3))
+    });
+    up.with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+    let _server = Server::udp(&lab.api, DNS.parse()?)?;
+    assert_eq!(ask_udp(&lab.c1, "10.0.1.2:5000", DNS)?.ip().to_string(), "198.51.100.10");
+    daemon.tell("route add 192.0.2.0/24 via blackhole")?;
+    Ok(())
+}
+
+/// A TCP and a UDP stream through the gateway.
+struct Streams {
+    tcp: Process,
+    udp: Process,
+    _servers: [Process; 2],
+}
+
+impl Streams {
+    fn start(rig: &Rig) -> Result<Self> {
+        let api = &rig.lab.api;
+        let servers = [
+            api.spawn(&["iperf3", "--server", "--port=5201"])?,
+            api.spawn(&["iperf3", "--server", "--port=5202"])?,
+        ];
+        wait_until("iperf3 to listen", Duration::from_secs(5), || {
+            let sockets = api.ok(&["ss", "--no-header", "--listening", "--tcp", "--numeric"]);
+            sockets.is_ok_and(|text| text.contains(":5201 ") && text.contains(":5202 "))
+        })?;
+        let client = ["iperf3", "--client", "203.0.113.10", RUN, "--json"];
+        let tcp = [&client[..], &["--port=5201", "--bitrate=50M"]].concat();
+        let udp = [&client[..], &["--port=5202", "--udp", "--bitrate=10M", "--length=1000"]].concat();
+        Ok(Self { tcp: rig.lab.c1.spawn_piped(&tcp)?, udp: rig.lab.c2.spawn_piped(&udp)?, _servers: servers })
+    }
+
+    fn expect_nothing_lost(self) -> Result<()> {
+        let udp = report(&self.udp.finish(Duration::from_secs(20))?)?;
+        let sum = &udp["end"]["sum"];
+        assert!(sum["packets"].as_u64().context("no packets")? > 5000, "{sum}");
+        assert_eq!(sum["lost_packets"], 0, "{sum}");
+        let tcp = report(&self.tcp.finish(Duration::from_secs(20))?)?;
+        for interval in tcp["intervals"].as_array().context("no intervals")? {
+            assert!(
+                interval["sum"]["bytes"].as_u64() > Some(1_000_000),
+                "the stream stood still: {interval}"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn report(finished: &Finished) -> Result<Value> {
+    serde_json::from_str(&finished.stdout).with_context(|| format!("{finished:?}"))
+}
+
+fn json(rig: &Rig, line: &str) -> Result<Value> {
+    let words: Vec<_> = ["--json"].into_iter().chain(line.split(' ')).collect();
+    Ok(serde_json::from_str(&rig.daemon.ok(&words)?)?)
+}
+
+/// Lets the streams run for a while.
+fn pause() {
+    std::thread::sleep(Duration::from_millis(1500));
+}
