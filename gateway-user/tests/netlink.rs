@@ -79,7 +79,7 @@ fn gateway() -> Snapshot {
     Snapshot { interfaces: BTreeMap::from([("in0".to_owned(), in0)]), ..Snapshot::default() }
 }
 
-/// Runs netlink in `node`, for a gateway of `snapshot`, while `script` plays.
+/// Runs netlink in `node`, for a gateway of `snapshot`, while `script` plays; then the data plane is removed.
 fn follow(
     node: &Node,
     snapshot: Snapshot,
@@ -106,6 +106,7 @@ fn follow(
                 () = netlink.run(&control, receiver) => unreachable!("it runs until it is dropped"),
                 played = timeout(Duration::from_secs(30), script(stage)) => played?,
             };
+            netlink.release().await;
             running.stop(false).await?;
             played
         })
@@ -312,8 +313,13 @@ fn routers_are_kept_resolved_and_released() -> Result<()> {
         until("the router that is not needed any more", || {
             Ok(!wire.neighbor("10.0.1.3")?.contains("managed"))
         })
-        .await
-    })
+        .await?;
+        ensure!(is_managed("10.0.1.2")? && is_managed("10.0.1.4")?, "the others are still needed");
+        Ok(())
+    })?;
+    let left = wire.gw.ip(&["neigh", "show", "dev", "in0"])?;
+    ensure!(!left.contains("managed"), "{left}");
+    Ok(())
 }
 
 #[test]
@@ -322,26 +328,18 @@ fn entries_of_operators_stay_as_they_are() -> Result<()> {
         return Ok(());
     }
     let wire = Wire::new()?;
-    wire.gw.ip(&[
-        "neigh",
-        "add",
-        "10.0.1.2",
-        "lladdr",
-        "02:00:00:00:00:0a",
-        "dev",
-        "in0",
-        "nud",
-        "permanent",
-    ])?;
+    let mac = "02:00:00:00:00:0a";
+    wire.gw.ip(&["neigh", "add", "10.0.1.2", "lladdr", mac, "dev", "in0", "nud", "permanent"])?;
     wire.gw.ip(&["route", "add", "default", "via", "10.0.1.2"])?;
     follow(&wire.gw, gateway(), async |stage| {
         tokio::time::sleep(Duration::from_millis(1_200)).await;
         stage.unresolved.send(stage.neighbor("10.0.1.2")?).await?;
         quiet().await;
-        let shown = wire.neighbor("10.0.1.2")?;
-        ensure!(shown.contains("02:00:00:00:00:0a") && shown.contains("PERMANENT"), "{shown}");
         Ok(())
-    })
+    })?;
+    let shown = wire.neighbor("10.0.1.2")?;
+    ensure!(shown.contains(mac) && shown.contains("PERMANENT"), "{shown}");
+    Ok(())
 }
 
 #[test]

@@ -135,7 +135,11 @@ impl Netlink {
 
     /// Leaves the neighbors to the kernel alone, for when the data plane is removed.
     pub async fn release(&mut self) {
-        self.resolver.release_all(&self.sockets).await;
+        if let Err(error) = self.neighbors.resync(&self.sockets).await {
+            tracing::warn!("the kernel goes on resolving the gateway's routers: {error:#}");
+            return;
+        }
+        self.resolver.release_all(&self.neighbors, &self.sockets).await;
     }
 
     fn take_in(&mut self, event: &RouteNetlinkMessage) {

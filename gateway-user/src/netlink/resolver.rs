@@ -142,14 +142,12 @@ impl Resolver {
             self.crowded = true;
         }
         for router in &self.managed - &routers {
-            self.release(router, sockets).await;
+            self.release(router, table, sockets).await;
         }
         for router in routers {
-            let managed = table
-                .get(&router)
-                .is_some_and(|entry| entry.managed && !matches!(entry.state, State::Gone { .. }));
-            if !managed {
-                self.managed.insert(router);
+            // Also those that an earlier daemon has handed to the kernel.
+            self.managed.insert(router);
+            if !is_managed(&router, table) {
                 self.ask(router, true, table, sockets).await;
             }
         }
@@ -165,9 +163,9 @@ impl Resolver {
     }
 
     /// Tells the kernel to treat all routers like any other neighbor again.
-    pub(super) async fn release_all(&mut self, sockets: &Sockets) {
+    pub(super) async fn release_all(&mut self, table: &Table, sockets: &Sockets) {
         while let Some(&router) = self.managed.first() {
-            self.release(router, sockets).await;
+            self.release(router, table, sockets).await;
         }
     }
 
@@ -194,8 +192,11 @@ impl Resolver {
         }
     }
 
-    async fn release(&mut self, router: Neighbor, sockets: &Sockets) {
+    async fn release(&mut self, router: Neighbor, table: &Table, sockets: &Sockets) {
         self.managed.remove(&router);
+        if !is_managed(&router, table) {
+            return;
+        }
         // Without the flag, the entry is one that is used now and forgotten when it is not.
         if let Err(error) = sockets.create(request(router, false)).await {
             self.failed(router, &error);
@@ -214,6 +215,12 @@ impl Resolver {
             tracing::debug!(%address, ifindex, %error, "cannot resolve a next hop");
         }
     }
+}
+
+/// Whether the kernel keeps the router resolved by itself because a daemon of the gateway asked for it.
+fn is_managed(router: &Neighbor, table: &Table) -> bool {
+    let entry = table.get(router);
+    entry.is_some_and(|entry| entry.managed && !entry.fixed && !matches!(entry.state, State::Gone { .. }))
 }
 
 /// The device whose subnet holds `address`, the longest prefix first.
