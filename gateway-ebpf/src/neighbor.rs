@@ -89,6 +89,28 @@ pub(crate) fn back<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Re
     }
 }
 
+/// Checks that a packet from the outside does not come from an inside address.
+///
+/// Through which of several outside interfaces answers come back is up to other routers, all the more where
+/// a route has sent the questions past the host's own routes (loose reverse path check, RFC 3704 2.4).
+///
+/// # Errors
+/// As [`back`].
+#[inline(always)]
+pub(crate) fn outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<(), DropReason> {
+    let question = Question {
+        source: packet.destination,
+        destination: packet.source,
+        through: context.frame.ingress_ifindex(),
+        learn: true,
+    };
+    match ask::<F>(context, question) {
+        Ok(next_hop) if context.config.inside_slots & (1 << (next_hop.slot & 31)) == 0 => Ok(()),
+        Err(DropReason::Internal) => Err(DropReason::Internal),
+        _ => Err(DropReason::SpoofedSource),
+    }
+}
+
 /// What is asked of the host's tables.
 struct Question<F: Datapath> {
     source: F::Address,

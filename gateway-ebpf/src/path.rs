@@ -472,7 +472,7 @@ fn try_from_outside<F: Datapath>(
     if context.config.inside_slots & (1 << (slot & 31)) == 0 {
         return Ok(Outcome::HOST);
     }
-    neighbor::back(context, packet)?;
+    neighbor::outside(context, packet)?;
     let query = Query::<F> {
         source: packet.destination,
         destination: packet.source,
