@@ -1,6 +1,7 @@
 //! The standard lab with a gateway at work in it, and how its clients speak.
 
 use std::{
+    io,
     net::{SocketAddr, UdpSocket},
     time::Duration,
 };
@@ -9,8 +10,11 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{gatewayd::Gatewayd, node::Node, skip::runnable, standard::Lab};
 
-/// How long a client waits for an answer that should come.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a client waits for an answer before it asks again.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// How often a client asks: the first question may be lost while a router asks for a MAC address.
+const ATTEMPTS: usize = 4;
 
 /// The standard lab, with the daemon running on its gateway.
 pub struct Rig {
@@ -52,31 +56,41 @@ impl UdpClient {
     pub fn new(client: &Node, source: &str) -> Result<Self> {
         let socket = client.enter(|| UdpSocket::bind(source))?;
         let socket = socket.with_context(|| format!("cannot bind to {source} in {}", client.name()))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { socket })
     }
 
-    /// Asks a server of [`crate::server::Server::udp`] which address it sees.
+    /// Asks a server of [`crate::server::Server::udp`] which address it sees; again if no answer comes.
     pub fn ask(&self, server: &str) -> Result<SocketAddr> {
-        let mut answer = [0; 64];
-        self.socket.send_to(b"who am I", server)?;
-        let (length, from) = self.socket.recv_from(&mut answer).context("no answer")?;
-        if from.to_string() != server {
-            bail!("asked {server} and {from} answered");
+        for _ in 1..ATTEMPTS {
+            if let Some(seen) = self.ask_once(server, PATIENCE)? {
+                return Ok(seen);
+            }
         }
-        let text = String::from_utf8_lossy(&answer[..length]);
-        text.parse().with_context(|| format!("the server answered {text}"))
+        self.ask_once(server, PATIENCE)?.with_context(|| format!("{server} did not answer {ATTEMPTS} times"))
     }
 
     /// Asks a server that must not answer.
     pub fn ask_in_vain(&self, server: &str) -> Result<()> {
-        self.socket.set_read_timeout(Some(Duration::from_millis(300)))?;
-        let said = self.ask(server);
-        self.socket.set_read_timeout(Some(PATIENCE))?;
-        match said {
-            Ok(address) => bail!("{server} answered, and saw {address}"),
-            Err(_) => Ok(()),
+        match self.ask_once(server, Duration::from_millis(300))? {
+            Some(address) => bail!("{server} answered, and saw {address}"),
+            None => Ok(()),
         }
+    }
+
+    fn ask_once(&self, server: &str, patience: Duration) -> Result<Option<SocketAddr>> {
+        let mut answer = [0; 64];
+        self.socket.set_read_timeout(Some(patience))?;
+        self.socket.send_to(b"who am I", server)?;
+        let (length, from) = match self.socket.recv_from(&mut answer) {
+            Ok(answered) => answered,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error).context("cannot receive"),
+        };
+        if from.to_string() != server {
+            bail!("asked {server} and {from} answered");
+        }
+        let text = String::from_utf8_lossy(&answer[..length]);
+        text.parse().map(Some).with_context(|| format!("the server answered {text}"))
     }
 }
 
