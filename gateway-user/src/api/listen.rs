@@ -20,7 +20,7 @@ use crate::refused::Refused;
 /// The group whose members may use the socket, if there is such a group.
 const GROUP: &str = "gateway";
 
-/// Listens on `path`, which belongs to root and to [`GROUP`]. Replaces the socket of a daemon that is gone.
+/// Listens on `path`, which belongs to this user and to group `gateway`. Replaces the socket of a daemon that is gone.
 ///
 /// # Errors
 /// Somebody answers on the socket, or `path` is something else.

@@ -1,6 +1,6 @@
 //! The configuration file: the state that the gateway starts from.
 //!
-//! [`load`] reads TOML and the route files it names, and accepts all of it or nothing. [`export`] writes a
+//! [`load`] reads TOML and the route files it names, and accepts all of it or nothing. [`export()`] writes a
 //! state in the same form: what it writes loads to the same state.
 
 mod error;

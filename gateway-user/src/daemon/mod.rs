@@ -220,6 +220,8 @@ async fn run(
     notify(&[NotifyState::Ready]);
 
     let failure = tokio::select! {
+        // First: the parts end by themselves once this is cancelled.
+        biased;
         () = stop.cancelled() => None,
         error = control.failed() => Some(error),
         ended = &mut api => Some(unexpected("the control socket", ended.map(Result::err))),
