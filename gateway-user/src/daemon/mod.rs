@@ -52,7 +52,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Egress gateway: loads routes into XDP programs, keeps them in force, exports metrics.
 #[derive(Clone, Debug, Parser)]
-#[command(version, about, long_about = None)]
+#[command(name = "gatewayd", version)]
 pub struct Args {
     /// Configuration file
     #[arg(long, value_name = "FILE", default_value = "/etc/gateway/gateway.toml")]
