@@ -6,7 +6,7 @@
 //!   order as byte arrays, padding is explicit and zero, and sizes are asserted. A change of any layout
 //!   bumps [`ABI_VERSION`]; the daemon refuses pins of another version.
 //! * **Pure packet logic** that both sides run: checksums, the parser, tuples. No allocation, no panics.
-#![cfg_attr(not(feature = "user"), no_std)]
+#![cfg_attr(not(any(feature = "user", test)), no_std)]
 
 pub mod address;
 pub mod checksum;

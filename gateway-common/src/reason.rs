@@ -103,6 +103,9 @@ const _: () = {
 };
 
 #[cfg(test)]
+mod reference;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

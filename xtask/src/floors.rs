@@ -205,7 +205,7 @@ fn test_targets() -> Result<BTreeSet<String>> {
 }
 
 /// A cargo command on every package that is built for this host.
-fn workspace(verb: &str) -> Command {
+pub(crate) fn workspace(verb: &str) -> Command {
     let mut command = cargo::cargo();
     command.args([verb, "--workspace", "--exclude", "gateway-ebpf"]);
     command

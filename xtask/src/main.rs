@@ -3,6 +3,7 @@
 mod cargo;
 mod demo;
 mod floors;
+mod generate;
 mod leftovers;
 mod lint;
 mod setup;
@@ -43,6 +44,8 @@ enum Command {
         #[arg(last = true)]
         filter: Vec<String>,
     },
+    /// Write the generated pages in docs/reference anew
+    Gen,
     /// Check formatting, run clippy on the host crates and the kernel object, and look over the tree
     Lint,
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(options),
         Command::Serve { address, log } => demo::serve(address, &log),
         Command::Test { floors, filter } => floors::test(&floors, &filter),
+        Command::Gen => generate::pages(),
         Command::Lint => lint::lint(),
     };
     match done {
