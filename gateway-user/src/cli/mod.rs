@@ -10,6 +10,8 @@ mod gateway;
 mod help;
 mod interface;
 mod pool;
+#[cfg(test)]
+mod reference;
 mod route;
 mod session;
 mod stats;
