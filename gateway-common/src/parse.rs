@@ -331,12 +331,12 @@ pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<V6>,
     for _ in 0..MAX_EXTENSIONS {
         match proto {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
-                let [next, length]: [u8; 2] = frame.read(transport).ok_or(DropReason::Truncated)?;
+                let [next, length]: [u8; 2] = frame.read(transport).ok_or(DropReason::Malformed)?;
                 proto = next;
                 transport += 8 + usize::from(length) * 8;
             }
             FRAGMENT => {
-                let header: [u8; 4] = frame.read(transport).ok_or(DropReason::Truncated)?;
+                let header: [u8; 4] = frame.read(transport).ok_or(DropReason::Malformed)?;
                 let field = u16::from_be_bytes([header[2], header[3]]);
                 proto = header[0];
                 transport += 8;

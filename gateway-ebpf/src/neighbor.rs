@@ -49,7 +49,22 @@ pub(crate) fn towards<F: Datapath>(
     destination: F::Address,
 ) -> Result<NextHop, DropReason> {
     let through = context.frame.ingress_ifindex();
-    ask::<F>(context, Question { source, destination, through, learn: false })
+    ask::<F>(context, Question { source, destination, through, unresolved: Unresolved::Drop })
+}
+
+/// As [`towards`], for a packet from outside: what is not resolved on a link that is not an inside one is the
+/// host's business, as if there were no way.
+///
+/// # Errors
+/// As [`towards`].
+#[inline(always)]
+pub(crate) fn towards_inside<F: Datapath>(
+    context: &Context<'_>,
+    source: F::Address,
+    destination: F::Address,
+) -> Result<NextHop, DropReason> {
+    let through = context.frame.ingress_ifindex();
+    ask::<F>(context, Question { source, destination, through, unresolved: Unresolved::DropInside })
 }
 
 /// Where the router `destination` is reached through the interface `egress`.
@@ -63,7 +78,8 @@ pub(crate) fn through<F: Datapath>(
     source: F::Address,
     destination: F::Address,
 ) -> Result<NextHop, DropReason> {
-    ask::<F>(context, Question { source, destination, through: egress | BOUND, learn: false })
+    let through = egress | BOUND;
+    ask::<F>(context, Question { source, destination, through, unresolved: Unresolved::Drop })
 }
 
 /// The way back to a packet's source, which must lead through the interface it came from (strict reverse
@@ -80,7 +96,7 @@ pub(crate) fn back<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Re
         source: packet.destination,
         destination: packet.source,
         through: context.frame.ingress_ifindex(),
-        learn: true,
+        unresolved: Unresolved::Learn,
     };
     match ask::<F>(context, question) {
         Ok(next_hop) if u32::from(next_hop.slot) == context.ingress.slot => Ok(next_hop),
@@ -117,8 +133,18 @@ struct Question<F: Datapath> {
     destination: F::Address,
     /// Ifindex of the ingress interface, or with [`BOUND`] of the egress interface.
     through: u32,
-    /// Whether the frame's sender will do as the next hop, if it is on the right interface.
-    learn: bool,
+    unresolved: Unresolved,
+}
+
+/// What is to be done where the next hop's MAC address is not known.
+#[derive(Clone, Copy)]
+enum Unresolved {
+    /// The packet is dropped, and the daemon asked to resolve it.
+    Drop,
+    /// As [`Unresolved::Drop`] on inside interfaces; elsewhere there is no way.
+    DropInside,
+    /// The frame's sender will do, if it is on the interface the frame came from.
+    Learn,
 }
 
 /// Answers from the cache, or asks the host's tables.
@@ -162,14 +188,17 @@ fn try_answer<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Res
     let answer = fib::lookup::<F>(context.frame, question.source, question.destination, ifindex, output);
     let next_hop = match answer {
         Answer::Hop(next_hop) => next_hop,
-        Answer::Unresolved { slot, mtu, .. } if question.learn && slot == context.ingress.slot => {
-            let sender: Mac = context.frame.read(6).ok_or(DropReason::Truncated)?;
-            NextHop::new(slot as u16, mtu, mac_bytes(sender), context.ingress.mac)
-        }
-        Answer::Unresolved { ifindex, address, .. } => {
-            event::unresolved(ifindex, address);
-            return Err(DropReason::NeighborUnresolved);
-        }
+        Answer::Unresolved { slot, ifindex, mtu, address } => match question.unresolved {
+            Unresolved::Learn if slot == context.ingress.slot => {
+                let sender: Mac = context.frame.read(6).ok_or(DropReason::Truncated)?;
+                NextHop::new(slot as u16, mtu, mac_bytes(sender), context.ingress.mac)
+            }
+            Unresolved::DropInside if !context.is_inside(slot) => return Err(DropReason::NoRoute),
+            Unresolved::Drop | Unresolved::DropInside | Unresolved::Learn => {
+                event::unresolved(ifindex, address);
+                return Err(DropReason::NeighborUnresolved);
+            }
+        },
         Answer::Disabled => return Err(DropReason::Internal),
         Answer::Elsewhere => return Err(DropReason::NoRoute),
     };

@@ -157,7 +157,6 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
         pool.attempts += 1;
         pool.opened += 1;
     });
-    count::route(route.counter, context.bytes);
     rewrite::translate(context.frame, packet, forward, SIDE_INSIDE)?;
     forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
     Ok(Outcome { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) })

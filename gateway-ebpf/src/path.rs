@@ -121,6 +121,12 @@ impl<'a> Context<'a> {
         let generation = unsafe { (&raw const config.generation).read_volatile() };
         Self { frame, config, ingress, generation, bytes: frame.bytes() }
     }
+
+    /// Whether the interface in `slot` faces clients.
+    #[inline(always)]
+    pub(crate) fn is_inside(&self, slot: u32) -> bool {
+        self.config.inside_slots & (1 << (slot & 31)) != 0
+    }
 }
 
 /// The programs that `gateway` tail calls.
@@ -202,6 +208,7 @@ pub(crate) fn decide<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Drop
             confirm(context, subject, session).result()?;
         }
         subject.mtu = session.next_hop.mtu;
+        count::route(session.counter, context.bytes);
         return established_code(context, packet, session, side).result();
     }
     if side == SIDE_OUTSIDE {
@@ -238,6 +245,7 @@ fn fast_ip<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropRe
     if session.generation != context.generation || forward::check(&packet, &session.next_hop).is_err() {
         return Ok(None);
     }
+    count::route(session.counter, context.bytes);
     established(context, &packet, session, side).map(Some)
 }
 
@@ -295,7 +303,6 @@ pub(crate) fn established<F: Datapath>(
     }
     session.packets += 1;
     session.bytes += u64::from(packet.length);
-    count::route(session.counter, context.bytes);
     rewrite::translate(context.frame, packet, session, side)?;
     forward::readdress::<F>(context.frame, packet.network(), &next_hop)?;
     let verdict = if side == SIDE_INSIDE { Verdict::Snat } else { Verdict::Reply };
@@ -370,6 +377,9 @@ fn try_confirm<F: Datapath>(
         }
     };
     if let Some(reason) = denied {
+        if !matches!(reason, DropReason::NoRoute) {
+            count::route(session.counter, context.bytes);
+        }
         session::cut(tuple, session);
         return Err(reason);
     }
@@ -409,13 +419,6 @@ fn try_from_inside<F: Datapath>(
     };
     let found = route::lookup(context.config, context.ingress.slot, &query).ok_or(DropReason::NoRoute)?;
     let target = Target::from_number(found.target).ok_or(DropReason::Internal)?;
-    if matches!(target, Target::Pool) {
-        open::may_open(packet)?;
-        subject.route = found;
-        subject.forth = neighbor::towards::<F>(context, packet.source, packet.destination)?;
-        subject.mtu = subject.forth.mtu;
-        return Ok(None);
-    }
     count::route(found.counter, context.bytes);
     match target {
         Target::None => Err(DropReason::NoRoute),
@@ -436,7 +439,13 @@ fn try_from_inside<F: Datapath>(
             };
             untracked(context, subject, &next_hop, Verdict::Gateway).map(Some)
         }
-        Target::Pool => Err(DropReason::Internal),
+        Target::Pool => {
+            open::may_open(packet)?;
+            subject.route = found;
+            subject.forth = neighbor::towards::<F>(context, packet.source, packet.destination)?;
+            subject.mtu = subject.forth.mtu;
+            Ok(None)
+        }
     }
 }
 
@@ -464,12 +473,12 @@ fn try_from_outside<F: Datapath>(
             Fragment::First | Fragment::Later => DropReason::FragmentUnmatched,
         });
     }
-    let next_hop = match neighbor::towards::<F>(context, packet.source, packet.destination) {
+    let next_hop = match neighbor::towards_inside::<F>(context, packet.source, packet.destination) {
         Err(DropReason::NoRoute) => return Ok(Outcome::HOST),
         result => result?,
     };
     let slot = u32::from(next_hop.slot);
-    if context.config.inside_slots & (1 << (slot & 31)) == 0 {
+    if !context.is_inside(slot) {
         return Ok(Outcome::HOST);
     }
     neighbor::outside(context, packet)?;
