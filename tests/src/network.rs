@@ -215,25 +215,20 @@ impl Network {
     /// Makes it real in the network namespace of this thread, which is empty.
     ///
     /// Nothing in the namespace sends by itself: the devices have no link-local addresses and their peers no
-    /// addresses at all, so the gateway counts nothing but the packets of the test.
+    /// IPv6 and no ARP, so the gateway counts nothing but the packets of the test.
     pub fn build(&self) -> Result<()> {
         set("ipv4/ip_forward", "1")?;
         set("ipv4/conf/all/rp_filter", "0")?;
         set("ipv6/conf/all/forwarding", "1")?;
         set("ipv6/conf/default/accept_ra", "0")?;
-        let mut ip = Command::new("ip")
-            .args(["-batch", "-"])
-            .stdin(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot run ip")?;
-        ip.stdin.take().context("ip has no stdin")?.write_all(self.script().as_bytes())?;
-        let done = ip.wait_with_output()?;
-        ensure!(done.status.success(), "ip failed:\n{}", String::from_utf8_lossy(&done.stderr));
-        Ok(())
+        batch(&self.links())?;
+        for device in &self.devices {
+            set(&format!("ipv6/conf/{}-peer/disable_ipv6", device.name), "1")?;
+        }
+        batch(&self.addresses())
     }
 
-    fn script(&self) -> String {
+    fn links(&self) -> String {
         let mut script = String::from("link set lo up\n");
         for device in &self.devices {
             let Device { name, index, mtu, .. } = device;
@@ -243,11 +238,18 @@ impl Network {
                     "link add {name} index {index} mtu {mtu} address {mac} type veth peer name {name}-peer mtu {mtu}"
                 ),
                 format!("link set {name} addrgenmode none"),
-                format!("link set {name}-peer addrgenmode none arp off"),
-                format!("link set {name}-peer up"),
-                format!("link set {name} up"),
+                format!("link set {name}-peer arp off"),
             ];
             script.extend(lines.map(|line| line + "\n"));
+        }
+        script
+    }
+
+    fn addresses(&self) -> String {
+        let mut script = String::new();
+        for device in &self.devices {
+            let name = device.name;
+            let _infallible = writeln!(script, "link set {name}-peer up\nlink set {name} up");
             for address in &device.addresses {
                 let nodad = if address.addr().is_ipv6() { " nodad" } else { " broadcast +" };
                 let _infallible = writeln!(script, "address add {address} dev {name}{nodad}");
@@ -291,6 +293,20 @@ fn prefix(text: &str) -> IpNet {
 
 fn link_address(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Runs `ip` on one command a line.
+fn batch(script: &str) -> Result<()> {
+    let mut ip = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run ip")?;
+    ip.stdin.take().context("ip has no stdin")?.write_all(script.as_bytes())?;
+    let done = ip.wait_with_output()?;
+    ensure!(done.status.success(), "ip failed:\n{}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
 }
 
 fn set(setting: &str, value: &str) -> Result<()> {

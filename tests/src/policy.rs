@@ -64,6 +64,12 @@ impl Policy {
         self
     }
 
+    /// Switches the gateway on.
+    pub fn active(mut self) -> Self {
+        self.0.active = true;
+        self
+    }
+
     /// Switches the gateway off.
     pub fn inactive(mut self) -> Self {
         self.0.active = false;

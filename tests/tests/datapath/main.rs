@@ -5,5 +5,8 @@
 //! that fails leaves `target/test-pcap/<test>.pcap` with the frame as it went in, as it should have come out
 //! and as it came out.
 
+mod header;
+mod inbound;
 mod outbound;
+mod route;
 mod support;
