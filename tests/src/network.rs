@@ -51,6 +51,7 @@ pub struct Network {
     devices: Vec<Device>,
     routes: Vec<Route>,
     neighbors: Vec<(&'static str, IpAddr)>,
+    told_veth: bool,
 }
 
 /// The way to an address, as the host's routing table says.
@@ -80,6 +81,15 @@ impl Device {
     /// The MAC address.
     pub fn mac(&self) -> Mac {
         mac(self.addresses[0].addr())
+    }
+
+    /// Its first address of a family, which its ICMP errors come from.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn address(&self, v4: bool) -> IpAddr {
+        let mut addresses = self.addresses.iter().map(IpNet::addr);
+        addresses.find(|address| address.is_ipv4() == v4).expect("devices have addresses of both families")
     }
 
     /// Whether `address` is the broadcast address of one of its subnets.
@@ -149,6 +159,12 @@ impl Network {
             network.neighbor("arm0", neighbor);
         }
         network
+    }
+
+    /// Whose devices are told to be what they are. Otherwise the data plane believes that they are not veth
+    /// devices, which it treats in a way of their own.
+    pub fn told_veth(self) -> Self {
+        Self { told_veth: true, ..self }
     }
 
     /// Devices in the order of their ifindexes.

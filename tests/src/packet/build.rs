@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use etherparse::{
-    IpFragOffset, IpNumber, Ipv4Header, Ipv6Header, TcpHeader, UdpHeader, checksum::Sum16BitWords,
+    IpDscp, IpFragOffset, IpNumber, Ipv4Header, Ipv6Header, TcpHeader, UdpHeader, checksum::Sum16BitWords,
 };
 use gateway_common::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 
@@ -91,6 +91,7 @@ impl Packet {
     fn ipv4(&self, source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
         let segment = self.segment();
         let mut header = Ipv4Header {
+            dscp: IpDscp::try_new(self.tos >> 2).expect("a DSCP has 6 bits"),
             identification: self.identification,
             dont_fragment: self.fragment.is_none(),
             more_fragments: self.fragment.is_some_and(|fragment| fragment.more),
@@ -129,6 +130,7 @@ impl Packet {
         }
         payload.extend(self.segment());
         let header = Ipv6Header {
+            traffic_class: self.tos,
             payload_length: u16::try_from(payload.len()).expect("an IPv6 payload has at most 65535 bytes"),
             next_header: IpNumber(chain[0]),
             hop_limit: self.ttl,
@@ -142,9 +144,9 @@ impl Packet {
     /// Transport header and payload.
     fn segment(&self) -> Vec<u8> {
         let (header, checksum_at) = match self.transport {
-            Transport::Tcp { source, destination, flags } => {
-                let mut header = TcpHeader::new(source, destination, 0x0102_0304, 0xfa00);
-                header.acknowledgment_number = if flags & ACK == 0 { 0 } else { 0x0506_0708 };
+            Transport::Tcp { source, destination, flags, sequence, acknowledgement, window } => {
+                let mut header = TcpHeader::new(source, destination, sequence, window);
+                header.acknowledgment_number = acknowledgement;
                 (header.fin, header.syn) = (flags & FIN != 0, flags & SYN != 0);
                 (header.rst, header.ack) = (flags & RST != 0, flags & ACK != 0);
                 (header.to_bytes().to_vec(), Some(16))

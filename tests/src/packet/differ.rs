@@ -221,7 +221,12 @@ impl Reader<'_> {
     }
 }
 
+/// Hexadecimal digits; the capture file has the rest of what is long.
 fn hex(bytes: &[u8]) -> String {
+    const SHOWN: usize = 48;
+    if bytes.len() > SHOWN {
+        return hex(&bytes[..SHOWN]) + "...";
+    }
     bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 

@@ -7,12 +7,14 @@
 mod build;
 mod differ;
 mod neighbor;
+mod refusal;
 
 use std::net::{IpAddr, SocketAddr};
 
 pub use build::{checksum_of, transport_checksum};
 pub use differ::{differences, fields};
 pub use neighbor::{Arp, advertisement, all_nodes, all_nodes_mac, solicitation};
+pub use refusal::{icmp_error, reset};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -67,6 +69,12 @@ pub enum Transport {
         destination: u16,
         /// [`SYN`] and the others.
         flags: u8,
+        /// Sequence number.
+        sequence: u32,
+        /// Acknowledgement number.
+        acknowledgement: u32,
+        /// Window.
+        window: u16,
     },
     /// UDP.
     Udp {
@@ -114,6 +122,8 @@ pub struct Packet {
     pub destination: IpAddr,
     /// TTL or hop limit.
     pub ttl: u8,
+    /// TOS or traffic class.
+    pub tos: u8,
     /// IPv4 identification.
     pub identification: u16,
     /// Position in a fragmented datagram. In IPv6 it adds the fragment header behind `extensions`.
@@ -133,8 +143,7 @@ pub struct Packet {
 /// A TCP segment with `flags`. Addresses are written `10.0.1.2:4000` or `[2001:db8::2]:4000`.
 pub fn tcp(from: &str, to: &str, flags: u8) -> Packet {
     let (from, to) = (socket(from), socket(to));
-    let transport = Transport::Tcp { source: from.port(), destination: to.port(), flags };
-    Packet::new(from.ip(), to.ip(), transport)
+    Packet::new(from.ip(), to.ip(), segment(from.port(), to.port(), flags))
 }
 
 /// A UDP datagram; addresses as in [`tcp`].
@@ -186,6 +195,7 @@ impl Packet {
             source,
             destination,
             ttl: 64,
+            tos: 0,
             identification: 0x1234,
             fragment: None,
             options: Vec::new(),
@@ -288,8 +298,8 @@ impl Packet {
 
     /// With these TCP flags.
     pub fn flags(mut self, with: u8) -> Self {
-        if let Transport::Tcp { flags, .. } = &mut self.transport {
-            *flags = with;
+        if let Transport::Tcp { source, destination, .. } = self.transport {
+            self.transport = segment(source, destination, with);
         }
         self
     }
@@ -297,9 +307,8 @@ impl Packet {
     /// The answer that the receiver would send: ends swapped, SYN answered by SYN and ACK, a fresh TTL.
     pub fn answer(&self) -> Self {
         let transport = match self.transport {
-            Transport::Tcp { source, destination, flags } => {
-                let flags = if flags & SYN == SYN { SYN | ACK } else { ACK };
-                Transport::Tcp { source: destination, destination: source, flags }
+            Transport::Tcp { source, destination, flags, .. } => {
+                segment(destination, source, if flags & SYN == SYN { SYN | ACK } else { ACK })
             }
             Transport::Udp { source, destination, checksum } => {
                 Transport::Udp { source: destination, destination: source, checksum }
@@ -319,6 +328,11 @@ impl Packet {
             ..self.clone()
         }
     }
+}
+
+fn segment(source: u16, destination: u16, flags: u8) -> Transport {
+    let acknowledgement = if flags & ACK == 0 { 0 } else { 0x0506_0708 };
+    Transport::Tcp { source, destination, flags, sequence: 0x0102_0304, acknowledgement, window: 0xfa00 }
 }
 
 fn socket(text: &str) -> SocketAddr {

@@ -6,7 +6,7 @@ use gateway_common::{
 };
 use gateway_tests::packet::{BROADCAST_MAC, SYN, bare, checksum_of, patch, tcp, udp};
 
-use crate::support::{Lab, POOL, ROUTER, ROUTER6, dropped, passed, sent, snat, standard};
+use crate::support::{Lab, POOL, ROUTER, ROUTER6, dropped, passed, refused, sent, snat, standard, too_large};
 
 /// Offset of the IP header.
 const IP: usize = 14;
@@ -91,15 +91,15 @@ fn the_last_hop_of_a_packet_ends_at_the_gateway() {
     let Some(mut lab) = snat() else { return };
     for ttl in [0, 1] {
         let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN).ttl(ttl);
-        lab.check("in0", &syn, dropped(TtlExceeded).by("0.0.0.0/0", "pool"));
+        lab.check("in0", &syn, refused(TtlExceeded).by("0.0.0.0/0", "pool"));
     }
     let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN).ttl(2);
     let expected = sent("out0", ROUTER, Snat, &syn.clone().from("198.51.100.10:4000"));
     lab.check("in0", &syn, expected.by("0.0.0.0/0", "pool").opening("tcp", POOL));
     // In both directions of a session.
-    lab.check("in0", &syn.clone().ttl(1), dropped(TtlExceeded).by("0.0.0.0/0", "pool"));
+    lab.check("in0", &syn.clone().ttl(1), refused(TtlExceeded).by("0.0.0.0/0", "pool"));
     let answer = syn.from("198.51.100.10:4000").answer().macs([0; 6], [0; 6]).ttl(1);
-    lab.check("out0", &answer, dropped(TtlExceeded).by("0.0.0.0/0", "pool"));
+    lab.check("out0", &answer, refused(TtlExceeded).by("0.0.0.0/0", "pool"));
 }
 
 #[test]
@@ -116,22 +116,22 @@ fn a_packet_larger_than_the_mtu_of_its_way_out_is_dropped() {
     let expected = sent("out1", "10.9.0.254", Direct, &fits).by("203.0.113.200/32", "direct");
     lab.check("in0", &fits, expected);
     let large = datagram.length(1281);
-    lab.check("in0", &large, dropped(MtuExceeded).by("203.0.113.200/32", "direct"));
+    lab.check("in0", &large, too_large(1280).by("203.0.113.200/32", "direct"));
 
     let datagram = udp("10.0.1.2:4000", "203.0.113.201:53");
     let large = datagram.clone().length(1281);
-    lab.check("in0", &large, dropped(MtuExceeded).by("203.0.113.201/32", "pool"));
+    lab.check("in0", &large, too_large(1280).by("203.0.113.201/32", "pool"));
     let fits = datagram.length(1280);
     let expected = sent("out1", "10.9.0.254", Snat, &fits.clone().from("198.51.100.10:4000"));
     lab.check("in0", &fits, expected.by("203.0.113.201/32", "pool").opening("udp", POOL));
     // The session knows the MTU too.
-    lab.check("in0", &large, dropped(MtuExceeded).by("203.0.113.201/32", "pool"));
+    lab.check("in0", &large, too_large(1280).by("203.0.113.201/32", "pool"));
 
     let datagram = udp("[2001:db8:1::2]:4000", "[2001:db8:f1::1]:53");
     let fits = datagram.clone().length(1280);
     let expected = sent("out1", "2001:db8:9::254", Direct, &fits);
     lab.check("in0", &fits, expected.by("2001:db8:f1::/48", "direct"));
-    lab.check("in0", &datagram.length(1281), dropped(MtuExceeded).by("2001:db8:f1::/48", "direct"));
+    lab.check("in0", &datagram.length(1281), too_large(1280).by("2001:db8:f1::/48", "direct"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use gateway_common::{
 };
 use gateway_tests::packet::{ACK, bare, echo_request, tcp, udp};
 
-use crate::support::{ROUTER, dropped, passed, sent, standard};
+use crate::support::{ROUTER, dropped, passed, refused, reset, sent, standard};
 
 #[test]
 fn what_no_route_covers_is_dropped() {
@@ -89,7 +89,7 @@ fn blackhole_prohibit_and_host_do_as_they_say() {
     };
     let to = |to| udp("10.0.1.2:4000", to);
     lab.check("in0", &to("203.0.113.1:53"), dropped(Blackhole).by("203.0.113.1/32", "blackhole"));
-    lab.check("in0", &to("203.0.113.2:53"), dropped(Prohibited).by("203.0.113.2/32", "prohibit"));
+    lab.check("in0", &to("203.0.113.2:53"), refused(Prohibited).by("203.0.113.2/32", "prohibit"));
     lab.check("in0", &to("203.0.113.3:53"), passed().by("203.0.113.3/32", "host"));
 }
 
@@ -107,11 +107,10 @@ fn the_most_specific_selector_of_the_longest_prefix_decides() {
         return;
     };
     let tcp_to = |to| tcp("10.0.1.2:4000", to, ACK);
-    let prohibited = || dropped(Prohibited);
     lab.check(
         "in0",
         &tcp_to("203.0.113.7:443"),
-        prohibited().by("203.0.113.0/24 proto tcp dport 443", "prohibit"),
+        reset(Prohibited).by("203.0.113.0/24 proto tcp dport 443", "prohibit"),
     );
     lab.check(
         "in0",
@@ -129,7 +128,7 @@ fn the_most_specific_selector_of_the_longest_prefix_decides() {
         dropped(Blackhole).by("203.0.113.0/24 proto tcp", "blackhole"),
     );
     let ping = echo_request("10.0.1.2", "203.0.113.7", 443);
-    lab.check("in0", &ping, prohibited().by("203.0.113.7/32 proto icmp", "prohibit"));
+    lab.check("in0", &ping, refused(Prohibited).by("203.0.113.7/32 proto icmp", "prohibit"));
     // No selector matches: the covering prefix decides, two levels up.
     let query = udp("10.0.1.2:4000", "203.0.113.7:443");
     lab.check("in0", &query, sent("out0", ROUTER, Direct, &query).by("0.0.0.0/0", "direct"));
@@ -137,7 +136,7 @@ fn the_most_specific_selector_of_the_longest_prefix_decides() {
     let later = bare("10.0.1.2", "203.0.113.7", 6).fragment(100, false);
     lab.check("in0", &later, dropped(Blackhole).by("203.0.113.0/24 proto tcp", "blackhole"));
     let first = tcp_to("203.0.113.7:443").fragment(0, true);
-    lab.check("in0", &first, prohibited().by("203.0.113.0/24 proto tcp dport 443", "prohibit"));
+    lab.check("in0", &first, reset(Prohibited).by("203.0.113.0/24 proto tcp dport 443", "prohibit"));
 }
 
 #[test]
@@ -158,14 +157,14 @@ fn the_longest_binding_of_the_source_chooses_the_table() {
         return;
     };
     let from = |from| udp(from, "203.0.113.7:53");
-    lab.check("in0", &from("10.0.1.3:4000"), dropped(Prohibited).by_table("wide", "0.0.0.0/0", "prohibit"));
+    lab.check("in0", &from("10.0.1.3:4000"), refused(Prohibited).by_table("wide", "0.0.0.0/0", "prohibit"));
     lab.check("in0", &from("10.0.1.2:4000"), passed().by_table("narrow", "203.0.113.0/24", "host"));
     lab.check("in0", &from("10.0.2.9:4000"), passed().by_table("narrow", "203.0.113.0/24", "host"));
-    lab.check("in1", &from("10.0.3.2:4000"), dropped(Prohibited).by_table("wide", "0.0.0.0/0", "prohibit"));
+    lab.check("in1", &from("10.0.3.2:4000"), refused(Prohibited).by_table("wide", "0.0.0.0/0", "prohibit"));
     // The table that is bound decides alone.
     lab.check("in0", &udp("10.0.1.2:4000", "192.0.2.2:53"), dropped(NoRoute));
     let six = udp("[2001:db8:1::2]:4000", "[2001:db8:f::1]:53");
-    lab.check("in0", &six, dropped(Prohibited).by_table("six", "::/0", "prohibit"));
+    lab.check("in0", &six, refused(Prohibited).by_table("six", "::/0", "prohibit"));
     lab.check("in1", &udp("[2001:db8:3::2]:4000", "[2001:db8:f::1]:53"), dropped(NoRoute));
 }
 

@@ -12,7 +12,7 @@ use gateway_tests::{
     counters::{self, Counters},
     gateway::{Action, Gateway, Outcome},
     network::{Network, mac},
-    packet::{Packet, differences, ip},
+    packet::{self, Packet, differences, icmp_error, ip},
     pcap::Pcap,
     policy::Policy,
 };
@@ -46,6 +46,8 @@ enum Kind {
     Passed,
     Dropped(DropReason),
     Answered(Vec<u8>),
+    Refused { reason: DropReason, mtu: u16 },
+    Reset(DropReason),
     Sent { egress: &'static str, to: IpAddr, verdict: Verdict, packet: Box<Packet> },
 }
 
@@ -81,6 +83,22 @@ pub(crate) fn passed() -> Expected {
 /// Dropped, untouched.
 pub(crate) fn dropped(reason: DropReason) -> Expected {
     Expected { outcome: Kind::Dropped(reason), counters: Counters::default() }
+}
+
+/// Dropped, and its sender is told by an ICMP error.
+pub(crate) fn refused(reason: DropReason) -> Expected {
+    Expected { outcome: Kind::Refused { reason, mtu: 0 }, counters: Counters::default() }
+}
+
+/// Dropped, and its sender is told the MTU that it is too large for.
+pub(crate) fn too_large(mtu: u16) -> Expected {
+    let outcome = Kind::Refused { reason: DropReason::MtuExceeded, mtu };
+    Expected { outcome, counters: Counters::default() }
+}
+
+/// Dropped, and its sender is told by a TCP reset.
+pub(crate) fn reset(reason: DropReason) -> Expected {
+    Expected { outcome: Kind::Reset(reason), counters: Counters::default() }
 }
 
 /// Answered with exactly this frame, where it came from.
@@ -226,9 +244,17 @@ pub(crate) fn translated(frame: &[u8]) -> (IpAddr, u16) {
 impl Expected {
     fn resolve(self, network: &Network, ingress: &str, frame: &[u8]) -> (Outcome, Counters) {
         let unchanged = |action| Outcome { action, frame: frame.to_vec() };
+        let told = |packet: Packet| Outcome { action: Action::Tx, frame: packet.frame() };
+        let device = network.find(ingress);
         let (outcome, egress, verdict) = match self.outcome {
             Kind::Passed => (unchanged(Action::Pass), None, Verdict::Host),
             Kind::Dropped(_) => (unchanged(Action::Drop), None, Verdict::Drop),
+            Kind::Refused { reason, mtu } => {
+                let own = device.address(frame[14] >> 4 == 4);
+                let error = icmp_error(frame, 14, (device.mac(), own), reason, mtu);
+                (told(error), None, Verdict::Drop)
+            }
+            Kind::Reset(_) => (told(packet::reset(frame, 14, device.mac())), None, Verdict::Drop),
             Kind::Answered(ref answer) => {
                 (Outcome { action: Action::Tx, frame: answer.clone() }, Some(ingress), Verdict::Host)
             }
@@ -245,7 +271,7 @@ impl Expected {
             Counter { bytes: if has_bytes { counter.packets * bytes } else { 0 }, ..counter }
         });
         counters.packet(counters::traffic(ingress, egress, verdict), frame.len());
-        if let Kind::Dropped(reason) = self.outcome {
+        if let Kind::Dropped(reason) | Kind::Refused { reason, .. } | Kind::Reset(reason) = self.outcome {
             counters.packet(counters::drops(reason), frame.len());
         }
         (outcome, counters)
