@@ -118,10 +118,10 @@ pub(crate) fn outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) ->
         source: packet.destination,
         destination: packet.source,
         through: context.frame.ingress_ifindex(),
-        learn: true,
+        unresolved: Unresolved::Learn,
     };
     match ask::<F>(context, question) {
-        Ok(next_hop) if context.config.inside_slots & (1 << (next_hop.slot & 31)) == 0 => Ok(()),
+        Ok(next_hop) if !context.is_inside(u32::from(next_hop.slot)) => Ok(()),
         Err(DropReason::Internal) => Err(DropReason::Internal),
         _ => Err(DropReason::SpoofedSource),
     }
