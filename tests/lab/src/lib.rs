@@ -7,7 +7,6 @@
 mod gatewayd;
 mod guard;
 mod node;
-mod pass;
 mod process;
 mod rig;
 mod sandbox;

@@ -13,7 +13,6 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     guard::{self, Guard},
     node::Node,
-    pass,
     process::finish,
 };
 
@@ -93,19 +92,6 @@ impl Sandbox {
             node.ip(&["link", "set", device, "up"])?;
         }
         Ok(())
-    }
-
-    /// Makes a device receive all that XDP programs at the other end of its link send, as a real one would.
-    /// For the neighbours of a gateway; the gateway's own devices have its program.
-    pub fn receive_xdp(&self, node: &Node, device: &str) -> Result<()> {
-        let program = self.pins().join("pass");
-        if !program.exists() {
-            fs::create_dir_all(self.pins())
-                .with_context(|| format!("cannot make {}", self.pins().display()))?;
-            pass::pin(&program)?;
-        }
-        let program = program.display().to_string();
-        node.ip(&["link", "set", "dev", device, "xdp", "pinned", &program]).map(|_| ())
     }
 
     /// Lets everything outlive this process.

@@ -77,17 +77,7 @@ impl Lab {
         link((&self.gw, "eth_line"), (&self.line, "eth_gw"))?;
         link((&self.isp, "eth_api"), (&self.api, "eth0"))?;
         link((&self.isp, "eth_web"), (&self.web, "eth0"))?;
-        link((&self.line, "eth_web"), (&self.web, "eth1"))?;
-        for (neighbour, device) in [
-            (&self.c1, "eth0"),
-            (&self.c2, "eth0"),
-            (&self.p1, "eth0"),
-            (&self.isp, "eth_gw"),
-            (&self.line, "eth_gw"),
-        ] {
-            self.sandbox.receive_xdp(neighbour, device)?;
-        }
-        Ok(())
+        link((&self.line, "eth_web"), (&self.web, "eth1"))
     }
 
     fn address(&self) -> Result<()> {

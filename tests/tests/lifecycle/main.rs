@@ -172,7 +172,6 @@ fn a_device_that_comes_back_is_attached_again() -> Result<()> {
     let lab = &rig.lab;
     lab.gw.ip(&["link", "del", "eth_in1"])?;
     lab.sandbox.link((&lab.c1, "eth0"), (&lab.gw, "eth_in1"))?;
-    lab.sandbox.receive_xdp(&lab.c1, "eth0")?;
     lab.gw.ip(&["address", "add", "10.0.1.1/24", "dev", "eth_in1"])?;
     lab.c1.ip(&["address", "add", "10.0.1.2/24", "dev", "eth0"])?;
     lab.c1.ip(&["route", "add", "default", "via", "10.0.1.1"])?;
