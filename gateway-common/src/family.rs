@@ -233,6 +233,23 @@ impl NextHop {
     }
 }
 
-const _: () = assert!(size_of::<NextHop>() == 16);
+/// Elements of `LEARNED`.
+pub const MAX_LEARNED: u32 = 8_192;
 
-pod!(NextHop);
+/// Map `LEARNED`, by the mapped address of a neighbour that the host's tables do not know (yet): where its
+/// packets came from. A cache: an element may go at any time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Learned {
+    /// Slot of the interface.
+    pub slot: u32,
+    /// MAC address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+const _: () = assert!(size_of::<NextHop>() == 16);
+const _: () = assert!(size_of::<Learned>() == 12);
+
+pod!(NextHop, Learned);

@@ -1,17 +1,20 @@
-//! Map `NEXT_HOPS`: a small cache in front of [`crate::fib`].
+//! Maps `NEXT_HOPS` and `LEARNED`: small caches in front of [`crate::fib`].
 //!
 //! Tracked flows keep their next hop in the session. Flows that are not tracked, and the check of every
 //! packet's source, meet this cache instead: it is per CPU, direct mapped, and valid for one generation.
 
-use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use aya_ebpf::{
+    btf_maps::{LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
 use gateway_common::{
     DropReason,
-    family::{MappedAddress, NextHop, is_same},
+    family::{Learned, MAX_LEARNED, MappedAddress, NextHop, is_same},
     parse::{Bytes as _, Packet},
 };
 
 use crate::{
-    event,
+    config, event,
     family::Datapath,
     fib::{self, Answer},
     packet::{Mac, mac_bytes},
@@ -33,6 +36,9 @@ struct Cached {
 
 /// Marks [`Cached::through`] of a question bound to its egress interface.
 const BOUND: u32 = 1 << 31;
+
+#[btf_map]
+static LEARNED: LruHashMap<MappedAddress, Learned, { MAX_LEARNED as usize }> = LruHashMap::new();
 
 #[btf_map]
 static NEXT_HOPS: PerCpuArray<Cached, { 1 << CACHE_BITS }> = PerCpuArray::new();
@@ -92,13 +98,7 @@ pub(crate) fn through<F: Datapath>(
 /// [`DropReason::SpoofedSource`], [`DropReason::Internal`] where the host does not forward.
 #[inline(always)]
 pub(crate) fn back<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<NextHop, DropReason> {
-    let question = Question {
-        source: packet.destination,
-        destination: packet.source,
-        through: context.frame.ingress_ifindex(),
-        unresolved: Unresolved::Learn,
-    };
-    match ask::<F>(context, question) {
+    match source(context, packet) {
         Ok(next_hop) if u32::from(next_hop.slot) == context.ingress.slot => Ok(next_hop),
         Err(DropReason::Internal) => Err(DropReason::Internal),
         _ => Err(DropReason::SpoofedSource),
@@ -114,17 +114,26 @@ pub(crate) fn back<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Re
 /// As [`back`].
 #[inline(always)]
 pub(crate) fn outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<(), DropReason> {
+    match source(context, packet) {
+        Ok(next_hop) if !context.is_inside(u32::from(next_hop.slot)) => Ok(()),
+        Err(DropReason::Internal) => Err(DropReason::Internal),
+        _ => Err(DropReason::SpoofedSource),
+    }
+}
+
+/// Where the host's tables have a packet's source.
+///
+/// # Errors
+/// As [`towards`], but for an unknown MAC address: the frame's sender stands for it.
+#[inline(always)]
+fn source<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<NextHop, DropReason> {
     let question = Question {
         source: packet.destination,
         destination: packet.source,
         through: context.frame.ingress_ifindex(),
         unresolved: Unresolved::Learn,
     };
-    match ask::<F>(context, question) {
-        Ok(next_hop) if !context.is_inside(u32::from(next_hop.slot)) => Ok(()),
-        Err(DropReason::Internal) => Err(DropReason::Internal),
-        _ => Err(DropReason::SpoofedSource),
-    }
+    ask::<F>(context, question)
 }
 
 /// What is asked of the host's tables.
@@ -139,11 +148,11 @@ struct Question<F: Datapath> {
 /// What is to be done where the next hop's MAC address is not known.
 #[derive(Clone, Copy)]
 enum Unresolved {
-    /// The packet is dropped, and the daemon asked to resolve it.
+    /// The packet is dropped, unless the next hop is in `LEARNED`.
     Drop,
     /// As [`Unresolved::Drop`] on inside interfaces; elsewhere there is no way.
     DropInside,
-    /// The frame's sender will do, if it is on the interface the frame came from.
+    /// The question is about the frame's source, and the frame's sender will do for it.
     Learn,
 }
 
@@ -188,17 +197,17 @@ fn try_answer<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Res
     let answer = fib::lookup::<F>(context.frame, question.source, question.destination, ifindex, output);
     let next_hop = match answer {
         Answer::Hop(next_hop) => next_hop,
-        Answer::Unresolved { slot, ifindex, mtu, address } => match question.unresolved {
-            Unresolved::Learn if slot == context.ingress.slot => {
-                let sender: Mac = context.frame.read(6).ok_or(DropReason::Truncated)?;
-                NextHop::new(slot as u16, mtu, mac_bytes(sender), context.ingress.mac)
-            }
-            Unresolved::DropInside if !context.is_inside(slot) => return Err(DropReason::NoRoute),
-            Unresolved::Drop | Unresolved::DropInside | Unresolved::Learn => {
-                event::unresolved(ifindex, address);
-                return Err(DropReason::NeighborUnresolved);
-            }
-        },
+        Answer::Unresolved { slot, .. }
+            if matches!(question.unresolved, Unresolved::DropInside) && !context.is_inside(slot) =>
+        {
+            return Err(DropReason::NoRoute);
+        }
+        Answer::Unresolved { slot, ifindex, mtu, address } => {
+            // Not for the cache: the kernel's answer is better, and will be there soon.
+            event::unresolved(ifindex, address);
+            let learn = matches!(question.unresolved, Unresolved::Learn);
+            return learned(context, learn, slot, ifindex, mtu, &address);
+        }
         Answer::Disabled => return Err(DropReason::Internal),
         Answer::Elsewhere => return Err(DropReason::NoRoute),
     };
@@ -211,6 +220,38 @@ fn try_answer<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Res
         entry.next_hop = next_hop;
     }
     Ok(next_hop)
+}
+
+/// The next hop as its own packets have shown it, where the kernel does not know it.
+///
+/// An inside host that the kernel has never spoken to is known by what it sent, so that the first answer
+/// reaches it. Only a host on its link could pretend to be another one, as it can by ARP.
+#[inline(always)]
+fn learned(
+    context: &Context<'_>,
+    learn: bool,
+    slot: u32,
+    ifindex: u32,
+    mtu: u16,
+    address: &MappedAddress,
+) -> Result<NextHop, DropReason> {
+    if learn {
+        let sender: Mac = context.frame.read(6).ok_or(DropReason::Truncated)?;
+        let mac = mac_bytes(sender);
+        if slot == context.ingress.slot {
+            let _ = LEARNED.insert(address, Learned { slot, mac, reserved: [0; 2] }, 0);
+        }
+        return Ok(NextHop::new(slot as u16, mtu, mac, context.ingress.mac));
+    }
+    // SAFETY: the value is copied at once; an element that is being reused may be of another neighbour for one
+    // packet, which then does not arrive.
+    let found = unsafe { LEARNED.get(address) }.copied();
+    match (found, config::interface(ifindex)) {
+        (Some(found), Some(egress)) if found.slot == slot => {
+            Ok(NextHop::new(slot as u16, mtu, found.mac, egress.mac))
+        }
+        _ => Err(DropReason::NeighborUnresolved),
+    }
 }
 
 /// Multiplicative hash; the useful bits are the high ones.
