@@ -99,6 +99,35 @@ impl Gateway {
         Outcome { action, frame }
     }
 
+    /// One slice of the removal of sessions that are idle.
+    ///
+    /// # Panics
+    /// If the kernel refuses it.
+    pub fn sweep(&mut self) {
+        self.dataplane.sweep().unwrap_or_else(|error| panic!("the sweep: {error:#}"));
+    }
+
+    /// Opened and removed sessions since the start, and those there are.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    pub fn session_balance(&self) -> (u64, u64, usize) {
+        let (created, removed) = self.session_counts();
+        (created, removed, self.sessions().len())
+    }
+
+    /// Opened and removed sessions since the start.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    pub fn session_counts(&self) -> (u64, u64) {
+        let classes = self.observe.session_counters().unwrap_or_else(|error| panic!("{error:#}"));
+        let created = classes.iter().map(|(_, counted)| counted.created).sum();
+        let removed =
+            classes.iter().map(|(_, counted)| counted.closed + counted.expired + counted.killed).sum();
+        (created, removed)
+    }
+
     /// Reads all counters.
     ///
     /// # Panics

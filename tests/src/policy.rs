@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use gateway_user::model::{
-    AttachMode, Capacity, Interface, MAIN_TABLE, Pool, Snapshot, Table, TableKind, validate,
+    AttachMode, Capacity, Interface, MAIN_TABLE, Pool, Snapshot, Table, TableKind, Timeouts, validate,
     words::{parse_binding, parse_route_line},
 };
 
@@ -79,6 +79,13 @@ impl Policy {
     /// With room for this many sessions of each family.
     pub fn sessions(mut self, sessions: u32) -> Self {
         self.0.capacity.sessions = sessions;
+        self
+    }
+
+    /// Idle time of every kind of session.
+    #[must_use]
+    pub fn idle(mut self, time: std::time::Duration) -> Self {
+        self.0.timeouts = Timeouts { tcp_established: time, tcp_transitory: time, udp: time, icmp: time };
         self
     }
 
