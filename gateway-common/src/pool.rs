@@ -47,6 +47,24 @@ pub struct PoolAddress {
     pub flags: u32,
 }
 
+/// A number for the choice of a client's address in a pool: always the same for a client and a secret, and
+/// evenly spread over the clients of any subnet.
+#[inline(always)]
+pub const fn spread(client: &MappedAddress, secret: u32) -> u32 {
+    // The finalizer of MurmurHash3 after each word: neighbours differ in one byte, wherever it is in the word,
+    // and a pool of two addresses looks at one bit.
+    let mut hash = secret;
+    let mut at = 0;
+    while at < client.len() {
+        hash ^= client[at];
+        hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
+        hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+        hash ^= hash >> 16;
+        at += 1;
+    }
+    hash
+}
+
 /// Map `POOL_COUNTERS`, per CPU, one element per element of `POOL_ADDRESSES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,3 +88,34 @@ const _: () = assert!(size_of::<PoolAddress>() == 24);
 const _: () = assert!(size_of::<PoolCounters>() == 48);
 
 pod!(Pool, PoolAddress, PoolCounters);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clients_of_a_subnet_are_spread_evenly() {
+        for (secret, count) in [(0, 2), (0xdead_beef, 2), (7, 3), (1, 8), (0x8000_0000, 256)] {
+            let mut clients = [0u32; 256];
+            for host in 0..65_536u32 {
+                let [.., third, fourth] = host.to_be_bytes();
+                let client = [0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes([10, 0, third, fourth])];
+                clients[(spread(&client, secret) % count) as usize] += 1;
+            }
+            let fair = 65_536 / count;
+            for share in &clients[..count as usize] {
+                assert!(share.abs_diff(fair) < fair / 3, "{share} of {fair} clients at an address");
+            }
+        }
+    }
+
+    #[test]
+    fn sixteen_neighbours_do_not_meet_at_one_address_of_two() {
+        for secret in 0..100 {
+            let at =
+                |host| spread(&[0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes([10, 0, 1, host])], secret) % 2;
+            let first = (16..32).filter(|host| at(*host) == 0).count();
+            assert!((1..16).contains(&first), "secret {secret}: {first} of 16 clients at the first address");
+        }
+    }
+}

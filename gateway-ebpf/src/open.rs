@@ -17,7 +17,7 @@ use gateway_common::{
     config::Config,
     family::{MappedAddress, is_same},
     parse::{Flow, Fragment, Packet, Transport},
-    pool::{IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, Pool, PoolAddress},
+    pool::{self, IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, Pool, PoolAddress},
     session::{SIDE_INSIDE, SIDE_OUTSIDE, TCP_ACK, TCP_SYN},
 };
 
@@ -183,9 +183,7 @@ pub(crate) fn may_open<F: Datapath>(packet: &Packet<F>) -> Result<(), DropReason
 /// Where a client begins in the list of a pool's addresses: always at the same one.
 #[inline(always)]
 fn start<F: Datapath>(config: &Config, client: &F::Address) -> u32 {
-    let words = F::mapped(client);
-    let mixed = (words[3] ^ config.secret).wrapping_mul(0x9e37_79b1) ^ words[2].rotate_left(16) ^ words[1];
-    (mixed ^ words[0]).wrapping_mul(0x85eb_ca6b) >> 8
+    pool::spread(&F::mapped(client), config.secret)
 }
 
 /// `a % b` without the check for 0 that would panic; 0 there.
