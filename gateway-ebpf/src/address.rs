@@ -8,11 +8,12 @@ use gateway_common::{
     address::{Address, LOCAL, MAX_ADDRESSES, POOL},
     checksum,
     family::{MappedAddress, is_same},
-    parse::{Bytes as _, ETHERNET_LEN, IPV6_LEN, PROTO_ICMPV6, Packet},
+    parse::{Bytes as _, ETHERNET_LEN, ETHERTYPE_ARP, IPV6_LEN, PROTO_ICMPV6, Packet},
 };
 
 use crate::{
     family::Datapath,
+    forward,
     packet::{Mac, mac_words},
     path::{Code, Context, Outcome},
 };
@@ -52,7 +53,7 @@ pub(crate) fn answer_arp(context: &Context<'_>, network: usize) -> Code {
 fn try_answer_arp(context: &Context<'_>, network: usize) -> Result<Outcome, DropReason> {
     let frame = context.frame;
     let Some(words) = frame.read::<[u32; 7]>(network) else { return Ok(Outcome::HOST) };
-    if words[0] != ARP_TYPES || words[1] != ARP_REQUEST || network != ETHERNET_LEN {
+    if words[0] != ARP_TYPES || words[1] != ARP_REQUEST {
         return Ok(Outcome::HOST);
     }
     if !speaks_for(&V4::mapped(&words[6])) {
@@ -61,6 +62,8 @@ fn try_answer_arp(context: &Context<'_>, network: usize) -> Result<Outcome, Drop
     let sender: Mac = frame.read(network + 8).ok_or(DropReason::Truncated)?;
     let sender_address: u32 = frame.read(network + 14).ok_or(DropReason::Truncated)?;
     let own = mac_words(context.ingress.mac);
+    forward::untag(frame, network, ETHERTYPE_ARP)?;
+    let network = ETHERNET_LEN;
     frame.write(0, sender)?;
     frame.write(6, own)?;
     frame.write(network + 6, 2u16.to_be())?;
@@ -95,14 +98,15 @@ fn try_answer_solicitation<F: Datapath>(
     let Some(target) = frame.read::<[u32; 4]>(packet.transport() + 8) else {
         return Ok(Outcome::HOST);
     };
-    if packet.ttl != 255 || packet.transport() != ETHERNET_LEN + IPV6_LEN || !speaks_for(&V6::mapped(&target))
-    {
+    let plain = packet.transport() == packet.network() + IPV6_LEN;
+    if packet.ttl != 255 || !plain || !speaks_for(&V6::mapped(&target)) {
         return Ok(Outcome::HOST);
     }
     let sender: Mac = frame.read(6).ok_or(DropReason::Truncated)?;
     let detection = is_same(&F::mapped(&packet.source), &[0; 4]);
     // To a host that tests the address for duplicates, the answer goes to all nodes (RFC 4861 7.2.4).
     let destination = if detection { ALL_NODES } else { F::mapped(&packet.source) };
+    forward::untag(frame, packet.network(), V6::ETHERTYPE)?;
     let length = (ETHERNET_LEN + IPV6_LEN + ADVERTISEMENT_LEN) as i32;
     // SAFETY: the helper changes the length; pointers are taken afresh by `write`.
     if unsafe { bpf_xdp_adjust_tail(frame.context(), length - frame.bytes() as i32) } != 0 {
@@ -128,7 +132,7 @@ fn try_answer_solicitation<F: Datapath>(
     let group: Mac = [0x3333u16.to_be(), 0, 1u16.to_be()];
     frame.write(0, if detection { group } else { sender })?;
     frame.write(6, mac_words(own))?;
-    let network = packet.network();
+    let network = ETHERNET_LEN;
     frame.write(network, [u32::from_ne_bytes([0x60, 0, 0, 0])])?;
     frame.write(network + 4, [u32::from_ne_bytes([0, ADVERTISEMENT_LEN as u8, PROTO_ICMPV6, 255])])?;
     frame.write(network + 8, target)?;

@@ -54,15 +54,23 @@ pub(crate) fn readdress<F: Datapath>(
     network: usize,
     next_hop: &NextHop,
 ) -> Result<(), DropReason> {
-    if network != ETHERNET_LEN {
-        // SAFETY: the helper moves the start of the frame; all pointers are taken afresh by `write`.
-        let result = unsafe { bpf_xdp_adjust_head(frame.context(), (network - ETHERNET_LEN) as i32) };
-        if result != 0 {
-            return Err(DropReason::Internal);
-        }
-        frame.write::<u16>(12, F::ETHERTYPE.to_be())?;
-    }
+    untag(frame, network, F::ETHERTYPE)?;
     frame.write::<[u32; 3]>(0, next_hop.ethernet)
+}
+
+/// Takes off the tags before what begins at `network`, which begins at [`ETHERNET_LEN`] afterwards. Where
+/// there were any, the MAC addresses are lost.
+#[inline(always)]
+pub(crate) fn untag(frame: &Frame<'_>, network: usize, ethertype: u16) -> Result<(), DropReason> {
+    if network == ETHERNET_LEN {
+        return Ok(());
+    }
+    // SAFETY: the helper moves the start of the frame; all pointers are taken afresh by `write`.
+    let result = unsafe { bpf_xdp_adjust_head(frame.context(), (network - ETHERNET_LEN) as i32) };
+    if result != 0 {
+        return Err(DropReason::Internal);
+    }
+    frame.write::<u16>(12, ethertype.to_be())
 }
 
 /// Hands the frame to the device in `slot`: back out where it came from, or redirected.

@@ -153,7 +153,7 @@ pub(crate) fn fast(context: &Context<'_>, ctx: &XdpContext) -> Result<Outcome, D
             match link.ethertype {
                 // A tagged frame belongs to the VLAN device, which is an interface of its own.
                 _ if link.vlan => Ok(Outcome::HOST),
-                ETHERTYPE_IPV4 => hand_over::<DECIDE_V4>(ctx),
+                ETHERTYPE_IPV4 | ETHERTYPE_ARP => hand_over::<DECIDE_V4>(ctx),
                 ETHERTYPE_IPV6 => hand_over::<DECIDE_V6>(ctx),
                 _ => Ok(Outcome::HOST),
             }
@@ -199,23 +199,34 @@ pub(crate) fn decide<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Drop
     }
     let side = side(context, packet);
     subject.tuple.side = side;
+    let mut cut = false;
     if packet.is_trackable()
         && let Some(session) = F::session(&subject.tuple)
     {
         // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
         let session = unsafe { &mut *session };
-        if session.generation != context.generation {
-            confirm(context, subject, session).result()?;
+        let confirmed = if session.generation == context.generation {
+            Code::OK
+        } else {
+            confirm(context, subject, session)
+        };
+        cut = confirmed.is_open();
+        if !cut {
+            confirmed.result()?;
+            subject.mtu = session.next_hop.mtu;
+            count::route(session.counter, context.bytes);
+            return established_code(context, packet, session, side).result();
         }
-        subject.mtu = session.next_hop.mtu;
-        count::route(session.counter, context.bytes);
-        return established_code(context, packet, session, side).result();
     }
     if side == SIDE_OUTSIDE {
         return from_outside(context, subject).result();
     }
     let code = from_inside(context, subject);
-    if code.is_open() { open::open(context, subject).result() } else { code.result() }
+    if !code.is_open() {
+        return code.result();
+    }
+    // The elements of a session that was cut are in the way of another one until the sweep has removed them.
+    if cut { Err(DropReason::NoSession) } else { open::open(context, subject).result() }
 }
 
 /// Reads the packet at `network`, and prepares the key of its session.
@@ -235,7 +246,9 @@ fn read<F: Datapath>(frame: &Frame<'_>, network: usize, subject: &mut Subject<F>
 #[inline(always)]
 fn fast_ip<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropReason> {
     let Some(packet) = F::parse_plain(context.frame)? else { return Ok(None) };
-    if !packet.is_trackable() {
+    // What is for a group of stations is not forwarded (RFC 1812 5.3.4).
+    let group = context.frame.read::<u8>(0).ok_or(DropReason::Truncated)? & 1 == 1;
+    if group || !packet.is_trackable() {
         return Ok(None);
     }
     let side = side(context, &packet);
@@ -322,10 +335,13 @@ pub(crate) fn established_code<F: Datapath>(
 
 /// Looks again at a session that was decided under another generation: cuts it where the policy does not
 /// allow it any more, and refreshes its next hop. A session stays on the pool it has.
+///
+/// [`Code::OPEN`]: it was cut before, and its packets are as those without a session.
 #[inline(never)]
 fn confirm<F: Datapath>(context: &Context<'_>, subject: &Subject<F>, session: &mut Session<F>) -> Code {
     match try_confirm(context, subject, session) {
-        Ok(()) => Code::OK,
+        Ok(true) => Code::OK,
+        Ok(false) => Code::OPEN,
         Err(reason) => Code::drop(reason),
     }
 }
@@ -335,10 +351,10 @@ fn try_confirm<F: Datapath>(
     context: &Context<'_>,
     subject: &Subject<F>,
     session: &mut Session<F>,
-) -> Result<(), DropReason> {
+) -> Result<bool, DropReason> {
     let Subject { packet, tuple, .. } = subject;
     if !session::revive(tuple, session) {
-        return Err(DropReason::NoSession);
+        return Ok(false);
     }
     let inside = tuple.side == SIDE_INSIDE;
     let (client, pool_address) =
@@ -384,7 +400,7 @@ fn try_confirm<F: Datapath>(
         return Err(reason);
     }
     session.next_hop = next_hop;
-    if session::confirm(session, context.generation) { Ok(()) } else { Err(DropReason::NoSession) }
+    Ok(session::confirm(session, context.generation))
 }
 
 /// A packet from the inside without a session.
