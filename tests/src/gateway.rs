@@ -128,6 +128,14 @@ impl Gateway {
         (created, removed)
     }
 
+    /// Sweeps all sessions, often enough for those that were cut to be gone.
+    ///
+    /// # Panics
+    /// If the kernel refuses it.
+    pub fn sweep_all(&mut self) {
+        (0..4).for_each(|_| self.sweep());
+    }
+
     /// Reads all counters.
     ///
     /// # Panics

@@ -220,7 +220,7 @@ impl Network {
                 mac: device.mac(),
                 mtu: u32::from(device.mtu),
                 up: true,
-                veth: false,
+                veth: self.told_veth,
                 addresses: device.addresses.clone(),
             };
             (device.name.to_owned(), link)

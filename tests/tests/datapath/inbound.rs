@@ -120,17 +120,20 @@ fn a_packet_to_an_inside_host_without_a_route_back_is_dropped() {
 }
 
 #[test]
-fn a_packet_to_an_inside_host_must_not_come_from_the_inside_or_from_nowhere() {
+fn a_packet_to_an_inside_host_must_come_from_the_outside() {
     let Some(mut lab) = standard(|policy| policy.routes("0.0.0.0/0 via direct")) else { return };
-    for source in ["10.0.1.3:443", "10.0.3.2:443", "203.0.113.81:443"] {
-        lab.check("out0", &tcp(source, "10.0.1.2:4000", ACK), dropped(SpoofedSource));
+    let from = |source| tcp(source, "10.0.1.2:4000", ACK);
+    // An inside source; one that the host calls unreachable; one that is behind lan0; the host itself.
+    for source in ["10.0.1.3:443", "10.0.3.2:443", "203.0.113.81:443", "203.0.113.65:443", "192.0.2.1:443"] {
+        lab.check("out0", &from(source), dropped(SpoofedSource));
     }
-    // Which of the outside interfaces an answer takes is up to other routers.
-    for source in ["203.0.113.200:443", "10.9.0.254:443"] {
-        let answer = tcp(source, "10.0.1.2:4000", ACK);
-        lab.check("out0", &answer, sent("in0", "10.0.1.2", Reply, &answer).by("0.0.0.0/0", "direct"));
+    // Which of the outside devices it comes from is up to other routers; it need not be resolved either.
+    for source in ["203.0.113.200:443", "10.9.0.254:443", "10.9.0.77:443", "192.0.2.99:443"] {
+        let expected = sent("in0", "10.0.1.2", Reply, &from(source)).by(ALL, "direct");
+        lab.check("out0", &from(source), expected);
     }
-    lab.check("out0", &tcp("203.0.113.10:443", "10.0.1.99:4000", ACK), dropped(NeighborUnresolved));
+    let unresolved = tcp("203.0.113.10:443", "10.0.1.99:4000", ACK);
+    lab.check("out0", &unresolved, dropped(NeighborUnresolved));
 }
 
 #[test]

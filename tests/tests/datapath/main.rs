@@ -5,9 +5,13 @@
 //! that fails leaves `target/test-pcap/<test>.pcap` with the frame as it went in, as it should have come out
 //! and as it came out.
 
+mod change;
 mod expiry;
 mod header;
 mod inbound;
+mod neighbor;
+mod one_armed;
 mod outbound;
+mod pool;
 mod route;
 mod support;

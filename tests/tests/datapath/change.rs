@@ -1,0 +1,185 @@
+//! Changes of policy under live flows: in force for the next packet.
+
+use gateway_common::{
+    DropReason::{Blackhole, NoRoute, NoSession, Prohibited, SpoofedSource},
+    Verdict::{Reply, Snat},
+};
+use gateway_tests::{
+    packet::{ACK, BROADCAST_MAC, Packet, SYN, tcp, udp},
+    policy::Policy,
+};
+
+use crate::support::{
+    Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, passed, refused, reset, sent, snat, standard,
+};
+
+const ALL: &str = "0.0.0.0/0";
+
+/// A query with an established session, and its answer.
+fn established(lab: &mut Lab) -> (Packet, Packet) {
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    let answer = udp("203.0.113.10:53", "198.51.100.10:4000");
+    lab.open("in0", &query);
+    lab.prepare("out0", &answer);
+    (query, answer)
+}
+
+fn forth(query: &Packet, route: &'static str, target: &'static str) -> Expected {
+    sent("out0", ROUTER, Snat, &query.clone().from("198.51.100.10:4000")).by(route, target)
+}
+
+fn back(answer: &Packet, route: &'static str, target: &'static str) -> Expected {
+    sent("in0", "10.0.1.2", Reply, &answer.clone().to("10.0.1.2:4000")).by(route, target)
+}
+
+#[test]
+fn an_unrelated_change_leaves_sessions_alone() {
+    let Some(mut lab) = snat() else { return };
+    let (query, answer) = established(&mut lab);
+    lab.change(|policy| policy.routes("192.0.2.128/25 via blackhole"));
+    lab.check("in0", &query, forth(&query, ALL, "pool"));
+    lab.check("out0", &answer, back(&answer, ALL, "pool"));
+}
+
+#[test]
+fn a_deleted_route_cuts_its_sessions() {
+    let Some(mut lab) = snat() else { return };
+    let (query, answer) = established(&mut lab);
+    lab.change(Policy::without_routes);
+    lab.check("in0", &query, dropped(NoRoute));
+    lab.check("out0", &answer, dropped(NoSession));
+    lab.check("in0", &query, dropped(NoRoute));
+    assert_eq!(lab.sessions(), [], "a session that was cut is not shown");
+}
+
+#[test]
+fn a_deleted_route_cuts_its_sessions_also_when_a_reply_comes_first() {
+    let Some(mut lab) = snat() else { return };
+    let (query, answer) = established(&mut lab);
+    lab.change(Policy::without_routes);
+    lab.check("out0", &answer, dropped(NoRoute));
+    lab.check("out0", &answer, dropped(NoSession));
+    lab.check("in0", &query, dropped(NoRoute));
+}
+
+#[test]
+fn a_route_that_denies_cuts_its_sessions() {
+    let Some(mut lab) = snat() else { return };
+    let (query, answer) = established(&mut lab);
+    let tcp_query = tcp("10.0.1.2:4000", "203.0.113.11:443", SYN);
+    lab.open("in0", &tcp_query);
+    lab.change(|policy| policy.routes("203.0.113.10/32 via blackhole\n203.0.113.11/32 via prohibit"));
+    lab.check("in0", &query, dropped(Blackhole).by("203.0.113.10/32", "blackhole"));
+    lab.check("out0", &answer, dropped(NoSession));
+    let segment = tcp_query.flags(ACK);
+    lab.check("in0", &segment, reset(Prohibited).by("203.0.113.11/32", "prohibit"));
+    lab.check("in0", &segment, reset(Prohibited).by("203.0.113.11/32", "prohibit"));
+}
+
+#[test]
+fn a_session_that_was_cut_can_begin_anew_after_the_sweep() {
+    let Some(mut lab) = snat() else { return };
+    let (query, _) = established(&mut lab);
+    lab.change(Policy::without_routes);
+    lab.check("in0", &query, dropped(NoRoute));
+    lab.change(nat);
+    // Its elements are in the way until then.
+    lab.check("in0", &query, dropped(NoSession).by(ALL, "pool"));
+    let before = lab.counters();
+    lab.sweep_all();
+    let swept = lab.counters().since(&before);
+    assert_eq!(swept.to_string(), "  pool nat 198.51.100.10 closed: 1\n  sessions udp killed: 1\n");
+    lab.check("in0", &query, forth(&query, ALL, "pool").opening("udp", POOL));
+}
+
+#[test]
+fn a_session_stays_on_its_pool_when_the_route_moves_to_another() {
+    let Some(mut lab) = snat() else { return };
+    let (query, answer) = established(&mut lab);
+    lab.change(|policy| {
+        policy.pool("other", "198.51.100.20", "1024-65535").routes("203.0.113.0/24 via pool other")
+    });
+    lab.check("in0", &query, forth(&query, "203.0.113.0/24", "pool"));
+    lab.check("out0", &answer, back(&answer, "203.0.113.0/24", "pool"));
+    let another = udp("10.0.1.2:4001", "203.0.113.10:53");
+    let expected = sent("out0", ROUTER, Snat, &another.clone().from("198.51.100.20:4001"));
+    lab.check(
+        "in0",
+        &another,
+        expected.by("203.0.113.0/24", "pool").opening_in("other", "udp", "198.51.100.20"),
+    );
+}
+
+#[test]
+fn a_session_stays_on_its_pool_when_the_route_becomes_direct_gateway_or_host() {
+    for target in ["direct", "gateway 192.0.2.2", "host"] {
+        let Some(mut lab) = snat() else { return };
+        let (query, answer) = established(&mut lab);
+        lab.change(|policy| policy.routes(&format!("203.0.113.0/24 via {target}")));
+        let kind = target.split(' ').next().expect("a word");
+        let (query_sent, answer_sent) =
+            (forth(&query, "203.0.113.0/24", kind), back(&answer, "203.0.113.0/24", kind));
+        lab.check("in0", &query, query_sent);
+        lab.check("out0", &answer, answer_sent);
+    }
+}
+
+#[test]
+fn a_session_whose_address_left_its_pool_is_cut() {
+    let Some(mut lab) = snat() else { return };
+    let (query, answer) = established(&mut lab);
+    lab.change(|policy| policy.pool("nat", &format!("198.51.100.11 {POOL6}"), "1024-65535"));
+    lab.check("in0", &query, dropped(NoSession));
+    // The address is nobody's any more, and the way to it leads back to the outside.
+    lab.check("out0", &answer, passed());
+}
+
+#[test]
+fn a_session_keeps_its_port_when_the_range_of_its_pool_shrinks() {
+    let Some(mut lab) = snat() else { return };
+    let (query, answer) = established(&mut lab);
+    lab.change(|policy| policy.pool("nat", &format!("{POOL} {POOL6}"), "50000-50001"));
+    lab.check("in0", &query, forth(&query, ALL, "pool"));
+    lab.check("out0", &answer, back(&answer, ALL, "pool"));
+}
+
+#[test]
+fn a_binding_moves_sessions_to_its_table() {
+    let Some(mut lab) = snat() else { return };
+    let (query, answer) = established(&mut lab);
+    let denied = |policy: Policy| policy.table("none", &["10.0.1.2/32 iif in0"], "0.0.0.0/0 via prohibit");
+    lab.change(denied);
+    lab.check("out0", &answer, refused(Prohibited).by_table("none", ALL, "prohibit"));
+    lab.check("in0", &query, refused(Prohibited).by_table("none", ALL, "prohibit"));
+}
+
+#[test]
+fn a_session_is_of_the_interface_it_was_opened_from() {
+    let Some(mut lab) = snat() else { return };
+    let (query, _) = established(&mut lab);
+    lab.change(|policy| policy.routes("192.0.2.128/25 via blackhole"));
+    lab.check("in1", &query, dropped(SpoofedSource));
+    lab.check("in0", &query, forth(&query, ALL, "pool"));
+}
+
+#[test]
+fn an_inactive_gateway_leaves_sessions_to_the_host_and_takes_them_up_again() {
+    let Some(mut lab) = snat() else { return };
+    let (query, answer) = established(&mut lab);
+    lab.change(Policy::inactive);
+    lab.check("in0", &query, passed());
+    lab.check("out0", &answer, passed());
+    lab.change(Policy::active);
+    lab.check("in0", &query, forth(&query, ALL, "pool"));
+    lab.check("out0", &answer, back(&answer, ALL, "pool"));
+}
+
+#[test]
+fn a_packet_of_a_session_in_a_broadcast_frame_is_not_forwarded() {
+    let Some(mut lab) = snat() else { return };
+    let (query, _) = established(&mut lab);
+    let broadcast = query.macs([2, 4, 10, 0, 1, 2], BROADCAST_MAC);
+    lab.check("in0", &broadcast, passed());
+    lab.change(|policy| policy.routes("192.0.2.128/25 via blackhole"));
+    lab.check("in0", &broadcast, passed());
+}
