@@ -172,7 +172,8 @@ otherwise). Values are read from the kernel when they are asked for. `GET /healt
 lives; `GET /readyz` answers 200 when the data plane is in force on every configured interface, and 503 with the
 reason otherwise.
 
-The data plane outlives the daemon, and so do its counters: they do not start from 0 when the daemon does.
+The data plane outlives the daemon, and so do its counters: they do not start from 0 when the daemon does. Those of
+tables (`gateway_table_...`) do, as a restarted counter does in Prometheus.
 
 | metric | type | labels | help |
 |---|---|---|---|

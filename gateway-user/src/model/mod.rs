@@ -4,6 +4,8 @@ pub mod error;
 pub mod interface;
 pub mod pool;
 pub mod prefix;
+#[cfg(test)]
+mod reference;
 pub mod route;
 pub mod table;
 pub mod validate;

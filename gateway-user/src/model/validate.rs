@@ -26,6 +26,8 @@ use super::{
 pub const MAX_NAME: usize = 63;
 /// Tables there can be: a replacement needs a second slot for a moment, and slot 0 is never used.
 pub const MAX_TABLES: usize = MAX_TABLE_SLOTS as usize / 4 - 1;
+/// Bindings there can be: some elements are kept for the binding of table `main` to every source.
+pub const MAX_SOURCES: usize = MAX_BINDINGS as usize - 16;
 /// Largest capacity that can be configured; the memory is taken when the gateway starts.
 pub const MAX_CAPACITY: u32 = 1 << 26;
 /// Longest idle time.
@@ -264,8 +266,7 @@ fn bindings(state: &Snapshot) -> Result<(), Violation> {
                     ValueError::invalid("bind", message).hint(format!("unbind it from `{owner}` first"));
                 return Err(at(&subject)(error));
             }
-            // Some elements are kept for the binding of table `main` to every source.
-            if owners.len() > MAX_BINDINGS as usize - 16 {
+            if owners.len() > MAX_SOURCES {
                 let message = format!("binding {binding} is one more than there can be");
                 return Err(at(&subject)(ValueError::full("bind", message).hint("remove one first")));
             }

@@ -1,0 +1,92 @@
+//! The reference page of limits.
+
+use std::fmt::Write as _;
+
+use gateway_common::{
+    V4, V6,
+    interface::{MAX_IFINDEX, MAX_INTERFACES},
+    pool::{FIRST_PORT, LAST_PORT, MAX_ADDRESSES_PER_POOL, MAX_POOL_ADDRESSES, MAX_POOLS},
+    route::{MAX_ROUTE_COUNTERS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX},
+    session::{Session, Tuple},
+};
+
+use super::{
+    Snapshot,
+    interface::MAX_NAME as MAX_DEVICE_NAME,
+    validate::{MAX_CAPACITY, MAX_NAME, MAX_SOURCES, MAX_TABLES, MAX_TIMEOUT},
+};
+
+const HEAD: &str = "\
+# Limits
+
+<!-- Generated from the constants of gateway-common and gateway-user/src/model; to write it anew:
+     UPDATE_REFERENCE=1 cargo test -p gateway-user --lib model::reference -->
+
+What goes beyond a limit is refused with an error that names it. Those marked *configured* are set in the section `[capacity]` of the
+configuration file and fixed when the kernel's tables are made. To change them, take the gateway out and start it again.
+
+| what | at most |
+|---|---|
+";
+
+/// What the kernel puts before key and value of an element of a hash map.
+const ELEMENT_HEADER: usize = 48;
+
+/// The page.
+fn reference() -> String {
+    let capacity = Snapshot::default().capacity;
+    let ports = u32::from(LAST_PORT) - u32::from(FIRST_PORT) + 1;
+    let configured = |default: u32| format!("*configured*: {default}; up to {MAX_CAPACITY}");
+    let mut page = HEAD.to_owned();
+    for (what, limit) in [
+        ("sessions of each family (`capacity.sessions`)", configured(capacity.sessions)),
+        ("prefixes of each table and family (`capacity.routes`)", configured(capacity.routes)),
+        ("interfaces", MAX_INTERFACES.to_string()),
+        ("number of a device (ifindex)", (MAX_IFINDEX - 1).to_string()),
+        ("tables", MAX_TABLES.to_string()),
+        ("bindings of all tables", MAX_SOURCES.to_string()),
+        ("routes with `proto` or `dport`, all tables", MAX_RULES.to_string()),
+        (
+            "the same for one prefix, counting those of the prefixes it falls back to",
+            MAX_RULES_PER_PREFIX.to_string(),
+        ),
+        ("routers that `gateway` targets name", MAX_ROUTERS.to_string()),
+        ("route counters; routes beyond them count for their table only", MAX_ROUTE_COUNTERS.to_string()),
+        ("pools", MAX_POOLS.to_string()),
+        ("addresses of one pool", MAX_ADDRESSES_PER_POOL.to_string()),
+        ("addresses of all pools", MAX_POOL_ADDRESSES.to_string()),
+        ("ports of a pool address, for each destination and protocol", ports.to_string()),
+        ("idle time", format!("{} days", MAX_TIMEOUT.as_secs() / 86_400)),
+        ("bytes in the name of a gateway, pool or table", MAX_NAME.to_string()),
+        ("bytes in the name of a device", MAX_DEVICE_NAME.to_string()),
+    ] {
+        let _ = writeln!(page, "| {what} | {limit} |");
+    }
+    let v4 = 2 * (ELEMENT_HEADER + size_of::<Tuple<V4>>() + size_of::<Session<V4>>());
+    let v6 = 2 * (ELEMENT_HEADER + size_of::<Tuple<V6>>() + size_of::<Session<V6>>());
+    let _ = write!(
+        page,
+        "\n## Memory\n\n\
+         A session takes two elements of a kernel hash map, and the map two buckets of 16 bytes for it: {} bytes for IPv4, all of it\n\
+         taken when the gateway starts, and {} for IPv6, of which the buckets are taken at the start and the rest as sessions come.\n\
+         The default capacity takes {} MiB for IPv4 and {} MiB for IPv6 buckets.\n",
+        v4 + 32,
+        v6 + 32,
+        (v4 + 32) * capacity.sessions as usize >> 20,
+        32 * capacity.sessions as usize >> 20,
+    );
+    page
+}
+
+#[test]
+fn reference_page_is_up_to_date() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/reference/limits.md");
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        std::fs::write(path, reference()).expect("the page can be written");
+    }
+    let page = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        page == reference(),
+        "docs/reference/limits.md is stale: UPDATE_REFERENCE=1 cargo test -p gateway-user --lib model::reference"
+    );
+}
