@@ -35,7 +35,8 @@ fn main() -> Result<()> {
     ];
     let status = Command::new(env::var_os("CARGO").context("CARGO is not set")?)
         .current_dir(root)
-        .args(["build", "--quiet", "--profile", "bpf", "--package", OBJECT, "-Z", "build-std=core"])
+        .args(["build", "--quiet", "--profile", "bpf", "-Z", "build-std=core"])
+        .args(["--package", OBJECT, "--bin", OBJECT])
         .args(["--target", target, "--target-dir"])
         .arg(&target_dir)
         // `build-std` is unstable, and the pinned compiler is a stable one.

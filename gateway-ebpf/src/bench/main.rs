@@ -1,0 +1,256 @@
+//! The kernel's side of the benchmarks: frames in, frames out, and what the gateway is compared with. No part
+//! of the gateway.
+//!
+//! Single packets, by `BPF_PROG_RUN` with a repeat count. The kernel does not restore the packet between two
+//! repeats, so each program writes the headers anew and then tail calls its subject: `measure` the gateway's
+//! own program, just as it is loaded, and `control` one that does nothing. The difference is the gateway.
+//!
+//! Streams: `generate` makes frames, `count` takes them at the end; `relay` is the least that a program can do
+//! with a packet and still send it on.
+#![no_std]
+#![no_main]
+#![expect(clippy::needless_pass_by_value, reason = "the macro `xdp` passes the context by value")]
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    btf_maps::{Array, DevMap, HashMap, PerCpuArray, ProgramArray},
+    helpers::bpf_redirect,
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+
+/// Bytes of a frame.
+const FRAME: usize = 60;
+/// Where a frame begins in an element of [`FRAMES`], so that its IP header is aligned.
+const LEAD: usize = 2;
+/// Frames that take turns, at most.
+const MAX_FRAMES: usize = 65_536;
+
+/// Element of [`SUBJECTS`]: [`nothing`].
+const NOTHING: u32 = 0;
+/// Element of [`SUBJECTS`]: the gateway's program.
+const GATEWAY: u32 = 1;
+
+/// Frames as clients send them.
+#[btf_map]
+static FRAMES: Array<[u32; 16], MAX_FRAMES> = Array::new();
+
+/// Which frame is next, and how many there are.
+#[repr(C)]
+struct Turn {
+    next: u32,
+    count: u32,
+}
+
+#[btf_map]
+static TURN: Array<Turn, 1> = Array::new();
+
+/// What `control` and `measure` continue with.
+#[btf_map]
+static SUBJECTS: ProgramArray<2> = ProgramArray::new();
+
+/// A table like the one for IPv4 sessions, with the same sizes of keys and values. User space gives it the
+/// same capacity. Keys are what stands on the wire from the source address on.
+#[btf_map]
+static TABLE: HashMap<[u32; 4], [u64; 8], 2_097_152> = HashMap::new();
+
+/// Where frames go and which ones are expected.
+#[repr(C)]
+struct Plan {
+    /// Ifindex that `generate` sends to.
+    egress: u32,
+    /// A frame counts as expected if its source address under `mask` is this; both in network byte order.
+    source: u32,
+    mask: u32,
+    /// Ethernet addresses that `relay` writes.
+    ethernet: [u32; 3],
+}
+
+#[btf_map]
+static PLAN: Array<Plan, 1> = Array::new();
+
+/// Device that `relay` sends to.
+#[btf_map]
+static DEVICES: DevMap<1> = DevMap::new();
+
+/// Frames that arrived.
+#[repr(C)]
+struct Arrived {
+    expected: u64,
+    others: u64,
+}
+
+#[btf_map]
+static ARRIVED: PerCpuArray<Arrived, 1> = PerCpuArray::new();
+
+/// The least that a program can do.
+#[xdp]
+fn nothing(_: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// Restores the frame, then does nothing.
+#[xdp]
+fn control(ctx: XdpContext) -> u32 {
+    or_aborted(|| {
+        restore(&ctx)?;
+        continue_with::<NOTHING>(&ctx)
+    })
+}
+
+/// Restores the frame, then runs the gateway's program.
+#[xdp]
+fn measure(ctx: XdpContext) -> u32 {
+    or_aborted(|| {
+        restore(&ctx)?;
+        continue_with::<GATEWAY>(&ctx)
+    })
+}
+
+/// Restores the frame, looks it up in [`TABLE`], then does nothing.
+#[xdp]
+fn look_up(ctx: XdpContext) -> u32 {
+    or_aborted(|| {
+        let frame = restore(&ctx)?;
+        // SAFETY: the IP addresses and the 8 bytes behind them are words 7 to 10 of the element.
+        let key = unsafe { &*(&raw const (*frame)[7]).cast::<[u32; 4]>() };
+        let value = TABLE.get_ptr(key)?;
+        // SAFETY: the pointer is to a map value, which nobody removes.
+        if unsafe { (*value)[0] } == 0 {
+            return None;
+        }
+        continue_with::<NOTHING>(&ctx)
+    })
+}
+
+/// Makes a frame and sends it to a device.
+#[xdp]
+fn generate(ctx: XdpContext) -> u32 {
+    or_aborted(|| {
+        restore(&ctx)?;
+        let plan = PLAN.get(0)?;
+        // SAFETY: the helper takes no pointers.
+        Some(unsafe { bpf_redirect(plan.egress, 0) }.cast_unsigned() as u32)
+    })
+}
+
+/// Sends a frame on with other Ethernet addresses.
+#[xdp]
+fn relay(ctx: XdpContext) -> u32 {
+    or_aborted(|| {
+        let frame = frame(&ctx)?;
+        if is_udp(frame) {
+            let plan = PLAN.get(0)?;
+            // SAFETY: the frame holds these bytes.
+            unsafe { *(frame as *mut [u32; 3]) = plan.ethernet };
+            return DEVICES.redirect(0, 0).ok();
+        }
+        Some(xdp_action::XDP_PASS)
+    })
+}
+
+/// Counts and drops UDP packets; the host gets all others.
+#[xdp]
+fn count(ctx: XdpContext) -> u32 {
+    or_aborted(|| {
+        let Some(frame) = frame(&ctx) else { return Some(xdp_action::XDP_PASS) };
+        if !is_udp(frame) {
+            return Some(xdp_action::XDP_PASS);
+        }
+        let plan = PLAN.get(0)?;
+        let arrived = ARRIVED.get_ptr_mut(0)?;
+        // SAFETY: the frame holds these bytes; the element is this CPU's own.
+        unsafe {
+            let source = *((frame + 26) as *const u32);
+            if source & plan.mask == plan.source {
+                (*arrived).expected += 1;
+            } else {
+                (*arrived).others += 1;
+            }
+        }
+        Some(xdp_action::XDP_DROP)
+    })
+}
+
+#[inline(always)]
+fn or_aborted(run: impl FnOnce() -> Option<u32>) -> u32 {
+    run().unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+/// Start of the frame, if it has [`FRAME`] bytes.
+#[inline(always)]
+fn frame(ctx: &XdpContext) -> Option<usize> {
+    let start = ctx.data();
+    if start + FRAME > ctx.data_end() { None } else { Some(start) }
+}
+
+#[inline(always)]
+fn is_udp(frame: usize) -> bool {
+    // SAFETY: `frame` is the start of a frame of `FRAME` bytes.
+    unsafe { *((frame + 12) as *const u16) == 0x0800_u16.to_be() && *((frame + 23) as *const u8) == 17 }
+}
+
+/// Writes the next frame over the packet.
+///
+/// In the words in which a gateway reads headers: a processor is slow to read what was written in smaller
+/// pieces a moment ago, and on a real packet nothing was.
+#[inline(always)]
+fn restore(ctx: &XdpContext) -> Option<*const [u32; 16]> {
+    let turn = TURN.get_ptr_mut(0)?;
+    // SAFETY: the pointer is to a map value; one program runs at a time.
+    let this = unsafe {
+        let this = (*turn).next;
+        (*turn).next = if this + 1 < (*turn).count { this + 1 } else { 0 };
+        this
+    };
+    let from = FRAMES.get_ptr(this)?;
+    let to = frame(ctx)?;
+    // SAFETY: `from` is an element of 64 bytes, `to` the start of a frame of `FRAME` bytes.
+    unsafe {
+        let from = from.cast::<u8>().add(LEAD) as usize;
+        copy::<u16>(from, to, 0);
+        copy::<u32>(from, to, 2);
+        copy::<u32>(from, to, 6);
+        copy::<u16>(from, to, 10);
+        copy::<u16>(from, to, 12);
+        copy::<u32>(from, to, 14);
+        copy::<u32>(from, to, 18);
+        copy::<u32>(from, to, 22);
+        copy::<u32>(from, to, 26);
+        copy::<u32>(from, to, 30);
+        copy::<u32>(from, to, 34);
+        copy::<u32>(from, to, 38);
+        copy::<u32>(from, to, 42);
+        copy::<u32>(from, to, 46);
+        copy::<u32>(from, to, 50);
+        copy::<u32>(from, to, 54);
+        copy::<u16>(from, to, 58);
+    }
+    Some(from)
+}
+
+/// # Safety
+/// Both are addresses of plain data, `offset + size_of::<T>()` bytes at least.
+#[inline(always)]
+unsafe fn copy<T>(from: usize, to: usize, offset: usize) {
+    // SAFETY: the caller vouches for the addresses.
+    unsafe { ((to + offset) as *mut T).write_volatile(((from + offset) as *const T).read_volatile()) }
+}
+
+/// The index is a constant, so that the JIT makes a direct jump of it.
+#[inline(always)]
+fn continue_with<const SUBJECT: u32>(ctx: &XdpContext) -> Option<u32> {
+    // SAFETY: nothing of this program needs to be dropped.
+    unsafe { SUBJECTS.tail_call(ctx, SUBJECT) };
+    None
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing in this crate can panic; the verifier would reject a reachable loop.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
