@@ -34,6 +34,27 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// The target of the kernel's programs on this machine.
+pub(crate) fn kernel_target() -> &'static str {
+    if cfg!(target_endian = "little") { "bpfel-unknown-none" } else { "bpfeb-unknown-none" }
+}
+
+/// A cargo command for the kernel's programs.
+///
+/// As `gateway-user/build.rs`: a stable compiler builds core from source, and the bindings want to know the
+/// machine.
+pub(crate) fn kernel(command: &str, flags: &[&str]) -> Command {
+    let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
+    let flags: Vec<&str> = [arch.as_str()].into_iter().chain(flags.iter().copied()).collect();
+    let mut cargo = cargo();
+    cargo
+        .args([command, "--package", "gateway-ebpf", "--profile", "bpf", "--target", kernel_target()])
+        .args(["-Z", "build-std=core"])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
+    cargo
+}
+
 /// Runs a program, shows the command line, and fails if the program does.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     eprintln!("{} {}", term::dim("$"), term::dim(&words(command)));

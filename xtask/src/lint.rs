@@ -38,17 +38,7 @@ fn host() -> Result<()> {
 }
 
 fn kernel() -> Result<()> {
-    let package =
-        ["clippy", "--package", "gateway-ebpf", "--profile", "bpf", "--target", "bpfel-unknown-none"];
-    cargo::run(
-        cargo::cargo()
-            .args(package)
-            .args(["-Z", "build-std=core", "--", "--deny", "warnings"])
-            // As gateway-user/build.rs: a stable compiler builds core from source, and the bindings want to
-            // know the machine.
-            .env("RUSTC_BOOTSTRAP", "1")
-            .env("RUSTFLAGS", format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH)),
-    )
+    cargo::run(cargo::kernel("clippy", &[]).args(["--", "--deny", "warnings"]))
 }
 
 /// What must not be in the tree, and why. Split, so that this file does not object to itself.

@@ -1,5 +1,6 @@
 //! The chores of the gateway, as programs: `cargo xtask COMMAND`.
 
+mod bench;
 mod cargo;
 mod demo;
 mod floors;
@@ -44,6 +45,8 @@ enum Command {
         #[arg(last = true)]
         filter: Vec<String>,
     },
+    /// Measure the gateway against what else could be in its place, and write target/bench/*.json (as root)
+    Bench(bench::Options),
     /// Write the generated pages in docs/reference anew
     Gen,
     /// Check formatting, run clippy on the host crates and the kernel object, and look over the tree
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(options),
         Command::Serve { address, log } => demo::serve(address, &log),
         Command::Test { floors, filter } => floors::test(&floors, &filter),
+        Command::Bench(options) => bench::run(&options),
         Command::Gen => generate::pages(),
         Command::Lint => lint::lint(),
     };

@@ -1,0 +1,100 @@
+//! Measures the gateway on this machine: `cargo xtask bench`.
+//!
+//! Every figure is a ratio of two things measured in the same run, in turns: what one machine does in an
+//! hour says little about another, or about the same one tomorrow. Needs root; packets stay in network
+//! namespaces that this program makes and removes.
+
+mod cpu;
+mod environment;
+mod frame;
+mod kernel;
+mod network;
+mod path;
+mod report;
+mod statistic;
+mod throughput;
+mod verifier;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Result, bail};
+use clap::{Parser, ValueEnum};
+
+use crate::{environment::Environment, report::Report};
+
+/// Measure the gateway: ns per packet, packets per second, the verifier's work
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", override_usage = "cargo xtask bench [OPTIONS] [FIGURE]...")]
+pub(crate) struct Options {
+    /// Which figures; all when none is named
+    #[arg(value_name = "FIGURE")]
+    figures: Vec<Figure>,
+    /// How often everything takes its turn
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Packets of one turn of `path`
+    #[arg(long, default_value_t = 400_000, value_parser = clap::value_parser!(u32).range(1000..=10_000_000))]
+    packets: u32,
+    /// Milliseconds of one turn of `throughput`
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(50..=10_000))]
+    milliseconds: u64,
+    /// Fail where a target is missed
+    #[arg(long)]
+    check: bool,
+    /// The kernel's side of the benchmarks
+    #[arg(long, hide = true)]
+    object: PathBuf,
+    /// Directory for the figures as JSON
+    #[arg(long, hide = true)]
+    output: PathBuf,
+}
+
+impl Options {
+    /// How long one turn of `throughput` takes.
+    fn turn(&self) -> Duration {
+        Duration::from_millis(self.milliseconds)
+    }
+}
+
+/// Something that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Figure {
+    /// Nanoseconds that the program takes for a packet of an established session
+    Path,
+    /// Packets per second that arrive, next to nft masquerade and others
+    Throughput,
+    /// Instructions that the verifier looks at
+    Verifier,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<()> {
+    let figures = if options.figures.is_empty() { Figure::value_variants() } else { &options.figures };
+    let environment = Environment::read()?;
+    println!("{environment}");
+    let mut missed = Vec::new();
+    for figure in figures {
+        let mut report: Report = match figure {
+            Figure::Path => path::measure(options)?,
+            Figure::Throughput => throughput::measure(options)?,
+            Figure::Verifier => verifier::measure(options)?,
+        };
+        report.environment = Some(environment.clone());
+        println!("\n{report}");
+        report.write(&options.output)?;
+        missed.extend(report.missed());
+    }
+    if options.check && !missed.is_empty() {
+        bail!("targets missed: {}", missed.join("; "));
+    }
+    Ok(())
+}
