@@ -42,8 +42,10 @@ pub(crate) fn run(options: Options) -> Result<()> {
     setup::ensure(setup::Scope::Everything)?;
     cargo::build_release()?;
     let name = if options.keep { KEPT.to_owned() } else { format!("{KEPT}{}", std::process::id()) };
-    let sandbox = Sandbox::named(&name);
-    let sandbox = sandbox.context("an earlier demo was kept? `cargo xtask demo --clean` takes it down")?;
+    let sandbox = Sandbox::named(&name).with_context(|| match options.keep {
+        true => "a lab was kept before: `cargo xtask demo --clean` takes it down",
+        false => "cannot make the lab",
+    })?;
     let mut demo = Demo::new(sandbox, options.fast)?;
     if let Err(error) = acts::play(&mut demo) {
         let log = demo.daemon.log();

@@ -39,6 +39,36 @@ impl Demo {
         routes.into_iter().find(|route| route.prefix == prefix).with_context(|| format!("no route {prefix}"))
     }
 
+    /// How many sessions there are.
+    pub(crate) fn sessions(&self) -> Result<u64> {
+        let list: Value = serde_json::from_str(&self.daemon.tell("--json session count")?)?;
+        list["items"][0]["count"].as_u64().context("no count in session count --json")
+    }
+
+    /// Rows of a table of the sessions that carried most.
+    pub(crate) fn session_rows(&self) -> Result<Vec<Vec<String>>> {
+        let line = "--json session show sort bytes limit 3";
+        let list: Value = serde_json::from_str(&self.daemon.tell(line)?).context("session show --json")?;
+        let items = list["items"].as_array().context("no items in session show --json")?;
+        let end = |item: &Value, key: &str| {
+            format!("{}:{}", item[key]["address"].as_str().unwrap_or_default(), item[key]["port"])
+        };
+        let bytes = |item: &Value, key: &str| human(item[key]["bytes"].as_f64().unwrap_or_default());
+        let row = |item: &Value| {
+            vec![
+                end(item, "source"),
+                end(item, "translated"),
+                end(item, "destination"),
+                item["state"].as_str().unwrap_or_default().to_owned(),
+                bytes(item, "sent"),
+                bytes(item, "received"),
+            ]
+        };
+        let head =
+            ["SOURCE", "TRANSLATED", "DESTINATION", "STATE", "SENT", "RECEIVED"].map(str::to_owned).to_vec();
+        Ok(std::iter::once(head).chain(items.iter().map(row)).collect())
+    }
+
     /// Addresses from which a server was asked, in order, without their ports.
     pub(crate) fn seen_by(&self, server: &str) -> Result<Vec<String>> {
         let text = fs::read_to_string(self.server_log(server)).context("no log of the server")?;

@@ -4,11 +4,14 @@ use std::io::{IsTerminal as _, Write as _, stdout};
 
 use crate::term;
 
+/// Columns of the stage.
+const WIDTH: usize = 100;
+
 /// Begins an act: what it is about, and why one should care.
 pub(crate) fn act(number: usize, title: &str, about: &str) {
-    let rule = "─".repeat(96usize.saturating_sub(title.chars().count() + 6));
+    let rule = "─".repeat(WIDTH.saturating_sub(title.chars().count() + 6));
     println!("\n{}", term::title(&format!("── {number} {title} {rule}")));
-    for line in wrap(about, 96) {
+    for line in wrap(about, WIDTH) {
         println!("{}", term::dim(&line));
     }
 }
@@ -18,16 +21,28 @@ pub(crate) fn command(host: &str, line: &str) {
     println!("  {} {}", term::host(&format!("{host}#")), term::strong(line));
 }
 
-/// What a command printed.
+/// What a command printed; lines that are too long for the stage are cut.
 pub(crate) fn output(text: &str) {
     for line in text.trim_end().lines() {
-        println!("    {line}");
+        if line.chars().count() > WIDTH - 4 {
+            let cut: String = line.chars().take(WIDTH - 5).collect();
+            println!("    {}…", cut.trim_end());
+        } else {
+            println!("    {line}");
+        }
+    }
+}
+
+/// What a command had to say to its user; long lines are wrapped.
+pub(crate) fn message(text: &str) {
+    for line in text.trim_end().lines().flat_map(|line| wrap(line, WIDTH - 4)) {
+        println!("    {}", term::warn(&line));
     }
 }
 
 /// Something that was promised and is so.
 pub(crate) fn proof(text: &str) {
-    let mut lines = wrap(text, 94).into_iter();
+    let mut lines = wrap(text, WIDTH - 4).into_iter();
     if let Some(first) = lines.next() {
         println!("  {} {first}", term::good("✓"));
     }
