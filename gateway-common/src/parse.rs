@@ -355,7 +355,10 @@ pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<V6>,
             return Err(DropReason::Malformed);
         }
     }
-    if transport > end {
+    // A longer chain would hide the ports that routes select by.
+    let hidden = !matches!(fragment, Fragment::Later)
+        && matches!(proto, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS);
+    if hidden || transport > end {
         return Err(DropReason::Malformed);
     }
     ipv6_packet(frame, network, &words, Body { transport, end, proto, fragment })

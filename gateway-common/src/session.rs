@@ -101,8 +101,8 @@ pub struct Session<F: Family> {
     pub created: u32,
     /// Element of `POOL_ADDRESSES`.
     pub pool_address: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// Slot of the interface that an inside element's packets come from.
+    pub ingress: u16,
     /// Zero.
     pub padding: F::SessionPadding,
 }

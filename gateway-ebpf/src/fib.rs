@@ -1,7 +1,7 @@
 //! The host's routing table and neighbours, asked through `bpf_fib_lookup`.
 
-use aya_ebpf::{bindings, helpers::generated::bpf_fib_lookup};
-use gateway_common::family::{MappedAddress, NextHop};
+use aya_ebpf::{bindings, btf_maps::PerCpuArray, helpers::generated::bpf_fib_lookup, macros::btf_map};
+use gateway_common::family::{MappedAddress, NextHop, is_same};
 
 use crate::{config, family::Datapath, packet::Frame};
 
@@ -31,6 +31,9 @@ struct Parameters {
     destination_mac: [u8; 6],
 }
 
+#[btf_map]
+static PARAMETERS: PerCpuArray<Parameters, 1> = PerCpuArray::new();
+
 const _: () = assert!(size_of::<Parameters>() == size_of::<bindings::bpf_fib_lookup>());
 
 /// What the host says of a destination.
@@ -55,7 +58,7 @@ pub(crate) enum Answer {
 }
 
 /// Asks for the way from `source` to `destination`. `through` is the interface the packet came from or,
-/// with `output`, the one it must leave through.
+/// with `output`, the one it must leave through. With `on_link`, a way through another router is none.
 #[inline(always)]
 pub(crate) fn lookup<F: Datapath>(
     frame: &Frame<'_>,
@@ -63,8 +66,13 @@ pub(crate) fn lookup<F: Datapath>(
     destination: F::Address,
     through: u32,
     output: bool,
+    on_link: bool,
 ) -> Answer {
-    let mut parameters = Parameters {
+    // In a map: the stack is short, and this is the end of the longest chain of calls.
+    let Some(parameters) = PARAMETERS.get_ptr_mut(0) else { return Answer::Elsewhere };
+    // SAFETY: the element is this CPU's own.
+    let parameters = unsafe { &mut *parameters };
+    *parameters = Parameters {
         family: F::AF,
         l4_protocol: 0,
         source_port: 0,
@@ -82,7 +90,7 @@ pub(crate) fn lookup<F: Datapath>(
     let result = unsafe {
         bpf_fib_lookup(
             frame.context().cast(),
-            (&raw mut parameters).cast(),
+            core::ptr::from_mut(parameters).cast(),
             size_of::<Parameters>() as i32,
             if output { OUTPUT } else { 0 },
         )
@@ -93,6 +101,11 @@ pub(crate) fn lookup<F: Datapath>(
     if result != SUCCESS && result != NO_NEIGHBOR {
         return Answer::Elsewhere;
     }
+    // The helper replaces the destination by the router.
+    let next = F::mapped(&F::from_words(parameters.destination));
+    if on_link && !is_same(&next, &F::mapped(&destination)) {
+        return Answer::Elsewhere;
+    }
     let Some(egress) = config::interface(parameters.ifindex) else { return Answer::Elsewhere };
     // Before 5.12 the helper does not tell the MTU.
     let mtu = if parameters.mtu == 0 { egress.mtu } else { parameters.mtu };
@@ -101,7 +114,7 @@ pub(crate) fn lookup<F: Datapath>(
             slot: egress.slot,
             ifindex: parameters.ifindex,
             mtu: egress.mtu,
-            address: F::mapped(&F::from_words(parameters.destination)),
+            address: next,
         };
     }
     Answer::Hop(NextHop::new(egress.slot as u16, mtu, parameters.destination_mac, parameters.source_mac))

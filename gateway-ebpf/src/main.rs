@@ -74,26 +74,38 @@ fn enter(
     refuse: impl FnOnce(&Context<'_>, DropReason) -> u32,
 ) -> u32 {
     let frame = Frame::new(ctx);
-    let Some(ingress) = config::interface(frame.ingress_ifindex()) else {
-        return xdp_action::XDP_PASS;
-    };
     let Some(config) = config::config() else {
         // Cannot happen: the element of an array is always there.
         return xdp_action::XDP_DROP;
     };
+    let Some(ingress) = config::interface(frame.ingress_ifindex()) else {
+        // The program is on a device that the gateway does not know, such as a port of a bond.
+        if config.active == 0 {
+            return xdp_action::XDP_PASS;
+        }
+        count::drop(DropReason::Internal, frame.bytes());
+        return xdp_action::XDP_DROP;
+    };
     let context = Context::new(&frame, config, ingress);
     let result = if config.active == 0 { Ok(Outcome::HOST) } else { decide(&context) };
-    match result {
+    let reason = match result {
         Ok(outcome) => {
-            count::traffic(ingress.slot, outcome.slot, outcome.verdict, context.bytes);
-            if outcome.slot == NO_SLOT { xdp_action::XDP_PASS } else { forward::send(ingress, outcome.slot) }
+            let action = if outcome.slot == NO_SLOT {
+                xdp_action::XDP_PASS
+            } else {
+                forward::send(ingress, outcome.slot)
+            };
+            if action != xdp_action::XDP_DROP {
+                count::traffic(ingress.slot, outcome.slot, outcome.verdict, context.bytes);
+                return action;
+            }
+            DropReason::Internal
         }
-        Err(reason) => {
-            count::traffic(ingress.slot, NO_SLOT, Verdict::Drop, context.bytes);
-            count::drop(reason, context.bytes);
-            refuse(&context, reason)
-        }
-    }
+        Err(reason) => reason,
+    };
+    count::traffic(ingress.slot, NO_SLOT, Verdict::Drop, context.bytes);
+    count::drop(reason, context.bytes);
+    refuse(&context, reason)
 }
 
 #[panic_handler]

@@ -36,6 +36,16 @@ struct Cached {
 
 /// Marks [`Cached::through`] of a question bound to its egress interface.
 const BOUND: u32 = 1 << 31;
+/// Marks [`Cached::through`] of a question that another router is no answer to.
+const ON_LINK: u32 = 1 << 30;
+
+/// A next hop.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Found {
+    pub(crate) next_hop: NextHop,
+    /// Whether its MAC address is only what packets have shown, and the kernel is being asked.
+    pub(crate) learned: bool,
+}
 
 #[btf_map]
 static LEARNED: LruHashMap<MappedAddress, Learned, { MAX_LEARNED as usize }> = LruHashMap::new();
@@ -53,7 +63,7 @@ pub(crate) fn towards<F: Datapath>(
     context: &Context<'_>,
     source: F::Address,
     destination: F::Address,
-) -> Result<NextHop, DropReason> {
+) -> Result<Found, DropReason> {
     let through = context.frame.ingress_ifindex();
     ask::<F>(context, Question { source, destination, through, unresolved: Unresolved::Drop })
 }
@@ -68,23 +78,23 @@ pub(crate) fn towards_inside<F: Datapath>(
     context: &Context<'_>,
     source: F::Address,
     destination: F::Address,
-) -> Result<NextHop, DropReason> {
+) -> Result<Found, DropReason> {
     let through = context.frame.ingress_ifindex();
     ask::<F>(context, Question { source, destination, through, unresolved: Unresolved::DropInside })
 }
 
-/// Where the router `destination` is reached through the interface `egress`.
+/// Where the router `destination` is reached: on its own link, through the interface `egress` if that is not 0.
 ///
 /// # Errors
-/// As [`towards`].
+/// As [`towards`]; a way through another router is none.
 #[inline(always)]
-pub(crate) fn through<F: Datapath>(
+pub(crate) fn router<F: Datapath>(
     context: &Context<'_>,
     egress: u32,
     source: F::Address,
     destination: F::Address,
-) -> Result<NextHop, DropReason> {
-    let through = egress | BOUND;
+) -> Result<Found, DropReason> {
+    let through = if egress == 0 { context.frame.ingress_ifindex() } else { egress | BOUND } | ON_LINK;
     ask::<F>(context, Question { source, destination, through, unresolved: Unresolved::Drop })
 }
 
@@ -97,9 +107,9 @@ pub(crate) fn through<F: Datapath>(
 /// # Errors
 /// [`DropReason::SpoofedSource`], [`DropReason::Internal`] where the host does not forward.
 #[inline(always)]
-pub(crate) fn back<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<NextHop, DropReason> {
+pub(crate) fn back<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<Found, DropReason> {
     match source(context, packet) {
-        Ok(next_hop) if u32::from(next_hop.slot) == context.ingress.slot => Ok(next_hop),
+        Ok(found) if u32::from(found.next_hop.slot) == context.ingress.slot => Ok(found),
         Err(DropReason::Internal) => Err(DropReason::Internal),
         _ => Err(DropReason::SpoofedSource),
     }
@@ -115,7 +125,7 @@ pub(crate) fn back<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Re
 #[inline(always)]
 pub(crate) fn outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<(), DropReason> {
     match source(context, packet) {
-        Ok(next_hop) if !context.is_inside(u32::from(next_hop.slot)) => Ok(()),
+        Ok(found) if !context.is_inside(u32::from(found.next_hop.slot)) => Ok(()),
         Err(DropReason::Internal) => Err(DropReason::Internal),
         _ => Err(DropReason::SpoofedSource),
     }
@@ -126,11 +136,13 @@ pub(crate) fn outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) ->
 /// # Errors
 /// As [`towards`], but for an unknown MAC address: the frame's sender stands for it.
 #[inline(always)]
-fn source<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<NextHop, DropReason> {
+fn source<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<Found, DropReason> {
     let question = Question {
         source: packet.destination,
         destination: packet.source,
-        through: context.frame.ingress_ifindex(),
+        // On a one-armed interface, the clients are those on its link: all else is behind a router, and which
+        // of the routers is an inside one nobody says.
+        through: context.frame.ingress_ifindex() | if context.is_one_armed() { ON_LINK } else { 0 },
         unresolved: Unresolved::Learn,
     };
     ask::<F>(context, question)
@@ -158,12 +170,11 @@ enum Unresolved {
 
 /// Answers from the cache, or asks the host's tables.
 #[inline(always)]
-fn ask<F: Datapath>(context: &Context<'_>, question: Question<F>) -> Result<NextHop, DropReason> {
+fn ask<F: Datapath>(context: &Context<'_>, question: Question<F>) -> Result<Found, DropReason> {
     let mut next_hop = NextHop::default();
-    match answer::<F>(context, &question, &mut next_hop).result() {
-        Ok(_) => Ok(next_hop),
-        Err(reason) => Err(reason),
-    }
+    let code = answer::<F>(context, &question, &mut next_hop);
+    code.result()?;
+    Ok(Found { next_hop, learned: code.is_learned() })
 }
 
 /// [`ask`] as a function of its own, for its stack.
@@ -171,15 +182,15 @@ fn ask<F: Datapath>(context: &Context<'_>, question: Question<F>) -> Result<Next
 fn answer<F: Datapath>(context: &Context<'_>, question: &Question<F>, next_hop: &mut NextHop) -> Code {
     match try_answer(context, question) {
         Ok(found) => {
-            *next_hop = found;
-            Code::OK
+            *next_hop = found.next_hop;
+            if found.learned { Code::LEARNED } else { Code::OK }
         }
         Err(reason) => Code::drop(reason),
     }
 }
 
 #[inline(always)]
-fn try_answer<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Result<NextHop, DropReason> {
+fn try_answer<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Result<Found, DropReason> {
     let through = question.through;
     let address = F::mapped(&question.destination);
     let slot = NEXT_HOPS.get_ptr_mut(hash(&address, through) >> (32 - CACHE_BITS));
@@ -190,11 +201,13 @@ fn try_answer<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Res
             && entry.through == through
             && is_same(&entry.address, &address)
         {
-            return Ok(entry.next_hop);
+            return Ok(Found { next_hop: entry.next_hop, learned: false });
         }
     }
-    let (ifindex, output) = (through & !BOUND, through & BOUND != 0);
-    let answer = fib::lookup::<F>(context.frame, question.source, question.destination, ifindex, output);
+    let ifindex = through & !(BOUND | ON_LINK);
+    let (output, on_link) = (through & BOUND != 0, through & ON_LINK != 0);
+    let answer =
+        fib::lookup::<F>(context.frame, question.source, question.destination, ifindex, output, on_link);
     let next_hop = match answer {
         Answer::Hop(next_hop) => next_hop,
         Answer::Unresolved { slot, .. }
@@ -219,7 +232,7 @@ fn try_answer<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Res
         entry.address = address;
         entry.next_hop = next_hop;
     }
-    Ok(next_hop)
+    Ok(Found { next_hop, learned: false })
 }
 
 /// The next hop as its own packets have shown it, where the kernel does not know it.
@@ -234,21 +247,23 @@ fn learned(
     ifindex: u32,
     mtu: u16,
     address: &MappedAddress,
-) -> Result<NextHop, DropReason> {
+) -> Result<Found, DropReason> {
     if learn {
         let sender: Mac = context.frame.read(6).ok_or(DropReason::Truncated)?;
         let mac = mac_bytes(sender);
         if slot == context.ingress.slot {
             let _ = LEARNED.insert(address, Learned { slot, mac, reserved: [0; 2] }, 0);
         }
-        return Ok(NextHop::new(slot as u16, mtu, mac, context.ingress.mac));
+        let next_hop = NextHop::new(slot as u16, mtu, mac, context.ingress.mac);
+        return Ok(Found { next_hop, learned: true });
     }
     // SAFETY: the value is copied at once; an element that is being reused may be of another neighbour for one
     // packet, which then does not arrive.
     let found = unsafe { LEARNED.get(address) }.copied();
     match (found, config::interface(ifindex)) {
         (Some(found), Some(egress)) if found.slot == slot => {
-            Ok(NextHop::new(slot as u16, mtu, found.mac, egress.mac))
+            let next_hop = NextHop::new(slot as u16, mtu, found.mac, egress.mac);
+            Ok(Found { next_hop, learned: true })
         }
         _ => Err(DropReason::NeighborUnresolved),
     }

@@ -8,7 +8,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    btf_maps::Array,
+    btf_maps::{Array, LruHashMap},
     helpers::generated::{bpf_get_prandom_u32, bpf_loop},
     macros::btf_map,
 };
@@ -27,7 +27,7 @@ use crate::{
     forward,
     path::{self, Code, Context, Outcome},
     rewrite,
-    session::Subject,
+    session::{self, Subject},
 };
 
 #[btf_map]
@@ -39,6 +39,22 @@ static POOL_MEMBERS: Array<u32, { MAX_POOL_MEMBERS as usize }> = Array::new();
 
 #[btf_map]
 static POOL_ADDRESSES: Array<PoolAddress, { MAX_POOL_ADDRESSES as usize }> = Array::new();
+
+/// A destination for which no port of a pool was free. Key of `FULL`.
+#[repr(C)]
+struct Full {
+    destination: MappedAddress,
+    pool: u32,
+    port: u16,
+    proto: u8,
+    reserved: u8,
+}
+
+/// The tick in which a search from end to end found nothing: it is not repeated before the next one, or some
+/// packets a second to a full destination would keep a CPU busy. A port that becomes free meanwhile waits for
+/// the next tick, or for one of the random tries.
+#[btf_map]
+static FULL: LruHashMap<Full, u32, 4_096> = LruHashMap::new();
 
 /// Attempts on each address before ports are tried in order: the client's own and random ones.
 const FIRST_TRIES: u32 = 9;
@@ -89,7 +105,8 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     scratch.outside.side = SIDE_OUTSIDE;
 
     let answer = &mut scratch.outside_session;
-    answer.generation = context.generation;
+    // A way back that was only learned is asked for again with the first answer.
+    answer.generation = if subject.learned == 0 { context.generation } else { session::STALE };
     answer.last_seen = now;
     answer.packets = 0;
     answer.bytes = 0;
@@ -102,6 +119,7 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     answer.created = now;
 
     let mut claim = Claim {
+        pool: route.object,
         first: pool.first,
         count,
         start: remainder(start::<F>(context.config, &packet.source), count),
@@ -114,12 +132,25 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
         chosen: 0,
         result: EEXIST,
     };
-    let tries = (count * FIRST_TRIES + claim.ports * count).min(MAX_TRIES);
+    let full = Full {
+        destination: F::mapped(&packet.destination),
+        pool: route.object,
+        port: u16::from_be_bytes(destination_port),
+        proto: packet.proto,
+        reserved: 0,
+    };
+    // SAFETY: the value is copied at once.
+    let searched = unsafe { FULL.get(&full) }.copied() == Some(now);
+    let scan = if searched { 0 } else { claim.ports * count };
+    let tries = (count * FIRST_TRIES + scan).min(MAX_TRIES);
     // SAFETY: the callback has the signature that the helper calls, and `claim` outlives the call.
     unsafe {
         bpf_loop(tries, attempt::<F> as *mut c_void, (&raw mut claim).cast(), 0);
     }
     if claim.result != 0 {
+        if claim.result == EEXIST && !searched {
+            let _ = FULL.insert(&full, now, 0);
+        }
         return Err(refuse(&claim));
     }
 
@@ -127,6 +158,8 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     let port = scratch.outside.destination_port;
     let forward = &mut scratch.inside_session;
     *forward = scratch.outside_session;
+    forward.generation = context.generation;
+    forward.ingress = context.ingress.slot as u16;
     forward.next_hop = *next_hop;
     forward.translated = translated;
     forward.translated_port = port;
@@ -201,6 +234,8 @@ fn quotient(a: u32, b: u32) -> u32 {
 /// State of the search for an address and a port; the tuples are in the scratch element.
 #[repr(C)]
 struct Claim {
+    /// Element of `POOLS`.
+    pool: u32,
     first: u32,
     count: u32,
     start: u32,
@@ -258,7 +293,8 @@ unsafe extern "C" fn attempt<F: Datapath>(index: u32, claim: *mut c_void) -> i64
         return 0;
     };
     let Some(address) = POOL_ADDRESSES.get(*member) else { return 0 };
-    if address.flags & IN_USE == 0 || !F::is_member(&address.address) {
+    // The records of a pool are not written at once: a member of another pool may stand in its place.
+    if address.flags & IN_USE == 0 || address.pool != claim.pool || !F::is_member(&address.address) {
         return 0;
     }
     let own = u32::from(u16::from_be_bytes(scratch.inside.source_port));

@@ -27,7 +27,9 @@ use gateway_common::{
 use crate::{
     address, config, count,
     family::Datapath,
-    forward, neighbor, open,
+    forward,
+    neighbor::{self, Found},
+    open,
     packet::Frame,
     rewrite,
     route::{self, Query},
@@ -58,6 +60,15 @@ pub(crate) struct Code(u64);
 impl Code {
     /// Nothing to report.
     pub(crate) const OK: Self = Self::outcome(Outcome::HOST);
+
+    /// As [`Code::OK`], from what packets have shown.
+    pub(crate) const LEARNED: Self = Self::outcome(Outcome { verdict: Verdict::Reply, slot: NO_SLOT });
+
+    /// Whether this is [`Code::LEARNED`].
+    #[inline(always)]
+    pub(crate) const fn is_learned(self) -> bool {
+        self.0 == Self::LEARNED.0
+    }
 
     /// The packet needs a session.
     pub(crate) const OPEN: Self = Self(0);
@@ -122,6 +133,22 @@ impl<'a> Context<'a> {
         Self { frame, config, ingress, generation, bytes: frame.bytes() }
     }
 
+    /// Whether the ingress interface faces both sides.
+    #[inline(always)]
+    pub(crate) fn is_one_armed(&self) -> bool {
+        self.ingress.flags & (INSIDE | OUTSIDE) == INSIDE | OUTSIDE
+    }
+
+    /// Whether the frame is addressed to the ingress interface: what is for groups and for other stations is not
+    /// for a router to forward (RFC 1812 5.3.4).
+    #[inline(always)]
+    pub(crate) fn is_addressed(&self) -> Result<bool, DropReason> {
+        let [m0, m1, m2, m3, m4, m5] = self.ingress.mac;
+        let first: u32 = self.frame.read(0).ok_or(DropReason::Truncated)?;
+        let rest: u16 = self.frame.read(4).ok_or(DropReason::Truncated)?;
+        Ok(first == u32::from_ne_bytes([m0, m1, m2, m3]) && rest == u16::from_ne_bytes([m4, m5]))
+    }
+
     /// Whether the interface in `slot` faces clients.
     #[inline(always)]
     pub(crate) fn is_inside(&self, slot: u32) -> bool {
@@ -155,6 +182,8 @@ pub(crate) fn fast(context: &Context<'_>, ctx: &XdpContext) -> Result<Outcome, D
                 _ if link.vlan => Ok(Outcome::HOST),
                 ETHERTYPE_IPV4 | ETHERTYPE_ARP => hand_over::<DECIDE_V4>(ctx),
                 ETHERTYPE_IPV6 => hand_over::<DECIDE_V6>(ctx),
+                // More tags than are looked through: the host's stack would take them all off and forward.
+                ETHERTYPE_VLAN | ETHERTYPE_QINQ => Err(DropReason::Malformed),
                 _ => Ok(Outcome::HOST),
             }
         }
@@ -191,11 +220,14 @@ pub(crate) fn decide<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Drop
     {
         return address::answer_solicitation(context, packet).result();
     }
-    if link.group || F::is_local_scope(packet) {
+    if !context.is_addressed()? || F::is_local_scope(packet) {
         return Ok(Outcome::HOST);
     }
     if F::is_martian(packet) {
-        return Err(DropReason::Malformed);
+        // Neighbours speak to the host from addresses that nobody forwards.
+        let local =
+            address::find(&F::mapped(&packet.destination)).is_some_and(|found| found.flags & LOCAL != 0);
+        return if local { Ok(Outcome::HOST) } else { Err(DropReason::Malformed) };
     }
     let side = side(context, packet);
     subject.tuple.side = side;
@@ -205,11 +237,8 @@ pub(crate) fn decide<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Drop
     {
         // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
         let session = unsafe { &mut *session };
-        let confirmed = if session.generation == context.generation {
-            Code::OK
-        } else {
-            confirm(context, subject, session)
-        };
+        let confirmed =
+            if is_confirmed(context, session, side) { Code::OK } else { confirm(context, subject, session) };
         cut = confirmed.is_open();
         if !cut {
             confirmed.result()?;
@@ -246,20 +275,25 @@ fn read<F: Datapath>(frame: &Frame<'_>, network: usize, subject: &mut Subject<F>
 #[inline(always)]
 fn fast_ip<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropReason> {
     let Some(packet) = F::parse_plain(context.frame)? else { return Ok(None) };
-    // What is for a group of stations is not forwarded (RFC 1812 5.3.4).
-    let group = context.frame.read::<u8>(0).ok_or(DropReason::Truncated)? & 1 == 1;
-    if group || !packet.is_trackable() {
+    if !context.is_addressed()? || !packet.is_trackable() {
         return Ok(None);
     }
     let side = side(context, &packet);
     let Some(session) = F::session(&tuple(&packet, side)) else { return Ok(None) };
     // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
     let session = unsafe { &mut *session };
-    if session.generation != context.generation || forward::check(&packet, &session.next_hop).is_err() {
+    if !is_confirmed(context, session, side) || forward::check(&packet, &session.next_hop).is_err() {
         return Ok(None);
     }
     count::route(session.counter, context.bytes);
     established(context, &packet, session, side).map(Some)
+}
+
+/// Whether `session` may be used as it is: decided under this policy, for a client behind this interface.
+#[inline(always)]
+fn is_confirmed<F: Datapath>(context: &Context<'_>, session: &Session<F>, side: u8) -> bool {
+    session.generation == context.generation
+        && (side == SIDE_OUTSIDE || u32::from(session.ingress) == context.ingress.slot)
 }
 
 /// The key of the packet's session.
@@ -363,15 +397,17 @@ fn try_confirm<F: Datapath>(
         session::cut(tuple, session);
         return Err(DropReason::NoSession);
     }
-    let next_hop = if inside {
+    let way = if inside {
         neighbor::back(context, packet)?;
-        neighbor::towards::<F>(context, client, packet.destination)?
+        session.ingress = context.ingress.slot as u16;
+        neighbor::towards::<F>(context, client, packet.destination)
     } else {
-        match neighbor::towards::<F>(context, packet.source, client) {
-            // The host need not know the client's MAC address: the session has learned it.
-            Err(DropReason::NeighborUnresolved) => session.next_hop,
-            result => result?,
-        }
+        neighbor::towards::<F>(context, packet.source, client)
+    };
+    let Found { next_hop, learned } = match way {
+        // The session knows a MAC address, whatever has become of the host's knowledge.
+        Err(DropReason::NeighborUnresolved) => Found { next_hop: session.next_hop, learned: true },
+        way => way?,
     };
     let inside_slot = if inside { context.ingress.slot } else { u32::from(next_hop.slot) };
     let query = Query::<F> {
@@ -400,7 +436,9 @@ fn try_confirm<F: Datapath>(
         return Err(reason);
     }
     session.next_hop = next_hop;
-    Ok(session::confirm(session, context.generation))
+    // What was only learned is asked for again with the next packet, until the kernel knows it.
+    let generation = if learned { session::STALE } else { context.generation };
+    Ok(session::confirm(session, generation))
 }
 
 /// A packet from the inside without a session.
@@ -426,7 +464,9 @@ fn try_from_inside<F: Datapath>(
         }
         return Err(DropReason::NoSession);
     }
-    subject.back = neighbor::back(context, packet)?;
+    let Found { next_hop, learned } = neighbor::back(context, packet)?;
+    subject.back = next_hop;
+    subject.learned = u8::from(learned);
     let query = Query::<F> {
         source: packet.source,
         destination: packet.destination,
@@ -442,23 +482,20 @@ fn try_from_inside<F: Datapath>(
         Target::Prohibit => Err(DropReason::Prohibited),
         Target::Host => Ok(Some(Outcome::HOST)),
         Target::Direct => {
-            let next_hop = neighbor::towards::<F>(context, packet.source, packet.destination)?;
+            let Found { next_hop, .. } = neighbor::towards::<F>(context, packet.source, packet.destination)?;
             untracked(context, subject, &next_hop, Verdict::Direct).map(Some)
         }
         Target::Gateway => {
             let router = route::router(found.object).ok_or(DropReason::Internal)?;
             let address = F::unmapped(&router.address);
-            let next_hop = if router.ifindex == 0 {
-                neighbor::towards::<F>(context, packet.source, address)?
-            } else {
-                neighbor::through::<F>(context, router.ifindex, packet.source, address)?
-            };
+            let Found { next_hop, .. } =
+                neighbor::router::<F>(context, router.ifindex, packet.source, address)?;
             untracked(context, subject, &next_hop, Verdict::Gateway).map(Some)
         }
         Target::Pool => {
             open::may_open(packet)?;
             subject.route = found;
-            subject.forth = neighbor::towards::<F>(context, packet.source, packet.destination)?;
+            subject.forth = neighbor::towards::<F>(context, packet.source, packet.destination)?.next_hop;
             subject.mtu = subject.forth.mtu;
             Ok(None)
         }
@@ -489,10 +526,11 @@ fn try_from_outside<F: Datapath>(
             Fragment::First | Fragment::Later => DropReason::FragmentUnmatched,
         });
     }
-    let next_hop = match neighbor::towards_inside::<F>(context, packet.source, packet.destination) {
-        Err(DropReason::NoRoute) => return Ok(Outcome::HOST),
-        result => result?,
-    };
+    let Found { next_hop, .. } =
+        match neighbor::towards_inside::<F>(context, packet.source, packet.destination) {
+            Err(DropReason::NoRoute) => return Ok(Outcome::HOST),
+            result => result?,
+        };
     let slot = u32::from(next_hop.slot);
     if !context.is_inside(slot) {
         return Ok(Outcome::HOST);

@@ -56,6 +56,8 @@ pub(crate) struct Subject<F: Family> {
     pub(crate) back: NextHop,
     /// For a new session: the way out.
     pub(crate) forth: NextHop,
+    /// For a new session: 1 where the way back is only what the packet has shown.
+    pub(crate) learned: u8,
     /// MTU of the way out, for the sender of a packet that is too large for it.
     pub(crate) mtu: u16,
 }
@@ -100,7 +102,11 @@ pub(crate) fn confirm<F: Datapath>(session: &mut Session<F>, generation: u32) ->
     // SAFETY: the pointer is to a map value.
     unsafe {
         let observed = word.read_volatile();
-        observed != DEAD && (observed == generation || atomic::replace(word, observed, generation))
+        if observed == DEAD {
+            return false;
+        }
+        // Where it fails, another CPU has confirmed the session at the same time, or the sweep has retired it.
+        observed == generation || atomic::replace(word, observed, generation) || word.read_volatile() != DEAD
     }
 }
 
@@ -116,8 +122,13 @@ pub(crate) fn cut<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) {
     unsafe {
         let generation = &raw mut (*owner).generation;
         let observed = generation.read_volatile();
-        if observed != DEAD && atomic::replace(generation, observed, DEAD) {
-            (*owner).flags = KILLED;
+        if observed == DEAD {
+            return;
+        }
+        // First: the sweep removes at once what is dead and was not cut.
+        (&raw mut (*owner).flags).write_volatile(KILLED);
+        if !atomic::replace(generation, observed, DEAD) {
+            (&raw mut (*owner).flags).write_volatile(0);
         }
     }
 }

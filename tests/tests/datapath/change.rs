@@ -10,7 +10,7 @@ use gateway_tests::{
 };
 
 use crate::support::{
-    Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, passed, refused, reset, sent, snat, standard,
+    Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, passed, refused, reset, sent, snat,
 };
 
 const ALL: &str = "0.0.0.0/0";

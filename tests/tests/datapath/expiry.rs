@@ -21,7 +21,13 @@ fn gateway(policy: impl FnOnce(Policy) -> Policy) -> Option<Gateway> {
 }
 
 fn send(gateway: &mut Gateway, packet: &Packet) -> Action {
-    gateway.run("in0", &packet.frame()).action
+    let frame = addressed(gateway, packet).frame();
+    gateway.run("in0", &frame).action
+}
+
+/// The packet as a client sends it to the gateway.
+fn addressed(gateway: &Gateway, packet: &Packet) -> Packet {
+    packet.clone().macs([2, 0, 0, 0, 0, 9], gateway.network().find("in0").mac())
 }
 
 /// Sweeps until nothing is left, for a bounded time.
@@ -105,7 +111,7 @@ fn a_million_short_flows_leak_nothing() {
     // Only the port and the last octet of the source differ: bytes of one frame are changed in place.
     let packet = udp("10.0.2.0:0", "203.0.113.10:53").without_checksum();
     let (network, transport) = (packet.network_offset(), packet.transport_offset());
-    let mut frame = packet.frame();
+    let mut frame = addressed(&gateway, &packet).frame();
     for wave in 0..WAVES {
         for flow in 0..FLOWS {
             let [octet, port @ ..] = [(wave + 2) as u8, ((flow + 10_000) >> 8) as u8, (flow + 10_000) as u8];

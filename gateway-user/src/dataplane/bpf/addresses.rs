@@ -70,7 +70,8 @@ impl Addresses {
 
 fn wanted(host: &Host, pools: impl Iterator<Item = (IpAddr, u32)>) -> HashMap<IpAddr, Address> {
     let mut wanted: HashMap<IpAddr, Address> = HashMap::new();
-    for net in host.links.values().flat_map(|link| &link.addresses) {
+    // The addresses of a device that is down are nobody's: the host would forward what is for them.
+    for net in host.links.values().filter(|link| link.up).flat_map(|link| &link.addresses) {
         wanted.entry(net.addr()).or_default().flags |= LOCAL;
         if let Some(broadcast) = broadcast(net) {
             wanted.entry(broadcast).or_default().flags |= BROADCAST;

@@ -72,11 +72,16 @@ impl Interfaces {
     }
 
     /// Attaches the program to every device of `wanted` that exists and is not attached yet, with what it needs
-    /// to know of the device. Detaches what it attached when one fails.
+    /// to know of the device.
+    ///
+    /// # Errors
+    /// An interface that is not in `before` could not be attached; those that were attached with it are detached.
+    /// One that is in `before` stays unattached with a warning, and does not stop a change of something else.
     pub(super) fn attach(
         &mut self,
         program: &mut Xdp,
         pins: &Pins,
+        before: Option<&BTreeMap<String, model::Interface>>,
         wanted: &BTreeMap<String, model::Interface>,
         host: &Host,
     ) -> Result<()> {
@@ -88,11 +93,16 @@ impl Interfaces {
                 self.attached.remove(name);
                 continue;
             };
-            let before = self.attached.get(name).cloned();
+            let known = before.is_some_and(|before| before.get(name) == Some(interface));
+            let is_new = !self.attached.contains_key(name);
             let result = self.attach_one(program, pins, interface, link);
             match result {
-                Ok(()) if before.is_none() => added.push(name.clone()),
+                Ok(()) if is_new && !known => added.push(name.clone()),
                 Ok(()) => {}
+                Err(error) if known => {
+                    self.attached.remove(name);
+                    tracing::error!(interface = name, error = format!("{error:#}"), "not attached");
+                }
                 Err(error) => {
                     for name in added {
                         self.detach_one(pins, &name, host)?;

@@ -98,6 +98,8 @@ pub struct BpfDataplane {
     host: Host,
     /// What was applied last.
     applied: Option<Snapshot>,
+    /// Whether the kernel may lack a part of what was applied, because the last attempt failed.
+    incomplete: bool,
 }
 
 impl BpfDataplane {
@@ -167,6 +169,7 @@ impl BpfDataplane {
             numbers,
             host: Host::default(),
             applied: None,
+            incomplete: false,
             ebpf,
             pins,
         })
@@ -220,7 +223,8 @@ impl BpfDataplane {
     /// Makes everything that `to` asks for; what it no longer asks for goes after it is in force.
     fn realize(&mut self, to: &Snapshot) -> Result<()> {
         let interfaces = self.interfaces.as_mut().context("the devices of the host are not known yet")?;
-        interfaces.attach(program(&mut self.ebpf, ENTRY)?, &self.pins, &to.interfaces, &self.host)?;
+        let before = self.applied.as_ref().map(|applied| &applied.interfaces);
+        interfaces.attach(program(&mut self.ebpf, ENTRY)?, &self.pins, before, &to.interfaces, &self.host)?;
         self.pools.write(&to.pools)?;
         self.addresses.add(&self.host, self.pools.elements())?;
         let devices: BTreeMap<String, u32> =
@@ -320,8 +324,9 @@ impl Dataplane for BpfDataplane {
         }
         match self.applied.take() {
             // Devices that came, went or changed are a change of what the same state needs.
-            Some(applied) if changed => {
+            Some(applied) if changed || self.incomplete => {
                 let result = self.realize(&applied);
+                self.incomplete = result.is_err();
                 self.applied = Some(applied);
                 result
             }

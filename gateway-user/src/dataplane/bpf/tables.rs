@@ -438,6 +438,12 @@ impl Tables {
 
     fn clear_slot(&self, slot: u32) -> Result<()> {
         for outer in &self.outer[..2] {
+            // Older kernels wait for all packets under way at each deletion, also where there is nothing.
+            let occupied: Option<u32> =
+                sys::lookup(outer.as_fd(), &slot).context("cannot read the list of tables")?;
+            if occupied.is_none() {
+                continue;
+            }
             sys::clear_inner_map(outer.as_fd(), slot).context("cannot empty a table")?;
         }
         Ok(())
