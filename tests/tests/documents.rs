@@ -65,6 +65,30 @@ fn configurations_of_the_documents_are_accepted() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn every_map_has_its_place_in_the_architecture() -> Result<()> {
+    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md"))?;
+    let mut lost = Vec::new();
+    for entry in fs::read_dir(root().join("gateway-ebpf/src"))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            continue;
+        }
+        let text = fs::read_to_string(&path)?;
+        // `#[btf_map]`, then `static NAME: ...`.
+        for map in text.split("#[btf_map]\n").skip(1).filter_map(|rest| rest.split_once("static ")) {
+            let name = map.1.split(':').next().unwrap_or_default();
+            let both = name.strip_suffix("_V4").or(name.strip_suffix("_V6")).unwrap_or(name);
+            if !architecture.contains(&format!("`{name}`")) && !architecture.contains(&format!("`{both}_*`"))
+            {
+                lost.push(format!("{name} of {}", path.display()));
+            }
+        }
+    }
+    assert!(lost.is_empty(), "maps that ARCHITECTURE.md does not name:\n{}", lost.join("\n"));
+    Ok(())
+}
+
 /// Runs gwctl without a daemon; exit code and messages.
 async fn gwctl(command: &str) -> Result<(u8, String)> {
     let words = ["--socket".to_owned(), NOWHERE.to_owned()].into_iter().chain(words(command));

@@ -9,9 +9,7 @@ use gateway_tests::{
     policy::Policy,
 };
 
-use crate::support::{
-    Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, passed, refused, reset, sent, snat,
-};
+use crate::support::{Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, passed, refused, reset, sent, snat};
 
 const ALL: &str = "0.0.0.0/0";
 
