@@ -42,9 +42,12 @@ pub(crate) fn run(options: Options) -> Result<()> {
     setup::ensure(setup::Scope::Everything)?;
     cargo::build_release()?;
     let name = if options.keep { KEPT.to_owned() } else { format!("{KEPT}{}", std::process::id()) };
-    let sandbox = Sandbox::named(&name).with_context(|| match options.keep {
-        true => "a lab was kept before: `cargo xtask demo --clean` takes it down",
-        false => "cannot make the lab",
+    let sandbox = Sandbox::named(&name).with_context(|| {
+        if options.keep {
+            "was a lab kept before? `cargo xtask demo --clean` takes it down"
+        } else {
+            "cannot make the lab"
+        }
     })?;
     let mut demo = Demo::new(sandbox, options.fast)?;
     if let Err(error) = acts::play(&mut demo) {
