@@ -194,7 +194,7 @@ async fn promtool_finds_nothing_to_complain_about() {
         Ok(promtool) => promtool,
         Err(error) => {
             // An extra check where Prometheus happens to be installed.
-            println!("promtool cannot be run: {error}");
+            gateway_lab::skip(&format!("promtool cannot be run: {error}"));
             return;
         }
     };

@@ -1,1 +1,0 @@
-cd /tmp/wt/dp && RUSTC_BOOTSTRAP=1 CARGO_ENCODED_RUSTFLAGS=$'--cfg\x1fbpf_target_arch="x86_64"\x1f-Cdebuginfo=2\x1f-Ctarget-cpu=v3\x1f-Clink-arg=--btf' cargo build -q --profile bpf -p gateway-ebpf -Z build-std=core --target bpfel-unknown-none --target-dir target/bpf "$@"
