@@ -361,7 +361,7 @@ pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<V6>,
     if hidden || transport > end {
         return Err(DropReason::Malformed);
     }
-    ipv6_packet(frame, network, &words, Body { transport, end, proto, fragment })
+    ipv6_packet(frame, network, &words, &Body { transport, end, proto, fragment })
 }
 
 /// [`ipv6`] for the common case, where all offsets are constants: no extension headers, no tags. `None` for
@@ -378,7 +378,7 @@ pub fn ipv6_plain(frame: &(impl Bytes + ?Sized)) -> Result<Option<Packet<V6>>, D
     }
     let end = ipv6_end(frame, ETHERNET_LEN, &words)?;
     let transport = ETHERNET_LEN + IPV6_LEN;
-    ipv6_packet(frame, ETHERNET_LEN, &words, Body { transport, end, proto, fragment: Fragment::Whole })
+    ipv6_packet(frame, ETHERNET_LEN, &words, &Body { transport, end, proto, fragment: Fragment::Whole })
         .map(Some)
 }
 
@@ -410,9 +410,9 @@ fn ipv6_packet(
     frame: &(impl Bytes + ?Sized),
     network: usize,
     words: &[u32; 10],
-    body: Body,
+    body: &Body,
 ) -> Result<Packet<V6>, DropReason> {
-    let Body { transport, end, proto, fragment } = body;
+    let Body { transport, end, proto, fragment } = *body;
     let [version, class, ..] = words[0].to_ne_bytes();
     let [.., ttl] = words[1].to_ne_bytes();
     Ok(Packet {

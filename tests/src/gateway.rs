@@ -160,7 +160,7 @@ impl Gateway {
         network.build()?;
         let state = policy.snapshot();
         let options = Options { pin_dir: pins.pins(), capacity: state.capacity };
-        let mut dataplane = BpfDataplane::open(options).context("cannot open the data plane")?;
+        let mut dataplane = BpfDataplane::open(&options).context("cannot open the data plane")?;
         dataplane.host_changed(&network.host())?;
         dataplane.apply(None, &state).context("cannot apply the first policy")?;
         let observe = dataplane.observe();

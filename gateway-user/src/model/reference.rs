@@ -72,8 +72,8 @@ fn reference() -> String {
          The default capacity takes {} MiB for IPv4 and {} MiB for IPv6 buckets.\n",
         v4 + 32,
         v6 + 32,
-        (v4 + 32) * capacity.sessions as usize >> 20,
-        32 * capacity.sessions as usize >> 20,
+        ((v4 + 32) * capacity.sessions as usize) >> 20,
+        (32 * capacity.sessions as usize) >> 20,
     );
     page
 }

@@ -89,7 +89,7 @@ fn a_packet_saves_a_session_that_is_about_to_go() {
 
 #[test]
 fn a_full_table_refuses_the_next_session_and_keeps_every_one_it_has() {
-    let Some(mut gateway) = gateway(|policy| policy.sessions(64).idle(Duration::from_secs(600))) else {
+    let Some(mut gateway) = gateway(|policy| policy.sessions(64).idle(Duration::from_mins(10))) else {
         return;
     };
     let packets: Vec<Packet> =

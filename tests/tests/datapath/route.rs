@@ -217,7 +217,7 @@ fn an_inactive_gateway_touches_nothing() {
         lab.check("in0", &packet, passed());
         lab.check("out0", &packet, passed());
     }
-    lab.change(|policy| policy.active());
+    lab.change(gateway_tests::policy::Policy::active);
     let packet = udp("10.0.1.2:4000", "203.0.113.10:53");
     lab.check("in0", &packet, dropped(Blackhole).by("0.0.0.0/0", "blackhole"));
     lab.change(gateway_tests::policy::Policy::inactive);

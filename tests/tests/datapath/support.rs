@@ -25,10 +25,6 @@ pub(crate) const ROUTER6: &str = "2001:db8:2::254";
 pub(crate) const POOL: &str = "198.51.100.10";
 /// IPv6 address of pool `nat` in [`snat`].
 pub(crate) const POOL6: &str = "2001:db8:100::10";
-/// A client behind in0.
-pub(crate) const CLIENT: &str = "10.0.1.2";
-/// A server of the internet.
-pub(crate) const SERVER: &str = "203.0.113.10";
 
 /// A gateway under test.
 pub(crate) struct Lab {
@@ -144,11 +140,6 @@ impl Expected {
         self.counting(&format!("pool nat {address} established"))
     }
 
-    /// A session of this protocol on this address of pool `nat` is cut.
-    pub(crate) fn cutting(self, proto: &str, address: &str) -> Self {
-        self.counting(&format!("sessions {proto} killed")).counting(&format!("pool nat {address} closed"))
-    }
-
     /// And this counter, which has no bytes, goes up by one.
     pub(crate) fn counting(mut self, name: &str) -> Self {
         self.counters.count(name.to_owned(), 1);
@@ -189,7 +180,8 @@ impl Lab {
         let (wanted, counted) = expected.resolve(self.gateway.network(), device, frame);
         let mut complaint = String::new();
         if actual.action != wanted.action {
-            complaint += &format!("  action: expected {:?}, got {:?}\n", wanted.action, actual.action);
+            let line = format!("  action: expected {:?}, got {:?}\n", wanted.action, actual.action);
+            complaint.push_str(&line);
         }
         complaint += &differences(&wanted.frame, &actual.frame);
         complaint += &counted.differences(&moved);

@@ -24,7 +24,7 @@ impl Addresses {
     /// Takes the map over, with what it holds.
     pub(super) fn new(map: maps::HashMap<MapData, MappedAddress, Address>) -> Result<Self> {
         let mut written = HashMap::new();
-        for element in map.iter() {
+        for element in &map {
             let (address, value) = element.context("cannot read map ADDRESSES")?;
             written.insert(family::to_ip(&address), value);
         }

@@ -159,13 +159,12 @@ impl Interfaces {
                 link.index
             ));
         }
-        let slot = match self.slots.get(name) {
-            Some(slot) => *slot,
-            None => {
-                let slot = self.slot_space.one()?;
-                self.slots.insert(name.clone(), slot);
-                slot
-            }
+        let slot = if let Some(slot) = self.slots.get(name) {
+            *slot
+        } else {
+            let slot = self.slot_space.one()?;
+            self.slots.insert(name.clone(), slot);
+            slot
         };
         if let Some(attached) = self.attached.get(name)
             && attached.ifindex == link.index
@@ -202,15 +201,14 @@ impl Interfaces {
                 drop(fd);
             }
         }
-        let generic = match generic {
-            Some(generic) => generic,
-            None => {
-                // The program must know the interface before the first packet comes.
-                self.write(interface, link, slot, false)?;
-                let generic = create_link(program, pins, interface, link)?;
-                self.write(interface, link, slot, generic)?;
-                generic
-            }
+        let generic = if let Some(generic) = generic {
+            generic
+        } else {
+            // The program must know the interface before the first packet comes.
+            self.write(interface, link, slot, false)?;
+            let generic = create_link(program, pins, interface, link)?;
+            self.write(interface, link, slot, generic)?;
+            generic
         };
         self.attached.insert(name.clone(), Attached { ifindex: link.index, generic, mode: interface.mode });
         Ok(())

@@ -107,7 +107,7 @@ impl BpfDataplane {
     ///
     /// # Errors
     /// What is pinned is of another version or size, or the kernel refuses something.
-    pub fn open(options: Options) -> Result<Self> {
+    pub fn open(options: &Options) -> Result<Self> {
         let pins = Pins::create(&options.pin_dir)?;
         let Capacity { sessions, routes } = options.capacity;
         let elements = sessions

@@ -19,7 +19,7 @@ use super::space::Space;
 use crate::model;
 
 pub(super) struct Pools {
-    pools: Array<MapData, Pool>,
+    records: Array<MapData, Pool>,
     members: Array<MapData, u32>,
     addresses: Array<MapData, PoolAddress>,
     numbers: BTreeMap<String, u32>,
@@ -52,7 +52,7 @@ impl Pools {
         }
         let half_size = MAX_POOL_MEMBERS / 2;
         Ok(Self {
-            pools,
+            records: pools,
             members,
             addresses,
             numbers: BTreeMap::new(),
@@ -95,7 +95,7 @@ impl Pools {
                 port_high: pool.ports.high,
                 flags: 0,
             };
-            self.pools.set(number, value, 0).context("cannot write a pool")?;
+            self.records.set(number, value, 0).context("cannot write a pool")?;
             if let Some((start, length)) = self.runs.insert(pool.name.clone(), (start, length)) {
                 self.member_space.give_back(start, length);
             }
@@ -122,7 +122,7 @@ impl Pools {
         let gone: Vec<String> = self.numbers.keys().filter(|name| !to.contains_key(*name)).cloned().collect();
         for name in gone {
             if let Some(number) = self.numbers.remove(&name) {
-                self.pools.set(number, Pool::default(), 0).context("cannot clear a pool")?;
+                self.records.set(number, Pool::default(), 0).context("cannot clear a pool")?;
                 self.pool_space.give_back(number, 1);
             }
             if let Some((start, length)) = self.runs.remove(&name) {

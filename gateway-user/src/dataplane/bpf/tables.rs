@@ -220,13 +220,12 @@ impl Tables {
     ) -> Result<()> {
         for (address, dev) in routers_of(to) {
             let key = (address, dev.cloned());
-            let number = match self.routers.get(&key) {
-                Some(number) => *number,
-                None => {
-                    let number = self.router_space.one()?;
-                    self.routers.insert(key, number);
-                    number
-                }
+            let number = if let Some(number) = self.routers.get(&key) {
+                *number
+            } else {
+                let number = self.router_space.one()?;
+                self.routers.insert(key, number);
+                number
             };
             let ifindex = dev.map_or(0, |dev| references.devices.get(dev).copied().unwrap_or(MISSING_DEVICE));
             let router = Router { address: family::from_ip(address), ifindex };
