@@ -78,12 +78,14 @@ impl Datapath for V4 {
 
     #[inline(always)]
     fn icmp_error(reason: DropReason) -> (u8, u8) {
-        match reason {
-            // Time exceeded in transit; fragmentation needed (RFC 792).
-            DropReason::TtlExceeded => (11, 0),
-            DropReason::MtuExceeded => (3, 4),
+        // Time exceeded in transit; fragmentation needed (RFC 792).
+        if matches!(reason, DropReason::TtlExceeded) {
+            (11, 0)
+        } else if matches!(reason, DropReason::MtuExceeded) {
+            (3, 4)
+        } else {
             // Communication administratively prohibited (RFC 1812 5.2.7.1).
-            _ => (3, 13),
+            (3, 13)
         }
     }
 
@@ -172,10 +174,12 @@ impl Datapath for V6 {
     #[inline(always)]
     fn icmp_error(reason: DropReason) -> (u8, u8) {
         // RFC 4443 3.1 to 3.3.
-        match reason {
-            DropReason::TtlExceeded => (3, 0),
-            DropReason::MtuExceeded => (2, 0),
-            _ => (1, 1),
+        if matches!(reason, DropReason::TtlExceeded) {
+            (3, 0)
+        } else if matches!(reason, DropReason::MtuExceeded) {
+            (2, 0)
+        } else {
+            (1, 1)
         }
     }
 

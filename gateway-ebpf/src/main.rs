@@ -11,6 +11,12 @@
     internal_features,
     reason = "the BPF target has no `core::sync::atomic` types with compare and swap"
 )]
+#![expect(
+    unreachable_pub,
+    clippy::needless_pass_by_value,
+    clippy::redundant_closure,
+    reason = "entries are exported with a given signature; only a closure is inlined, a function is called"
+)]
 
 mod address;
 mod atomic;

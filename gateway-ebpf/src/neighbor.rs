@@ -65,7 +65,7 @@ pub(crate) fn towards<F: Datapath>(
     destination: F::Address,
 ) -> Result<Found, DropReason> {
     let through = context.frame.ingress_ifindex();
-    ask::<F>(context, Question { source, destination, through, unresolved: Unresolved::Drop })
+    ask::<F>(context, &Question { source, destination, through, unresolved: Unresolved::Drop })
 }
 
 /// As [`towards`], for a packet from outside: what is not resolved on a link that is not an inside one is the
@@ -80,7 +80,7 @@ pub(crate) fn towards_inside<F: Datapath>(
     destination: F::Address,
 ) -> Result<Found, DropReason> {
     let through = context.frame.ingress_ifindex();
-    ask::<F>(context, Question { source, destination, through, unresolved: Unresolved::DropInside })
+    ask::<F>(context, &Question { source, destination, through, unresolved: Unresolved::DropInside })
 }
 
 /// Where the router `destination` is reached: on its own link, through the interface `egress` if that is not 0.
@@ -95,7 +95,7 @@ pub(crate) fn router<F: Datapath>(
     destination: F::Address,
 ) -> Result<Found, DropReason> {
     let through = if egress == 0 { context.frame.ingress_ifindex() } else { egress | BOUND } | ON_LINK;
-    ask::<F>(context, Question { source, destination, through, unresolved: Unresolved::Drop })
+    ask::<F>(context, &Question { source, destination, through, unresolved: Unresolved::Drop })
 }
 
 /// The way back to a packet's source, which must lead through the interface it came from (strict reverse
@@ -145,7 +145,7 @@ fn source<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<Foun
         through: context.frame.ingress_ifindex() | if context.is_one_armed() { ON_LINK } else { 0 },
         unresolved: Unresolved::Learn,
     };
-    ask::<F>(context, question)
+    ask::<F>(context, &question)
 }
 
 /// What is asked of the host's tables.
@@ -170,9 +170,9 @@ enum Unresolved {
 
 /// Answers from the cache, or asks the host's tables.
 #[inline(always)]
-fn ask<F: Datapath>(context: &Context<'_>, question: Question<F>) -> Result<Found, DropReason> {
+fn ask<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Result<Found, DropReason> {
     let mut next_hop = NextHop::default();
-    let code = answer::<F>(context, &question, &mut next_hop);
+    let code = answer::<F>(context, question, &mut next_hop);
     code.result()?;
     Ok(Found { next_hop, learned: code.is_learned() })
 }

@@ -70,7 +70,7 @@ fn may_answer<F: Datapath>(packet: &Packet<F>) -> bool {
     !matches!(packet.fragment, Fragment::Later)
         && !matches!(transport.flow, Flow::Icmp)
         && !packet.options
-        && !(matches!(transport.flow, Flow::Tcp) && transport.detail & TCP_RST != 0)
+        && (!matches!(transport.flow, Flow::Tcp) || transport.detail & TCP_RST == 0)
 }
 
 #[inline(always)]

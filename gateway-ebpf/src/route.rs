@@ -99,14 +99,15 @@ fn table<F: Datapath>(config: &Config, inside: u32, source: F::Address) -> Optio
     let bindings = BINDINGS.get(config.bindings)?;
     let [w0, w1, w2, w3] = F::mapped(&source);
     let mut key = [32 + 128, BindingKey::interface(inside), w0, w1, w2, w3];
-    // SAFETY (both): the words are the key's layout, `Key` is packed.
-    if config.interface_bindings != 0
-        && let Some(slot) = bindings.get(unsafe { as_key::<_, BindingKey>(&key) })
-        && *slot != 0
-    {
-        return Some(*slot);
+    if config.interface_bindings != 0 {
+        // SAFETY: prefix length, interface and four words.
+        let found = bindings.get(unsafe { as_key::<_, BindingKey>(&key) }).copied();
+        if found.is_some_and(|slot| slot != 0) {
+            return found;
+        }
     }
     key[1] = ANY_INTERFACE;
+    // SAFETY: as above.
     bindings.get(unsafe { as_key::<_, BindingKey>(&key) }).copied()
 }
 
