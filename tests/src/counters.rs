@@ -95,10 +95,27 @@ impl Counters {
         since
     }
 
+    /// Adds all of them to `sum`.
+    pub fn add_to(&self, sum: &mut Self) {
+        self.0.iter().for_each(|(name, counter)| sum.add(name.clone(), *counter));
+    }
+
+    /// How many packets the counter of this name has.
+    pub fn packets(&self, name: &str) -> u64 {
+        self.0.get(name).map_or(0, |counter| counter.packets)
+    }
+
     /// Those whose names `keep` accepts.
     pub fn filter(&self, keep: impl Fn(&str) -> bool) -> Self {
         let kept = self.0.iter().filter(|(name, _)| keep(name));
         Self(kept.map(|(name, counter)| (name.clone(), *counter)).collect())
+    }
+
+    /// Under other names. Those that get the same one are added up.
+    pub fn rename(&self, name: impl Fn(&str) -> String) -> Self {
+        let mut renamed = Self::default();
+        self.0.iter().for_each(|(old, counter)| renamed.add(name(old), *counter));
+        renamed
     }
 
     /// With every value changed by `change`.

@@ -2,6 +2,7 @@
 
 pub mod counters;
 pub mod gateway;
+pub mod model;
 pub mod network;
 pub mod packet;
 pub mod pcap;

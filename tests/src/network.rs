@@ -59,6 +59,8 @@ pub struct Network {
 pub struct Way<'a> {
     /// Device it leaves through.
     pub device: &'a Device,
+    /// The next hop.
+    pub neighbor: IpAddr,
     /// MAC address of the next hop; `None`: not resolved.
     pub mac: Option<Mac>,
 }
@@ -191,9 +193,15 @@ impl Network {
         self.devices.iter().any(|device| device.is_broadcast(address))
     }
 
+    /// Whether `address` is the one that all routers of a connected IPv6 subnet have (RFC 4291 2.6.1).
+    fn is_anycast(&self, address: IpAddr) -> bool {
+        let own = self.devices.iter().flat_map(|device| &device.addresses);
+        own.filter(|own| own.addr().is_ipv6()).any(|own| own.network() == address)
+    }
+
     /// The way to `address`, which the host does not keep for itself.
     pub fn way(&self, address: IpAddr) -> Option<Way<'_>> {
-        if self.is_local(address) || self.is_broadcast(address) {
+        if self.is_local(address) || self.is_broadcast(address) || self.is_anycast(address) {
             return None;
         }
         let connected = self.devices.iter().flat_map(|device| {
@@ -209,7 +217,7 @@ impl Network {
     pub fn hop(&self, device: &str, neighbor: IpAddr) -> Way<'_> {
         let device = self.find(device);
         let resolved = self.neighbors.contains(&(device.name, neighbor));
-        Way { device, mac: resolved.then(|| mac(neighbor)) }
+        Way { device, neighbor, mac: resolved.then(|| mac(neighbor)) }
     }
 
     /// What the data plane is told about the host.

@@ -1,6 +1,6 @@
 //! Desired states in a few lines.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use gateway_user::model::{
     AttachMode, Capacity, Interface, MAIN_TABLE, Pool, Snapshot, Table, TableKind, Timeouts, validate,
@@ -58,6 +58,14 @@ impl Policy {
         self
     }
 
+    /// Adds a route to a table, as in a route file. `None`: the gateway would refuse it.
+    pub fn try_route(&self, table: &str, line: &str) -> Option<Self> {
+        let (key, route) = parse_route_line(line).ok()??;
+        let mut policy = self.clone().table(table, &[], "");
+        Arc::make_mut(policy.0.tables.get_mut(table)?).routes.insert(key, route);
+        validate(&policy.0).ok().map(|()| policy)
+    }
+
     /// Removes all routes and bindings.
     pub fn without_routes(mut self) -> Self {
         self.0.tables = Snapshot::default().tables;
@@ -96,6 +104,21 @@ impl Policy {
     }
 }
 
-fn refused<T, E: std::fmt::Display>(result: Result<T, E>) -> T {
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", if self.0.active { "active" } else { "inactive" })?;
+        for pool in self.0.pools.values() {
+            write!(f, "; pool {} {:?} ports {}", pool.name, pool.addresses, pool.ports)?;
+        }
+        for table in self.0.tables.values() {
+            write!(f, "; table {}", table.name)?;
+            table.bindings.iter().try_for_each(|binding| write!(f, " from {binding}"))?;
+            table.routes.iter().try_for_each(|(key, route)| write!(f, ", {key} via {}", route.target))?;
+        }
+        Ok(())
+    }
+}
+
+fn refused<T, E: fmt::Display>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|error| panic!("the gateway refuses the policy of the test: {error}"))
 }

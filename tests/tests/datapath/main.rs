@@ -13,5 +13,6 @@ mod neighbor;
 mod one_armed;
 mod outbound;
 mod pool;
+mod refusal;
 mod route;
 mod support;

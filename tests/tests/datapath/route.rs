@@ -4,7 +4,10 @@ use gateway_common::{
     DropReason::{Blackhole, NeighborUnresolved, NoRoute, Prohibited, SpoofedSource},
     Verdict::{Direct, Gateway},
 };
-use gateway_tests::packet::{ACK, bare, echo_request, tcp, udp};
+use gateway_tests::{
+    packet::{ACK, bare, echo_request, tcp, udp},
+    policy::Policy,
+};
 
 use crate::support::{ROUTER, dropped, passed, refused, reset, sent, standard};
 
@@ -217,9 +220,9 @@ fn an_inactive_gateway_touches_nothing() {
         lab.check("in0", &packet, passed());
         lab.check("out0", &packet, passed());
     }
-    lab.change(gateway_tests::policy::Policy::active);
+    lab.change(Policy::active);
     let packet = udp("10.0.1.2:4000", "203.0.113.10:53");
     lab.check("in0", &packet, dropped(Blackhole).by("0.0.0.0/0", "blackhole"));
-    lab.change(gateway_tests::policy::Policy::inactive);
+    lab.change(Policy::inactive);
     lab.check("in0", &packet, passed());
 }

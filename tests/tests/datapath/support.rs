@@ -180,8 +180,7 @@ impl Lab {
         let (wanted, counted) = expected.resolve(self.gateway.network(), device, frame);
         let mut complaint = String::new();
         if actual.action != wanted.action {
-            let line = format!("  action: expected {:?}, got {:?}\n", wanted.action, actual.action);
-            complaint.push_str(&line);
+            complaint = format!("  action: expected {:?}, got {:?}\n", wanted.action, actual.action);
         }
         complaint += &differences(&wanted.frame, &actual.frame);
         complaint += &counted.differences(&moved);

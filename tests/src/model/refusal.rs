@@ -1,0 +1,41 @@
+//! What the sender of a dropped packet is told.
+
+use gateway_common::{DropReason, parse::ETHERTYPE_IPV4};
+
+use super::wire::{self, Fragment, Kind};
+use crate::{
+    network::Device,
+    packet::{RST, icmp_error, reset},
+};
+
+/// The answer to a frame that came in through `ingress` and is dropped for `reason`, if there is one: nothing
+/// is said of ICMP errors, later fragments and resets (RFC 1122 3.2.2, RFC 4443 2.4), nor of packets with
+/// options. `mtu` is what a packet is too large for.
+pub(super) fn answer(frame: &[u8], ingress: &Device, reason: DropReason, mtu: u16) -> Option<Vec<u8>> {
+    if !matches!(reason, DropReason::Prohibited | DropReason::TtlExceeded | DropReason::MtuExceeded) {
+        return None;
+    }
+    let link = wire::link(frame)?;
+    let ip = match link.ethertype {
+        ETHERTYPE_IPV4 => wire::ipv4(frame, link.network).ok()?,
+        _ => wire::ipv6(frame, link.network).ok()?,
+    };
+    let header = if ip.is_v4() { 20 } else { 40 };
+    let silent = match ip.kind {
+        Kind::Tcp { flags } => flags & RST != 0,
+        Kind::OtherIcmp { .. } => true,
+        Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => false,
+    };
+    if silent || ip.options || ip.fragment == Fragment::Later {
+        return None;
+    }
+    if reason == DropReason::Prohibited && matches!(ip.kind, Kind::Tcp { .. }) {
+        let plain = ip.transport == ip.network + header;
+        return plain.then(|| reset(frame, ip.network, ingress.mac()).frame());
+    }
+    if ip.length() < header + 8 {
+        return None;
+    }
+    let device = (ingress.mac(), ingress.address(ip.is_v4()));
+    Some(icmp_error(frame, ip.network, device, reason, mtu).frame())
+}

@@ -1,0 +1,117 @@
+//! What the sender of a dropped packet is told.
+
+use gateway_common::DropReason::Prohibited;
+use gateway_tests::{
+    gateway::Action,
+    packet::{ACK, FIN, Packet, RST, SYN, Transport, bare, echo_reply, echo_request, tcp, udp},
+};
+
+use crate::support::{Lab, dropped, refused, reset, standard, too_large};
+
+const ALL: &str = "0.0.0.0/0";
+
+fn prohibiting() -> Option<Lab> {
+    standard(|policy| policy.routes("0.0.0.0/0 via prohibit\n::/0 via prohibit\n203.0.113.200/32 via direct"))
+}
+
+#[test]
+fn a_prohibited_connection_is_reset() {
+    let Some(mut lab) = prohibiting() else { return };
+    for flags in [SYN, ACK, SYN | ACK, FIN, FIN | ACK, 0] {
+        let segment = tcp("10.0.1.2:4000", "203.0.113.10:443", flags);
+        lab.check("in0", &segment, reset(Prohibited).by(ALL, "prohibit"));
+        let empty = tcp("[2001:db8:1::2]:4000", "[2001:db8:f::1]:443", flags).payload([]);
+        lab.check("in0", &empty, reset(Prohibited).by("::/0", "prohibit"));
+    }
+    // A reset does not answer a reset (RFC 9293 3.5.2).
+    let segment = tcp("10.0.1.2:4000", "203.0.113.10:443", RST | ACK);
+    lab.check("in0", &segment, dropped(Prohibited).by(ALL, "prohibit"));
+}
+
+#[test]
+fn a_prohibited_packet_is_answered_by_an_icmp_error() {
+    let Some(mut lab) = prohibiting() else { return };
+    for packet in [
+        udp("10.0.1.2:4000", "203.0.113.10:53"),
+        echo_request("10.0.1.2", "203.0.113.10", 7),
+        echo_reply("10.0.1.2", "203.0.113.10", 7),
+        bare("10.0.1.2", "203.0.113.10", 47),
+        udp("10.0.1.2:4000", "203.0.113.10:53").fragment(0, true),
+    ] {
+        lab.check("in0", &packet, refused(Prohibited).by(ALL, "prohibit"));
+    }
+    for packet in [
+        udp("[2001:db8:1::2]:4000", "[2001:db8:f::1]:53"),
+        udp("[2001:db8:1::2]:4000", "[2001:db8:f::1]:53").extension(60, &[1, 4, 0, 0, 0, 0]),
+        echo_request("2001:db8:1::2", "2001:db8:f::1", 7),
+    ] {
+        lab.check("in0", &packet, refused(Prohibited).by("::/0", "prohibit"));
+    }
+}
+
+#[test]
+fn the_error_goes_back_to_the_router_that_the_packet_came_from() {
+    let Some(mut lab) = prohibiting() else { return };
+    let router = [2, 4, 10, 0, 1, 254];
+    let behind = udp("10.0.2.9:4000", "203.0.113.10:53").macs(router, [2, 4, 10, 0, 1, 1]);
+    lab.check("in0", &behind, refused(Prohibited).by(ALL, "prohibit"));
+}
+
+#[test]
+fn nothing_is_said_of_errors_later_fragments_and_options() {
+    let Some(mut lab) = prohibiting() else { return };
+    let mut error = echo_request("10.0.1.2", "203.0.113.10", 7);
+    for kind in [3, 11, 12, 5] {
+        error.transport = Transport::Icmp { kind, code: 0, rest: [0; 4] };
+        lab.check("in0", &error, dropped(Prohibited).by(ALL, "prohibit"));
+        lab.check("in0", &error.clone().ttl(1), dropped(Prohibited).by(ALL, "prohibit"));
+    }
+    for packet in [
+        bare("10.0.1.2", "203.0.113.10", 17).fragment(9, false),
+        udp("10.0.1.2:4000", "203.0.113.10:53").options(&[1, 1, 1, 0]),
+        // Nothing to quote.
+        bare("10.0.1.2", "203.0.113.10", 47).payload([0; 7]),
+    ] {
+        lab.check("in0", &packet, dropped(Prohibited).by(ALL, "prohibit"));
+    }
+}
+
+#[test]
+fn a_tagged_packet_is_answered_without_its_tag() {
+    let Some(mut lab) = prohibiting() else { return };
+    let answer = |lab: &mut Lab, packet: &Packet| lab.prepare("in0", packet).frame;
+    for packet in [udp("10.0.1.2:4000", "203.0.113.10:53"), tcp("10.0.1.2:4000", "203.0.113.10:443", SYN)] {
+        let plain = answer(&mut lab, &packet);
+        assert_eq!(answer(&mut lab, &packet.tag(0x8100, 0xe000)), plain);
+    }
+}
+
+#[test]
+fn the_mtu_is_told_in_both_families() {
+    let Some(mut lab) =
+        standard(|policy| policy.routes("203.0.113.200/32 via direct\n2001:db8:f1::1/128 via direct"))
+    else {
+        return;
+    };
+    let large = tcp("10.0.1.2:4000", "203.0.113.200:443", ACK).length(1500);
+    lab.check("in0", &large, too_large(1280).by("203.0.113.200/32", "direct"));
+    let large = udp("[2001:db8:1::2]:4000", "[2001:db8:f1::1]:53").length(1500);
+    lab.check("in0", &large, too_large(1280).by("2001:db8:f1::1/128", "direct"));
+}
+
+#[test]
+fn errors_have_a_rate_limit() {
+    let Some(mut lab) = prohibiting() else { return };
+    let frame = lab.arriving("in0", &udp("10.0.1.2:4000", "203.0.113.200:53").ttl(1)).frame();
+    let started = std::time::Instant::now();
+    let outcomes: Vec<_> = (0..2000).map(|_| lab.run("in0", &frame).action).collect();
+    // 134 a CPU in each tick of 134 ms; the first and the last one count in full.
+    let ticks = started.elapsed().as_millis() as usize / 134 + 2;
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let told = outcomes.iter().filter(|action| **action == Action::Tx).count();
+    assert!(told >= 134, "{told}");
+    assert!(told <= 134 * ticks * cpus, "{told} in {ticks} ticks");
+    assert!(outcomes.iter().all(|action| matches!(action, Action::Tx | Action::Drop)));
+    let counted = lab.counters().to_string();
+    assert!(counted.contains("drops ttl_exceeded: 2000"), "{counted}");
+}

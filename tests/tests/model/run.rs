@@ -1,0 +1,236 @@
+//! A scenario, put to the programs and to the model.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Write as _,
+    thread,
+    time::{Duration, Instant},
+};
+
+use gateway_common::{DropReason, Verdict, counter::Counter};
+use gateway_tests::{
+    counters::Counters,
+    gateway::{Action, Gateway, Outcome},
+    model::{Decision, Model},
+    network::Network,
+    packet::{Packet, differences},
+};
+
+use crate::scenario::{Scenario, Step, answer, frame};
+
+/// Packets between two looks at the counters.
+const COUNTED: usize = 50;
+/// How long the programs may take a pool for full without searching it again: a tick of their clock.
+const FULL_FOR: Duration = Duration::from_millis(150);
+
+/// Where programs and model part.
+pub(crate) struct Disagreement {
+    /// Index of the step in the scenario.
+    pub(crate) at: usize,
+    /// What differs.
+    pub(crate) what: String,
+    /// Frames that arrived, up to the last one.
+    pub(crate) frames: Vec<Vec<u8>>,
+    /// What the model made of the last one, and what the programs made of it.
+    pub(crate) results: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What was counted by verdict and by reason, or where they part; `None`: it cannot run here.
+pub(crate) fn run(scenario: &Scenario) -> Option<Result<Counters, Box<Disagreement>>> {
+    let gateway = Gateway::start(scenario.network.clone(), &scenario.policy)?;
+    let model = Model::new(scenario.network.clone(), scenario.policy.snapshot());
+    let zero = Counters::default();
+    let mut run = Run {
+        gateway,
+        model,
+        baseline: (zero.clone(), zero),
+        sent: HashMap::new(),
+        frames: Vec::new(),
+        exhausted: None,
+    };
+    run.baseline = run.counted();
+    for (at, (number, step)) in scenario.steps.iter().enumerate() {
+        let looked = at % COUNTED == COUNTED - 1 || at == scenario.steps.len() - 1;
+        let done = run.step(&scenario.network, *number, step);
+        let done = done.and_then(|()| if looked { run.look() } else { Ok(()) });
+        if let Err((what, results)) = done {
+            let frames = run.frames;
+            return Some(Err(Box::new(Disagreement { at, what, frames, results })));
+        }
+    }
+    Some(Ok(summary(run.model.counters())))
+}
+
+struct Run {
+    gateway: Gateway,
+    model: Model,
+    /// Counters of the gateway and of the model after the last change of policy.
+    baseline: (Counters, Counters),
+    /// What packets were sent on, as what and where, by the number of the step.
+    sent: HashMap<usize, (Packet, Vec<u8>, &'static str)>,
+    frames: Vec<Vec<u8>>,
+    /// When a pool was last found full.
+    exhausted: Option<Instant>,
+}
+
+type Outcomes = Option<(Vec<u8>, Vec<u8>)>;
+
+impl Run {
+    fn step(&mut self, network: &Network, number: usize, step: &Step) -> Result<(), (String, Outcomes)> {
+        match step {
+            Step::Packet { device, packet, twists } => {
+                let frame = frame(network, device, packet, twists);
+                self.packet(device, &frame, Some((number, packet)))
+            }
+            Step::Answer { to, device, twists } => {
+                // The step may have been left out, or its packet was not sent on.
+                let Some((packet, sent, egress)) = self.sent.get(to) else { return Ok(()) };
+                let answer = answer(packet, sent);
+                let device = device.unwrap_or(egress);
+                let frame = frame(network, device, &answer, twists);
+                self.packet(device, &frame, None)
+            }
+            Step::Frame { device, frame } => self.packet(device, frame, None),
+            Step::Change(policy) => {
+                self.look()?;
+                self.forget_full_pools();
+                self.gateway.apply(policy);
+                self.model.apply(policy.snapshot());
+                self.baseline = self.counted();
+                Ok(())
+            }
+            Step::Sweep => {
+                self.forget_full_pools();
+                self.gateway.sweep_all();
+                self.model.sweep();
+                Ok(())
+            }
+        }
+    }
+
+    fn packet(
+        &mut self,
+        device: &'static str,
+        frame: &[u8],
+        remember: Option<(usize, &Packet)>,
+    ) -> Result<(), (String, Outcomes)> {
+        self.frames.push(frame.to_vec());
+        let outcome = self.gateway.run(device, frame);
+        let sent =
+            matches!(outcome.action, Action::Tx | Action::Redirect).then_some(outcome.frame.as_slice());
+        let decision = match self.model.packet(device, frame, sent) {
+            Ok(decision) => decision,
+            Err(illegal) => return Err((format!("  {illegal}\n"), Some((frame.to_vec(), outcome.frame)))),
+        };
+        if decision.reason == Some(DropReason::PoolExhausted) {
+            self.exhausted = Some(Instant::now());
+        }
+        let what = compare(device, frame, &decision, &outcome);
+        if !what.is_empty() {
+            let wanted = decision.answer.unwrap_or(decision.frame);
+            return Err((what, Some((wanted, outcome.frame))));
+        }
+        if let (Some((number, packet)), Some(egress)) = (remember, &decision.egress) {
+            let egress = self.gateway.network().find(egress).name;
+            self.sent.insert(number, (packet.clone(), outcome.frame, egress));
+        }
+        Ok(())
+    }
+
+    /// Waits until the programs search a pool again that was full: ports are about to become free.
+    fn forget_full_pools(&mut self) {
+        if let Some(at) = self.exhausted.take() {
+            thread::sleep(FULL_FOR.saturating_sub(at.elapsed()));
+        }
+    }
+
+    /// Compares counters and sessions.
+    fn look(&mut self) -> Result<(), (String, Outcomes)> {
+        let (programs, model) = self.counted();
+        let moved = (programs.since(&self.baseline.0), model.since(&self.baseline.1));
+        let mut what = moved.1.differences(&moved.0);
+        let (wanted, got) = (self.sessions_of_model(), self.sessions_of_programs());
+        for missing in wanted.difference(&got) {
+            let _infallible = writeln!(what, "  session missing: {missing}");
+        }
+        for extra in got.difference(&wanted) {
+            let _infallible = writeln!(what, "  session too many: {extra}");
+        }
+        if what.is_empty() { Ok(()) } else { Err((what, None)) }
+    }
+
+    fn counted(&self) -> (Counters, Counters) {
+        let programs = self.gateway.counters();
+        // Unresolved neighbours are told to nobody here.
+        (comparable(&programs.filter(|name| name != "events lost")), comparable(self.model.counters()))
+    }
+
+    fn sessions_of_model(&self) -> BTreeSet<String> {
+        let live = self.model.sessions().filter(|session| !session.cut);
+        let lines = live.map(|session| {
+            let [client, translated, server] = [session.client, session.translated, session.server];
+            let [sent, received] = session.traffic();
+            format!("{} {client:?} {translated:?} {server:?} {sent:?} {received:?}", session.proto)
+        });
+        lines.collect()
+    }
+
+    fn sessions_of_programs(&self) -> BTreeSet<String> {
+        let rows = self.gateway.sessions().into_iter().map(|row| {
+            let client = (row.source, row.source_port);
+            let translated = (row.translated, row.translated_port);
+            let server = (row.destination, row.destination_port);
+            let pair = |counter: Counter| (counter.packets, counter.bytes);
+            let (sent, received) = (pair(row.sent), pair(row.received));
+            format!("{} {client:?} {translated:?} {server:?} {sent:?} {received:?}", row.proto)
+        });
+        rows.collect()
+    }
+}
+
+/// What differs between what must come of a frame and what came.
+fn compare(device: &str, frame: &[u8], decision: &Decision, outcome: &Outcome) -> String {
+    let action = match (&decision.egress, decision.verdict) {
+        (Some(egress), _) if egress == device => Action::Tx,
+        (Some(_), _) => Action::Redirect,
+        (None, Verdict::Drop) => Action::Drop,
+        (None, _) => Action::Pass,
+    };
+    let mut wanted = Outcome { action, frame: decision.frame.clone() };
+    if let Some(answer) = &decision.answer {
+        // Answers have a rate limit.
+        if outcome.action == Action::Drop && outcome.frame == frame {
+            return String::new();
+        }
+        wanted = Outcome { action: Action::Tx, frame: answer.clone() };
+    }
+    let mut what = String::new();
+    if wanted.action != outcome.action {
+        let reason = decision.reason.map_or("", |reason| reason.name());
+        let verdict = decision.verdict.name();
+        what = format!(
+            "  action: expected {:?} ({verdict} {reason}), got {:?}\n",
+            wanted.action, outcome.action
+        );
+    }
+    what + &differences(&wanted.frame, &outcome.frame)
+}
+
+/// Packets by verdict and by reason.
+fn summary(counters: &Counters) -> Counters {
+    let counted = counters.filter(|name| name.starts_with("traffic ") || name.starts_with("drops "));
+    counted.rename(|name| match name.rsplit_once(' ') {
+        Some(("drops", reason)) => format!("drops {reason}"),
+        Some((_, verdict)) => format!("verdict {verdict}"),
+        None => name.to_owned(),
+    })
+}
+
+/// Which address of a pool counts a flow that got no port is the choice of the programs: attempts and errors
+/// are those of the pool.
+fn comparable(counters: &Counters) -> Counters {
+    counters.rename(|name| match name.split(' ').collect::<Vec<_>>().as_slice() {
+        ["pool", pool, _, what @ ("attempts" | "allocation_errors")] => format!("pool {pool} {what}"),
+        _ => name.to_owned(),
+    })
+}
