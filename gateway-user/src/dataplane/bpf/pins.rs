@@ -26,7 +26,7 @@ pub(super) struct Pins {
 
 /// What makes a daemon of this version unable to take over what is pinned.
 const REMEDY: &str = "stop the gateway that is pinned there (`gatewayd --detach-on-exit` of the version that \
-                      made it, or `gwctl doctor --cleanup`; sessions are lost) or use another --pin-dir";
+                      made it; sessions are lost) or use another --pin-dir";
 
 impl Pins {
     /// Makes the directories where they are missing.
