@@ -155,6 +155,7 @@ fn a_binding_moves_sessions_to_its_table() {
 fn a_session_is_of_the_interface_it_was_opened_from() {
     let Some(mut lab) = snat() else { return };
     let (query, _) = established(&mut lab);
+    lab.check("in1", &query, dropped(SpoofedSource));
     lab.change(|policy| policy.routes("192.0.2.128/25 via blackhole"));
     lab.check("in1", &query, dropped(SpoofedSource));
     lab.check("in0", &query, forth(&query, ALL, "pool"));

@@ -172,6 +172,26 @@ fn multicast_and_broadcast_go_to_the_host() {
 }
 
 #[test]
+fn frames_for_other_stations_are_not_forwarded() {
+    let Some(mut lab) = snat() else { return };
+    let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN);
+    let other = syn.clone().macs([2, 4, 10, 0, 1, 2], [2, 4, 10, 0, 1, 3]);
+    lab.check("in0", &other, passed());
+    // Not even those of a session.
+    lab.open("in0", &syn);
+    lab.check("in0", &other, passed());
+}
+
+#[test]
+fn neighbours_may_speak_to_the_host_from_addresses_that_nobody_forwards() {
+    let Some(mut lab) = direct() else { return };
+    for source in ["fe80::9", "::"] {
+        lab.check("in0", &udp(&format!("[{source}]:4000"), "[2001:db8:1::1]:53"), passed());
+    }
+    lab.check("in0", &udp("0.0.0.0:68", "10.0.1.1:67"), passed());
+}
+
+#[test]
 fn a_priority_tag_is_taken_off() {
     let Some(mut lab) = snat() else { return };
     let plain = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN);

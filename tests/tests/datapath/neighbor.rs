@@ -1,13 +1,19 @@
-//! ARP and neighbour discovery for pool addresses.
+//! ARP and neighbour discovery for pool addresses; neighbours that the host does not know.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use gateway_tests::{
     network::mac,
-    packet::{Arp, Mac, advertisement, all_nodes, all_nodes_mac, ip, solicitation},
+    packet::{Arp, Mac, advertisement, all_nodes, all_nodes_mac, ip, solicitation, udp},
 };
 
-use crate::support::{Lab, POOL, POOL6, ROUTER, ROUTER6, answered, nat, passed, snat, standard};
+use crate::support::{
+    Lab, POOL, POOL6, ROUTER, ROUTER6, answered, dropped, nat, passed, sent, snat, standard,
+};
+use gateway_common::{
+    DropReason::NeighborUnresolved,
+    Verdict::{Direct, Reply},
+};
 
 fn v4(text: &str) -> Ipv4Addr {
     text.parse().expect("an IPv4 address")
@@ -143,4 +149,26 @@ fn all_other_neighbour_discovery_is_the_hosts_business() {
     lab.check("out0", &question.extension(60, &[1, 4, 0, 0, 0, 0]), passed());
     let news = advertisement((router.0, v6(ROUTER6)), (all_nodes_mac(), all_nodes()));
     lab.check("out0", &news, passed());
+}
+
+#[test]
+fn a_client_that_the_host_does_not_know_is_known_by_what_it_sent() {
+    let Some(mut lab) = standard(|policy| nat(policy).routes("203.0.113.0/28 via direct")) else { return };
+    // Until then, nobody knows where it is.
+    let early = udp("203.0.113.1:53", "10.0.1.99:4000");
+    lab.check("out0", &early, dropped(NeighborUnresolved));
+    let query = udp("10.0.1.99:4000", "203.0.113.1:53");
+    lab.check("in0", &query, sent("out0", ROUTER, Direct, &query).by("203.0.113.0/28", "direct"));
+    lab.check("out0", &early, sent("in0", "10.0.1.99", Reply, &early).by("203.0.113.0/28", "direct"));
+
+    let query = udp("10.0.1.99:4000", "203.0.113.99:53");
+    lab.open("in0", &query);
+    let answer = udp("203.0.113.99:53", &format!("{POOL}:4000"));
+    let expected = sent("in0", "10.0.1.99", Reply, &answer.clone().to("10.0.1.99:4000"));
+    lab.check("out0", &answer, expected.by("0.0.0.0/0", "pool").establishing(POOL));
+    // It moves to another station, and answers follow.
+    let station = [2, 9, 9, 9, 9, 9];
+    lab.prepare("in0", &udp("10.0.1.99:4001", "203.0.113.99:53").macs(station, owner(&lab, "in0")));
+    let moved = lab.prepare("out0", &answer);
+    assert_eq!(moved.frame[..6], station);
 }

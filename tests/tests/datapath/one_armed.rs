@@ -52,6 +52,16 @@ fn all_else_is_treated_as_from_inside() {
 }
 
 #[test]
+fn clients_are_those_on_the_link() {
+    let Some(mut lab) = one_armed() else { return };
+    // Behind which of the routers on the link a source is, and whether that is an inside one, nobody says.
+    for source in ["203.0.113.1:53", "198.51.100.10:4000", "192.0.2.9:53"] {
+        lab.check("arm0", &udp(source, "203.0.113.99:53"), dropped(SpoofedSource));
+        lab.check("arm0", &udp(source, "10.0.7.2:4000"), dropped(SpoofedSource));
+    }
+}
+
+#[test]
 fn on_veth_devices_what_goes_back_is_redirected() {
     let Some(mut lab) = lab(Network::one_armed().told_veth(), nat) else { return };
     let outcome = lab.prepare("arm0", &udp("10.0.7.2:4000", "203.0.113.99:53"));

@@ -1,6 +1,6 @@
 //! Addresses and ports: which a flow gets, and what happens when there are none.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, thread, time::Duration};
 
 use gateway_common::{
     DropReason::{PoolExhausted, SessionTableFull},
@@ -85,6 +85,23 @@ fn every_port_of_every_address_is_given_once_before_the_pool_is_exhausted() {
     }
     // And so do other destinations.
     lab.open("in0", &udp("10.0.2.1:5000", "203.0.113.11:53"));
+}
+
+#[test]
+fn a_full_pool_is_searched_again_when_a_port_is_free() {
+    let Some(mut lab) = pool(POOL, "5000-5099") else { return };
+    for number in 0..100 {
+        lab.open("in0", &flow(number));
+    }
+    assert_eq!(lab.prepare("in0", &flow(100)).action, Action::Drop);
+    // One route less cuts one session, whose port is free after the sweep.
+    lab.change(|policy| policy.table("none", &["10.0.2.1/32"], ""));
+    assert_eq!(lab.prepare("in0", &flow(0)).action, Action::Drop);
+    lab.sweep_all();
+    // A search of the whole pool is not repeated within a tick of 134 ms.
+    thread::sleep(Duration::from_millis(150));
+    assert_eq!(lab.open("in0", &flow(101)).0, ip(POOL));
+    assert_eq!(lab.prepare("in0", &flow(102)).action, Action::Drop);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use gateway_tests::{
     policy::Policy,
 };
 
-use crate::support::{ROUTER, dropped, passed, refused, reset, sent, standard};
+use crate::support::{ROUTER, ROUTER6, dropped, passed, refused, reset, sent, standard};
 
 #[test]
 fn what_no_route_covers_is_dropped() {
@@ -94,6 +94,57 @@ fn blackhole_prohibit_and_host_do_as_they_say() {
     lab.check("in0", &to("203.0.113.1:53"), dropped(Blackhole).by("203.0.113.1/32", "blackhole"));
     lab.check("in0", &to("203.0.113.2:53"), refused(Prohibited).by("203.0.113.2/32", "prohibit"));
     lab.check("in0", &to("203.0.113.3:53"), passed().by("203.0.113.3/32", "host"));
+}
+
+#[test]
+fn a_router_that_is_not_on_its_link_is_no_way() {
+    let Some(mut lab) = standard(|policy| {
+        policy
+            .routes("203.0.113.0/28 via gateway 203.0.113.99\n203.0.113.16/28 via gateway 192.0.2.2 dev out1")
+    }) else {
+        return;
+    };
+    // The host would send both to another router, who knows nothing of the route.
+    let packet = udp("10.0.1.2:4000", "203.0.113.1:53");
+    lab.check("in0", &packet, dropped(NoRoute).by("203.0.113.0/28", "gateway"));
+    let packet = udp("10.0.1.2:4000", "203.0.113.17:53");
+    lab.check("in0", &packet, dropped(NoRoute).by("203.0.113.16/28", "gateway"));
+}
+
+#[test]
+fn ipv6_routes_do_as_they_say() {
+    let Some(mut lab) = standard(|policy| {
+        policy.routes(
+            "::/0 via direct
+             2001:db8:f:1::/64 via blackhole
+             2001:db8:f:2::/64 via prohibit
+             2001:db8:f:3::/64 via host
+             2001:db8:f:4::/64 via gateway 2001:db8:2::2
+             2001:db8:f:5::/64 via gateway 2001:db8:9::254 dev out1
+             2001:db8:f:6::/64 via gateway 2001:db8:2::99
+             2001:db8:f:7::/64 via blackhole proto icmp",
+        )
+    }) else {
+        return;
+    };
+    let to = |to: &str| udp("[2001:db8:1::2]:4000", &format!("[{to}]:53"));
+    let packet = to("2001:db8:f::1");
+    lab.check("in0", &packet, sent("out0", ROUTER6, Direct, &packet).by("::/0", "direct"));
+    lab.check("in0", &to("2001:db8:f:1::1"), dropped(Blackhole).by("2001:db8:f:1::/64", "blackhole"));
+    lab.check("in0", &to("2001:db8:f:2::1"), refused(Prohibited).by("2001:db8:f:2::/64", "prohibit"));
+    lab.check("in0", &to("2001:db8:f:3::1"), passed().by("2001:db8:f:3::/64", "host"));
+    let packet = to("2001:db8:f:4::1");
+    let expected = sent("out0", "2001:db8:2::2", Gateway, &packet);
+    lab.check("in0", &packet, expected.by("2001:db8:f:4::/64", "gateway"));
+    let packet = to("2001:db8:f:5::1");
+    let expected = sent("out1", "2001:db8:9::254", Gateway, &packet);
+    lab.check("in0", &packet, expected.by("2001:db8:f:5::/64", "gateway"));
+    let packet = to("2001:db8:f:6::1");
+    lab.check("in0", &packet, dropped(NeighborUnresolved).by("2001:db8:f:6::/64", "gateway"));
+    let ping = echo_request("2001:db8:1::2", "2001:db8:f:7::1", 7);
+    lab.check("in0", &ping, dropped(Blackhole).by("2001:db8:f:7::/64 proto icmp", "blackhole"));
+    let packet = to("2001:db8:f:7::1");
+    lab.check("in0", &packet, sent("out0", ROUTER6, Direct, &packet).by("::/0", "direct"));
 }
 
 #[test]
