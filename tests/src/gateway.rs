@@ -128,12 +128,13 @@ impl Gateway {
         (created, removed)
     }
 
-    /// Sweeps all sessions, often enough for those that were cut to be gone.
+    /// Sweeps all sessions, often enough for those that were cut to be gone: they have to be met twice, and on
+    /// a busy machine a slice may be over after a part of a table.
     ///
     /// # Panics
     /// If the kernel refuses it.
     pub fn sweep_all(&mut self) {
-        (0..4).for_each(|_| self.sweep());
+        (0..32).for_each(|_| self.sweep());
     }
 
     /// Reads all counters.
