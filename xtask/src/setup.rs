@@ -223,9 +223,15 @@ fn install_packages() -> Result<()> {
                 .args(&packages),
         )
     };
-    // The package lists of a fresh image are empty or old: only then is the slower update needed.
-    install().or_else(|_| {
-        cargo::run(Command::new("apt-get").args(["update", "--quiet=2"]))?;
-        install()
-    })
+    let update = || cargo::run(Command::new("apt-get").args(["update", "--quiet=2"]));
+    // The package lists of a fresh image are empty, or so old that packages they name are gone.
+    if !has_package_lists() {
+        update()?;
+    }
+    install().or_else(|_| update().and_then(|()| install()))
+}
+
+fn has_package_lists() -> bool {
+    let lists = fs::read_dir("/var/lib/apt/lists").into_iter().flatten().flatten();
+    lists.into_iter().any(|list| list.file_name().to_string_lossy().contains("_Packages"))
 }
