@@ -2,6 +2,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use gateway_common::{
+    DropReason::NeighborUnresolved,
+    Verdict::{Direct, Reply},
+};
 use gateway_tests::{
     network::mac,
     packet::{Arp, Mac, advertisement, all_nodes, all_nodes_mac, ip, solicitation, udp},
@@ -9,10 +13,6 @@ use gateway_tests::{
 
 use crate::support::{
     Lab, POOL, POOL6, ROUTER, ROUTER6, answered, dropped, nat, passed, sent, snat, standard,
-};
-use gateway_common::{
-    DropReason::NeighborUnresolved,
-    Verdict::{Direct, Reply},
 };
 
 fn v4(text: &str) -> Ipv4Addr {

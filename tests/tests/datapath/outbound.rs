@@ -2,7 +2,7 @@
 
 use gateway_common::{
     DropReason::{FragmentUnmatched, NoSession, UnsupportedProtocol},
-    Verdict::Snat,
+    Verdict::{Reply, Snat},
 };
 use gateway_tests::packet::{ACK, FIN, RST, SYN, Transport, bare, echo_reply, echo_request, patch, tcp, udp};
 
@@ -111,8 +111,7 @@ fn ip_options_are_kept() {
     let expected = sent("out0", ROUTER, Snat, &syn.clone().from("198.51.100.10:4000"));
     lab.check("in0", &syn, expected.by(ALL, "pool").opening("tcp", POOL));
     let answer = tcp("203.0.113.10:443", "198.51.100.10:4000", SYN | ACK).options(&options);
-    let expected =
-        sent("in0", "10.0.1.2", gateway_common::Verdict::Reply, &answer.clone().to("10.0.1.2:4000"));
+    let expected = sent("in0", "10.0.1.2", Reply, &answer.clone().to("10.0.1.2:4000"));
     lab.check("out0", &answer, expected.by(ALL, "pool").establishing(POOL));
 }
 
