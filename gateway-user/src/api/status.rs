@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     control::{Current, Handle},
-    dataplane::Observe,
+    dataplane::{AttachedInterface, Observe},
     model::{MAIN_TABLE, Role, Snapshot, validate::below_standard},
     netlink::Sysctls,
 };
@@ -46,6 +46,7 @@ impl Context {
             Readings::default()
         });
         problems.extend(readings.interfaces.iter().filter_map(detached));
+        problems.extend(deaf(&readings.attached));
         let mut warnings = remarks(current);
         warnings.extend(fullness(&readings));
         let host = (self.inspect)(state);
@@ -77,6 +78,7 @@ impl Context {
 
 #[derive(Default)]
 struct Readings {
+    attached: Vec<AttachedInterface>,
     interfaces: Vec<InterfaceRow>,
     pools: Vec<PoolAddressRow>,
     sessions: SessionUse,
@@ -86,8 +88,10 @@ struct Readings {
 fn read(observe: &dyn Observe, state: &Snapshot) -> anyhow::Result<Readings> {
     let mut drops = rows::drops(observe.drops()?);
     drops.retain(|row| row.count.packets > 0);
+    let attached = observe.interfaces()?;
     Ok(Readings {
-        interfaces: rows::interfaces(state, &observe.interfaces()?),
+        interfaces: rows::interfaces(state, &attached),
+        attached,
         pools: rows::pool_addresses(observe.pools()?),
         sessions: rows::session_use(&observe.session_counters()?, state.capacity.sessions),
         drops,
@@ -122,6 +126,32 @@ fn detached(interface: &InterfaceRow) -> Option<Notice> {
             Some(notice(format!("interface `{name}` does not exist"), "it is attached as soon as it appears"))
         }
     }
+}
+
+/// Interfaces that lose what native programs of others redirect to them: the kernel drops such frames after
+/// the program has counted them as sent.
+fn deaf(attached: &[AttachedInterface]) -> Vec<Notice> {
+    let native = |interface: &&AttachedInterface| interface.mode == Some("native");
+    let loses = |interface: &&AttachedInterface| interface.takes_redirects == Some(false);
+    let notice_of = |interface: &AttachedInterface| {
+        let name = &interface.name;
+        let others: Vec<_> =
+            attached.iter().filter(native).map(|other| &*other.name).filter(|other| other != name).collect();
+        let (first, _) = others.split_first()?;
+        Some(notice(
+            format!(
+                "what arrives through {} is lost when it should leave through `{name}`: the device takes no frames \
+                 from native XDP programs",
+                others.iter().map(|other| format!("`{other}`")).collect::<Vec<_>>().join(", ")
+            ),
+            &format!(
+                "where `{name}` is a veth, `ethtool -K PEER gro on` at its other end; else attach the others in \
+                 generic mode: `gwctl interface del {first}`, then `gwctl interface add {first} role ROLE mode \
+                 generic`"
+            ),
+        ))
+    };
+    attached.iter().filter(loses).filter_map(notice_of).collect()
 }
 
 fn remarks(current: &Current) -> Vec<Notice> {

@@ -122,6 +122,7 @@ impl Observe for Memory {
                         index: link.map_or(0, |link| link.index),
                         role: interface.role,
                         mode: link.map(|_| mode),
+                        takes_redirects: link.map(|_| true),
                     }
                 })
                 .collect()

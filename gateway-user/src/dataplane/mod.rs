@@ -110,6 +110,8 @@ pub struct AttachedInterface {
     pub role: Role,
     /// `native` or `generic`; `None` while the device is missing or the program is not attached.
     pub mode: Option<&'static str>,
+    /// Whether native programs of other interfaces can redirect to it; `None` where the kernel does not tell.
+    pub takes_redirects: Option<bool>,
 }
 
 /// One cell of the traffic matrix.

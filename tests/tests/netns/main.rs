@@ -4,6 +4,7 @@ mod address;
 mod change;
 mod frames;
 mod inactive;
+mod mode;
 mod outside;
 mod snat;
 mod targets;

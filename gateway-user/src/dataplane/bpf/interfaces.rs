@@ -1,21 +1,22 @@
 //! Maps `INTERFACES` and `EGRESS`, and the links that hold the program on the devices.
 
-use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd as _};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     maps::{Array, MapData, xdp::DevMap},
-    programs::{
-        Xdp, XdpMode,
-        links::{FdLink, PinnedLink},
-        xdp::XdpLink,
-    },
+    programs::Xdp,
 };
 use gateway_common::interface::{
     ATTACHED, GENERIC, INSIDE, Interface, MAX_IFINDEX, MAX_INTERFACES, OUTSIDE, REDIRECT_ONLY,
 };
 
-use super::{pins::Pins, space::Space, sys};
+use super::{
+    links::{self, Driver, Pinned},
+    netdev,
+    pins::Pins,
+    space::Space,
+};
 use crate::{
     dataplane::{AttachedInterface, Host, Link},
     model::{self, AttachMode, Role},
@@ -34,8 +35,18 @@ pub(super) struct Interfaces {
 #[derive(Clone, Debug)]
 struct Attached {
     ifindex: u32,
-    generic: bool,
+    driver: Driver,
     mode: AttachMode,
+}
+
+/// What all calls that attach need.
+pub(super) struct Context<'a> {
+    /// The program.
+    pub(super) program: &'a mut Xdp,
+    /// Where links are pinned.
+    pub(super) pins: &'a Pins,
+    /// The devices.
+    pub(super) host: &'a Host,
 }
 
 impl Interfaces {
@@ -74,19 +85,23 @@ impl Interfaces {
     /// Attaches the program to every device of `wanted` that exists and is not attached yet, with what it needs
     /// to know of the device.
     ///
+    /// Mode `auto` is native, but generic where an interface of the gateway would lose what native programs
+    /// redirect to it. What is attached already keeps its mode.
+    ///
     /// # Errors
     /// An interface that is not in `before` could not be attached; those that were attached with it are detached.
     /// One that is in `before` stays unattached with a warning, and does not stop a change of something else.
     pub(super) fn attach(
         &mut self,
-        program: &mut Xdp,
-        pins: &Pins,
+        context: &mut Context<'_>,
         before: Option<&BTreeMap<String, model::Interface>>,
         wanted: &BTreeMap<String, model::Interface>,
-        host: &Host,
     ) -> Result<()> {
         self.slot_space.begin_change();
+        let host = context.host;
+        let auto = self.auto(wanted, host)?;
         let mut added = Vec::new();
+        let mut decided = Vec::new();
         for interface in wanted.values() {
             let name = &interface.name;
             let Some(link) = host.links.get(name) else {
@@ -95,19 +110,34 @@ impl Interfaces {
             };
             let known = before.is_some_and(|before| before.get(name) == Some(interface));
             let is_new = !self.attached.contains_key(name);
-            let result = self.attach_one(program, pins, interface, link);
-            match result {
-                Ok(()) if is_new && !known => added.push(name.clone()),
-                Ok(()) => {}
+            match self.attach_one(context, interface, link, auto) {
+                Ok(made) => {
+                    if is_new && !known {
+                        added.push(name.clone());
+                    }
+                    if made == Some(Driver::Native) && interface.mode == AttachMode::Auto {
+                        decided.push((interface, link));
+                    }
+                }
                 Err(error) if known => {
-                    self.attached.remove(name);
                     tracing::error!(interface = name, error = format!("{error:#}"), "not attached");
                 }
                 Err(error) => {
                     for name in added {
-                        self.detach_one(pins, &name, host)?;
+                        self.detach_one(context.pins, &name, host)?;
                     }
                     return Err(error);
+                }
+            }
+        }
+        // Many drivers take redirected frames only with a program of their own: it shows afterwards.
+        if !decided.is_empty()
+            && let Some(device) = deaf(wanted, host, Moment::Attached)?
+        {
+            say_generic(device);
+            for (interface, link) in decided {
+                if let Some(pinned) = links::open(context.pins, &interface.name)? {
+                    self.change_mode(context, interface, link, &pinned, &[Driver::Generic])?;
                 }
             }
         }
@@ -139,19 +169,35 @@ impl Interfaces {
                     name: interface.name.clone(),
                     index: attached.map_or(0, |attached| attached.ifindex),
                     role: interface.role,
-                    mode: attached.map(|attached| if attached.generic { "generic" } else { "native" }),
+                    mode: attached.map(|attached| attached.driver.name()),
+                    takes_redirects: None,
                 }
             })
             .collect()
     }
 
+    /// The ways to attach an interface of mode `auto`, in the order of preference.
+    fn auto(&self, wanted: &BTreeMap<String, model::Interface>, host: &Host) -> Result<&'static [Driver]> {
+        let mut undecided = wanted.values().filter(|interface| {
+            interface.mode == AttachMode::Auto && !self.attached.contains_key(&interface.name)
+        });
+        if undecided.next().is_some()
+            && let Some(device) = deaf(wanted, host, Moment::Before)?
+        {
+            say_generic(device);
+            return Ok(&[Driver::Generic]);
+        }
+        Ok(&[Driver::Native, Driver::Generic])
+    }
+
+    /// Attaches one interface. Returns how, unless it was attached.
     fn attach_one(
         &mut self,
-        program: &mut Xdp,
-        pins: &Pins,
+        context: &mut Context<'_>,
         interface: &model::Interface,
         link: &Link,
-    ) -> Result<()> {
+        auto: &[Driver],
+    ) -> Result<Option<Driver>> {
         let name = &interface.name;
         if link.index >= MAX_IFINDEX {
             return Err(anyhow!(
@@ -159,66 +205,102 @@ impl Interfaces {
                 link.index
             ));
         }
-        let slot = if let Some(slot) = self.slots.get(name) {
-            *slot
-        } else {
-            let slot = self.slot_space.one()?;
-            self.slots.insert(name.clone(), slot);
-            slot
-        };
         if let Some(attached) = self.attached.get(name)
             && attached.ifindex == link.index
             && attached.mode == interface.mode
         {
-            return self.write(interface, link, slot, attached.generic);
+            let driver = attached.driver;
+            self.write(interface, link, driver)?;
+            return Ok(None);
         }
-        let pin = pins.link(name);
-        let mut generic = None;
-        if pin.exists() {
-            let pinned = PinnedLink::from_pin(&pin)
-                .with_context(|| format!("cannot open the pinned link {}", pin.display()))?;
-            let fd: FdLink = pinned.into();
-            let on_device = sys::open_pin(&pin).and_then(|fd| Ok(sys::link_ifindex(fd.as_fd())?))?;
-            let record = self.records.get(&link.index, 0).context("cannot read an interface")?;
-            let was_generic = record.flags & GENERIC != 0;
-            let same_mode = match interface.mode {
-                AttachMode::Auto => true,
-                AttachMode::Native => !was_generic,
-                AttachMode::Generic => was_generic,
-            };
-            if on_device == link.index && same_mode {
-                self.write(interface, link, slot, was_generic)?;
-                let link = XdpLink::try_from(fd)
-                    .map_err(|_| anyhow!("the pin {} is not an XDP link", pin.display()))?;
-                let id = program
-                    .attach_to_link(link)
-                    .with_context(|| format!("cannot replace the program on {name}"))?;
-                drop(program.take_link(id)?);
-                generic = Some(was_generic);
-            } else {
-                std::fs::remove_file(&pin)
-                    .with_context(|| format!("cannot remove the pinned link {}", pin.display()))?;
-                drop(fd);
-            }
-        }
-        let generic = if let Some(generic) = generic {
-            generic
-        } else {
-            // The program must know the interface before the first packet comes.
-            self.write(interface, link, slot, false)?;
-            let generic = create_link(program, pins, interface, link)?;
-            self.write(interface, link, slot, generic)?;
-            generic
+        self.attached.remove(name);
+        let ways = match interface.mode {
+            AttachMode::Auto => auto,
+            AttachMode::Native => &[Driver::Native],
+            AttachMode::Generic => &[Driver::Generic],
         };
-        self.attached.insert(name.clone(), Attached { ifindex: link.index, generic, mode: interface.mode });
-        Ok(())
+        match links::open(context.pins, name)? {
+            Some(pinned) if pinned.ifindex == link.index => {
+                let driver = self.driver(link)?;
+                if interface.mode == AttachMode::Auto || ways == [driver] {
+                    self.write(interface, link, driver)?;
+                    links::update(context.program, pinned, name)?;
+                    self.enter(interface, link, driver);
+                    Ok(None)
+                } else {
+                    self.change_mode(context, interface, link, &pinned, ways).map(Some)
+                }
+            }
+            // Of a device that is gone.
+            Some(_) => {
+                links::unpin(context.pins, name)?;
+                self.make(context, interface, link, ways).map(Some)
+            }
+            None => self.make(context, interface, link, ways).map(Some),
+        }
+    }
+
+    /// Attaches in another mode. The kernel has no way to do that without a gap.
+    ///
+    /// # Errors
+    /// No way of `ways` works; the interface is attached as before, if that works.
+    fn change_mode(
+        &mut self,
+        context: &mut Context<'_>,
+        interface: &model::Interface,
+        link: &Link,
+        pinned: &Pinned,
+        ways: &[Driver],
+    ) -> Result<Driver> {
+        let name = &interface.name;
+        let former = self.driver(link)?;
+        self.attached.remove(name);
+        links::break_off(context.pins, pinned, name)?;
+        self.make(context, interface, link, ways).map_err(|error| {
+            let mode = match former {
+                Driver::Native => AttachMode::Native,
+                Driver::Generic => AttachMode::Generic,
+            };
+            let before = model::Interface { mode, ..interface.clone() };
+            match self.make(context, &before, link, &[former]) {
+                Ok(_) => error.context(format!("{name} stays attached in {former} mode")),
+                Err(again) => error.context(format!(
+                    "{name} is no longer attached, since it does not take the {former} mode any more ({again:#})"
+                )),
+            }
+        })
+    }
+
+    /// Makes a link to a device that has none.
+    fn make(
+        &mut self,
+        context: &mut Context<'_>,
+        interface: &model::Interface,
+        link: &Link,
+        ways: &[Driver],
+    ) -> Result<Driver> {
+        // The program must know the interface before the first packet comes.
+        self.write(interface, link, Driver::Native)?;
+        let driver = links::make(context.program, context.pins, &interface.name, link, ways)?;
+        self.write(interface, link, driver)?;
+        self.enter(interface, link, driver);
+        Ok(driver)
+    }
+
+    fn enter(&mut self, interface: &model::Interface, link: &Link, driver: Driver) {
+        let attached = Attached { ifindex: link.index, driver, mode: interface.mode };
+        self.attached.insert(interface.name.clone(), attached);
+    }
+
+    /// How the program on a device was attached, by whichever daemon.
+    fn driver(&self, link: &Link) -> Result<Driver> {
+        let record = self.records.get(&link.index, 0).context("cannot read an interface")?;
+        Ok(if record.flags & GENERIC == 0 { Driver::Native } else { Driver::Generic })
     }
 
     fn detach_one(&mut self, pins: &Pins, name: &str, host: &Host) -> Result<()> {
-        let pin = pins.link(name);
-        if pin.exists() {
-            std::fs::remove_file(&pin)
-                .with_context(|| format!("cannot remove the pinned link {}", pin.display()))?;
+        if let Some(pinned) = links::open(pins, name)? {
+            links::break_off(pins, &pinned, name)?;
         }
         let ifindex = host.links.get(name).map(|link| link.index);
         self.attached.remove(name);
@@ -232,7 +314,8 @@ impl Interfaces {
     }
 
     /// Writes what the program knows of an interface.
-    fn write(&mut self, interface: &model::Interface, link: &Link, slot: u32, generic: bool) -> Result<()> {
+    fn write(&mut self, interface: &model::Interface, link: &Link, driver: Driver) -> Result<()> {
+        let slot = self.slot(&interface.name)?;
         let role = match interface.role {
             Role::Inside => INSIDE,
             Role::Outside => OUTSIDE,
@@ -250,7 +333,7 @@ impl Interfaces {
         let record = Interface {
             flags: ATTACHED
                 | role
-                | if generic { GENERIC } else { 0 }
+                | if driver == Driver::Generic { GENERIC } else { 0 }
                 | if link.veth { REDIRECT_ONLY } else { 0 },
             slot,
             mac: link.mac,
@@ -261,33 +344,58 @@ impl Interfaces {
         self.egress.set(slot, link.index, None, 0).context("cannot write an egress device")?;
         self.records.set(link.index, record, 0).context("cannot write an interface")
     }
+
+    /// The slot of an interface; the lowest free one where it has none.
+    fn slot(&mut self, name: &str) -> Result<u32> {
+        if let Some(slot) = self.slots.get(name) {
+            return Ok(*slot);
+        }
+        let slot = self.slot_space.one()?;
+        self.slots.insert(name.to_owned(), slot);
+        Ok(slot)
+    }
 }
 
-/// Puts the program on a device and pins the link. Returns whether the mode is generic.
-fn create_link(program: &mut Xdp, pins: &Pins, interface: &model::Interface, link: &Link) -> Result<bool> {
-    let name = &interface.name;
-    let native = |program: &mut Xdp| program.attach_to_if_index(link.index, XdpMode::Driver);
-    let generic = |program: &mut Xdp| program.attach_to_if_index(link.index, XdpMode::Skb);
-    let (result, is_generic) = match interface.mode {
-        AttachMode::Native => (native(program), false),
-        AttachMode::Generic => (generic(program), true),
-        AttachMode::Auto => match native(program) {
-            Ok(id) => (Ok(id), false),
-            Err(error) => {
-                tracing::warn!(
-                    interface = name,
-                    error = %anyhow::Error::new(error).root_cause(),
-                    "the driver takes no XDP program; attaching in generic mode, which is slower"
-                );
-                (generic(program), true)
-            }
-        },
-    };
-    let id = result.with_context(|| format!("cannot attach to interface {name}"))?;
-    let link: FdLink = program.take_link(id)?.try_into().map_err(|_| {
-        anyhow!("the kernel does not offer links for XDP on {name}; Linux 5.9 is the oldest that does")
-    })?;
-    let pin = pins.link(name);
-    link.pin(&pin).with_context(|| format!("cannot pin the link {}", pin.display()))?;
-    Ok(is_generic)
+/// When [`deaf`] is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    /// Before the programs are attached: what may come with them is taken for granted.
+    Before,
+    /// The programs are attached.
+    Attached,
+}
+
+/// A device of `wanted` that loses what native programs redirect to it; `None` also where the kernel does not
+/// tell.
+fn deaf<'a>(
+    wanted: &BTreeMap<String, model::Interface>,
+    host: &'a Host,
+    moment: Moment,
+) -> Result<Option<&'a str>> {
+    let devices: Vec<_> = wanted
+        .values()
+        .filter_map(|interface| Some((interface, host.links.get_key_value(&interface.name)?)))
+        .collect();
+    let features = netdev::features(devices.iter().map(|(_, (_, link))| link.index))
+        .context("cannot ask the kernel what the devices can do with XDP")?;
+    // A single device sends back what it received, which needs no redirection but on a veth.
+    let alone = devices.len() == 1;
+    let deaf = devices.into_iter().find(|(interface, (_, link))| {
+        let Some(features) = features.get(&link.index) else { return false };
+        if features.takes_redirects() || (alone && !link.veth) {
+            return false;
+        }
+        // The peer decides what a veth takes, and an own program what most others take.
+        let may_come = features.runs_programs() && !link.veth && interface.mode != AttachMode::Generic;
+        moment == Moment::Attached || !may_come
+    });
+    Ok(deaf.map(|(_, (name, _))| name.as_str()))
+}
+
+fn say_generic(device: &str) {
+    tracing::warn!(
+        interface = device,
+        "takes no frames that a native XDP program redirects to it: interfaces of mode auto are attached in \
+         generic mode, which is slower; on a veth, `ethtool -K PEER gro on` at the other end helps"
+    );
 }

@@ -8,6 +8,9 @@ mod addresses;
 mod compile;
 mod counters;
 mod interfaces;
+mod links;
+mod netdev;
+mod netlink;
 mod numbers;
 mod observe;
 mod pins;
@@ -39,7 +42,7 @@ use gateway_common::{
 use self::{
     addresses::Addresses,
     counters::RouteCounters,
-    interfaces::Interfaces,
+    interfaces::{Context, Interfaces},
     numbers::{CountedAddress, Numbers},
     observe::BpfObserve,
     pins::Pins,
@@ -224,7 +227,9 @@ impl BpfDataplane {
     fn realize(&mut self, to: &Snapshot) -> Result<()> {
         let interfaces = self.interfaces.as_mut().context("the devices of the host are not known yet")?;
         let before = self.applied.as_ref().map(|applied| &applied.interfaces);
-        interfaces.attach(program(&mut self.ebpf, ENTRY)?, &self.pins, before, &to.interfaces, &self.host)?;
+        let mut context =
+            Context { program: program(&mut self.ebpf, ENTRY)?, pins: &self.pins, host: &self.host };
+        interfaces.attach(&mut context, before, &to.interfaces)?;
         self.pools.write(&to.pools)?;
         self.addresses.add(&self.host, self.pools.elements())?;
         let devices: BTreeMap<String, u32> =

@@ -25,6 +25,7 @@ use gateway_common::{
 };
 
 use super::{
+    netdev,
     numbers::Numbers,
     pins::Pins,
     sweep,
@@ -92,7 +93,15 @@ pub(super) fn sum(values: &PerCpuValues<Counter>) -> Counter {
 
 impl Observe for BpfObserve {
     fn interfaces(&self) -> Result<Vec<AttachedInterface>> {
-        Ok(self.numbers().interfaces.clone())
+        let mut interfaces = self.numbers().interfaces.clone();
+        let attached = interfaces.iter().map(|interface| interface.index).filter(|index| *index != 0);
+        let features =
+            netdev::features(attached).context("cannot ask the kernel what the devices can do with XDP")?;
+        for interface in &mut interfaces {
+            interface.takes_redirects =
+                features.get(&interface.index).map(|features| features.takes_redirects());
+        }
+        Ok(interfaces)
     }
 
     fn traffic(&self) -> Result<Vec<Traffic>> {

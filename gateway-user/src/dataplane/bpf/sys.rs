@@ -16,6 +16,7 @@ const MAP_DELETE_ELEM: libc::c_long = 3;
 const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
+const LINK_DETACH: libc::c_long = 34;
 
 /// Where a walk through a hash map stands: the kernel's number of the next bucket.
 #[derive(Clone, Copy, Debug, Default)]
@@ -103,6 +104,13 @@ pub(super) fn link_ifindex(link: BorrowedFd<'_>) -> io::Result<u32> {
         rest: [u32; 27],
     }
     info::<XdpLinkInfo>(link).map(|info| info.ifindex)
+}
+
+/// Detaches a link from its device at once; without effect where the device is gone.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attributes = link.as_raw_fd().cast_unsigned();
+    // SAFETY: the attributes are those of the command, a descriptor.
+    unsafe { bpf(LINK_DETACH, &mut attributes) }.map(drop)
 }
 
 /// Opens a pinned object.
