@@ -3,7 +3,8 @@
 //!
 //! Single packets, by `BPF_PROG_RUN` with a repeat count. The kernel does not restore the packet between two
 //! repeats, so each program writes the headers anew and then tail calls its subject: `measure` the gateway's
-//! own program, just as it is loaded, and `control` one that does nothing. The difference is the gateway.
+//! own program, just as it is loaded, `measure_other` that of another build, and `control` one that does
+//! nothing. The difference is the gateway.
 //!
 //! Streams: `generate` makes frames, `count` takes them at the end; `relay` is the least that a program can do
 //! with a packet and still send it on.
@@ -30,6 +31,8 @@ const MAX_FRAMES: usize = 65_536;
 const NOTHING: u32 = 0;
 /// Element of [`SUBJECTS`]: the gateway's program.
 const GATEWAY: u32 = 1;
+/// Element of [`SUBJECTS`]: the program of another build.
+const OTHER: u32 = 2;
 
 /// Frames as clients send them.
 #[btf_map]
@@ -45,9 +48,9 @@ struct Turn {
 #[btf_map]
 static TURN: Array<Turn, 1> = Array::new();
 
-/// What `control` and `measure` continue with.
+/// What `control` and the `measure`s continue with.
 #[btf_map]
-static SUBJECTS: ProgramArray<2> = ProgramArray::new();
+static SUBJECTS: ProgramArray<3> = ProgramArray::new();
 
 /// A table like the one for IPv4 sessions, with the same sizes of keys and values. User space gives it the
 /// same capacity. Keys are what stands on the wire from the source address on.
@@ -104,6 +107,15 @@ fn measure(ctx: XdpContext) -> u32 {
     or_aborted(|| {
         restore(&ctx)?;
         continue_with::<GATEWAY>(&ctx)
+    })
+}
+
+/// Restores the frame, then runs the program of another build.
+#[xdp]
+fn measure_other(ctx: XdpContext) -> u32 {
+    or_aborted(|| {
+        restore(&ctx)?;
+        continue_with::<OTHER>(&ctx)
     })
 }
 

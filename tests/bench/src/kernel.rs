@@ -13,13 +13,15 @@ use nix::time::{ClockId, clock_gettime};
 use crate::frame::{self, LENGTH};
 
 /// Programs of the object.
-const PROGRAMS: &[&str] = &[NOTHING, CONTROL, MEASURE, LOOK_UP, GENERATE, RELAY, COUNT];
+const PROGRAMS: &[&str] = &[NOTHING, CONTROL, MEASURE, MEASURE_OTHER, LOOK_UP, GENERATE, RELAY, COUNT];
 /// Does nothing.
 pub(crate) const NOTHING: &str = "nothing";
 /// Restores the frame.
 pub(crate) const CONTROL: &str = "control";
 /// Restores the frame and runs the gateway.
 pub(crate) const MEASURE: &str = "measure";
+/// Restores the frame and runs another build of the gateway.
+pub(crate) const MEASURE_OTHER: &str = "measure_other";
 /// Restores the frame and looks it up in a table.
 pub(crate) const LOOK_UP: &str = "look_up";
 const GENERATE: &str = "generate";
@@ -31,6 +33,7 @@ pub(crate) const COUNT: &str = "count";
 /// Elements of `SUBJECTS`.
 const SUBJECT_NOTHING: u32 = 0;
 const SUBJECT_GATEWAY: u32 = 1;
+const SUBJECT_OTHER: u32 = 2;
 
 /// Frames that the generator hands over at once.
 const BATCH: u32 = 64;
@@ -115,6 +118,11 @@ impl Kernel {
     /// Says which program [`MEASURE`] runs.
     pub(crate) fn set_gateway(&mut self, program: &ProgramFd) -> Result<()> {
         self.subjects.set(SUBJECT_GATEWAY, program, 0).context("the gateway's program cannot be tail called")
+    }
+
+    /// Says which program [`MEASURE_OTHER`] runs.
+    pub(crate) fn set_other(&mut self, program: &ProgramFd) -> Result<()> {
+        self.subjects.set(SUBJECT_OTHER, program, 0).context("the other program cannot be tail called")
     }
 
     /// Says which frames take turns, beginning with the first.

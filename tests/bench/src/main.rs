@@ -38,6 +38,10 @@ pub(crate) struct Options {
     /// Milliseconds of one turn of `throughput`
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(50..=10_000))]
     milliseconds: u64,
+    /// Another build of the gateway's object for the kernel, measured beside the daemon's by `path`, on the
+    /// same maps
+    #[arg(long, value_name = "OBJECT")]
+    against: Option<PathBuf>,
     /// Fail where a target is missed
     #[arg(long)]
     check: bool,

@@ -1,9 +1,14 @@
 //! Clients, the gateway and the rest of the world, each a namespace.
 
-use std::{fs, path::PathBuf, process};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+};
 
 use anyhow::{Context as _, Result};
 use aya::{
+    Ebpf, EbpfLoader,
     maps::MapInfo,
     programs::{ProgramInfo, loaded_programs},
 };
@@ -120,6 +125,19 @@ pub(crate) fn programs_of(daemon: &Gatewayd) -> Result<Vec<ProgramInfo>> {
         program.map_ids().ok().flatten().is_some_and(|maps| maps.contains(&config.id()))
     };
     Ok(programs.filter(of_daemon).collect())
+}
+
+/// Opens another build of the gateway's object, on the maps that a running daemon has pinned.
+pub(crate) fn load_on_maps_of(daemon: &Gatewayd, object: &Path) -> Result<Ebpf> {
+    let pins = daemon.pin_dir().join("maps");
+    let entries = fs::read_dir(&pins).with_context(|| format!("cannot read {}", pins.display()))?;
+    let pins: Vec<(String, PathBuf)> =
+        entries.flatten().map(|pin| (pin.file_name().to_string_lossy().into_owned(), pin.path())).collect();
+    let mut loader = EbpfLoader::new();
+    for (name, pin) in &pins {
+        loader.map_pin_path(name, pin);
+    }
+    loader.load_file(object).with_context(|| format!("cannot load {}", object.display()))
 }
 
 /// A number that the kernel tells in a file of the namespace.

@@ -7,14 +7,15 @@
 //! minute.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::{Ebpf, programs::Xdp};
 use gateway_lab::Gatewayd;
 use serde::Serialize;
 
 use crate::{
     Options, cpu,
     frame::{ACK, Flow, LENGTH, SYN, Transport, shuffle},
-    kernel::{CONTROL, Kernel, LOOK_UP, MEASURE, NOTHING, XDP_REDIRECT},
-    network::{DEVICE, Network, POOL, ifindex, mac, programs_of},
+    kernel::{CONTROL, Kernel, LOOK_UP, MEASURE, MEASURE_OTHER, NOTHING, XDP_REDIRECT},
+    network::{DEVICE, Network, POOL, ifindex, load_on_maps_of, mac, programs_of},
     report::Report,
     statistic::Samples,
 };
@@ -28,8 +29,8 @@ const TARGET: f64 = 60.0;
 /// The gateway's program, as its object calls it.
 const ENTRY: &str = "gateway";
 
-/// What is measured, the programs by name.
-const VARIANTS: [&str; 4] = [NOTHING, CONTROL, MEASURE, LOOK_UP];
+/// What is measured, the programs by name. The last one only where there is another build.
+const VARIANTS: [&str; 5] = [NOTHING, CONTROL, MEASURE, LOOK_UP, MEASURE_OTHER];
 
 /// Packets of one kind.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -72,6 +73,10 @@ struct Outcome {
     hit: Samples,
     /// The gateway in hits.
     hits: Samples,
+    /// Another build alone.
+    other_over_empty: Option<Samples>,
+    /// The gateway over the other build.
+    gateway_over_other: Option<Samples>,
 }
 
 /// Measures all cases.
@@ -80,13 +85,17 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
         "Established path: ns per packet, median [least .. greatest] of {} rounds of {} packets",
         options.rounds, options.packets
     );
-    let headings = ["PACKETS", "FLOWS", "EMPTY", "CONTROL", "GATEWAY", "OVER EMPTY", "HASH HIT", "IN HITS"];
+    let mut headings =
+        vec!["PACKETS", "FLOWS", "EMPTY", "CONTROL", "GATEWAY", "OVER EMPTY", "HASH HIT", "IN HITS"];
+    if options.against.is_some() {
+        headings.extend(["OTHER", "GATEWAY / OTHER"]);
+    }
     let mut report = Report::new("path", title, &headings);
     let mut bench = Bench::new(options)?;
     for case in CASES {
         let outcome = bench.run(*case, options)?;
         let Outcome { empty, control, gateway, over_empty, hit, hits, .. } = &outcome;
-        report.line(&[
+        let mut cells = vec![
             format!("{} {}", case.protocol, if case.direction == Direction::Out { "out" } else { "back" }),
             case.flows.to_string(),
             format!("{:.1}", empty.median()),
@@ -95,7 +104,11 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
             over_empty.to_string(),
             hit.to_string(),
             format!("{hits:.2}"),
-        ]);
+        ];
+        if let (Some(other), Some(ratio)) = (&outcome.other_over_empty, &outcome.gateway_over_other) {
+            cells.extend([other.to_string(), format!("{ratio:.2}")]);
+        }
+        report.line(&cells);
         if case.flows == 1 {
             let what = format!("{} {:?}, one flow, ns over empty", case.protocol, case.direction);
             report.at_most(&what.to_lowercase(), over_empty.median(), TARGET);
@@ -108,6 +121,8 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
 /// A running gateway and the programs to measure it with.
 struct Bench {
     kernel: Kernel,
+    /// Another build of the gateway.
+    other: Option<Ebpf>,
     // Ends before its namespaces do.
     daemon: Gatewayd,
     network: Network,
@@ -136,6 +151,15 @@ impl Bench {
         let mut entries = programs.iter().filter(|program| program.name() == ENTRY.as_bytes());
         let entry = entries.next().with_context(|| format!("the daemon has no program `{ENTRY}`"))?;
         kernel.set_gateway(&entry.fd()?)?;
+        let mut other = None;
+        if let Some(object) = &options.against {
+            let mut loaded = load_on_maps_of(&daemon, object)?;
+            let program = loaded.program_mut(ENTRY).with_context(|| format!("no program `{ENTRY}`"))?;
+            let program: &mut Xdp = program.try_into()?;
+            program.load().context("the kernel refuses the other program")?;
+            kernel.set_other(program.fd()?)?;
+            other = Some(loaded);
+        }
         let Network { clients, gateway, world, inside, outside, .. } = &network;
         let macs = Macs {
             inside: mac(gateway, inside)?,
@@ -144,11 +168,12 @@ impl Bench {
             world: mac(world, DEVICE)?,
         };
         let (inside, outside) = (ifindex(gateway, inside)?, ifindex(gateway, outside)?);
-        Ok(Self { kernel, daemon, network, inside, outside, macs })
+        Ok(Self { kernel, other, daemon, network, inside, outside, macs })
     }
 
     fn run(&mut self, case: Case, options: &Options) -> Result<Outcome> {
-        let Self { kernel, daemon, network, inside, outside, macs } = self;
+        let Self { kernel, other, daemon, network, inside, outside, macs } = self;
+        let variants = if other.is_some() { &VARIANTS[..] } else { &VARIANTS[..4] };
         let ingress = if case.direction == Direction::Out { *inside } else { *outside };
         // BPF_PROG_RUN looks for the device in the namespace of its caller.
         network.gateway.enter(|| {
@@ -157,19 +182,32 @@ impl Bench {
             kernel.fill_table(&frames)?;
             kernel.set_frames(&frames)?;
             let before = Seen::read(daemon)?;
-            let samples = rounds(kernel, ingress, options)?;
+            let samples = rounds(kernel, variants, ingress, options)?;
             let after = Seen::read(daemon)?;
             let forwarded = after.forwarded - before.forwarded;
-            let wanted = u64::from(options.rounds + 1) * u64::from(options.packets);
+            let measured = variants.iter().filter(|name| [MEASURE, MEASURE_OTHER].contains(name)).count();
+            let wanted = measured as u64 * u64::from(options.rounds + 1) * u64::from(options.packets);
             ensure!(
                 forwarded == wanted && after.dropped == before.dropped,
                 "the gateway forwarded {forwarded} packets of {wanted}, and dropped {}",
                 after.dropped - before.dropped
             );
-            let [empty, control, gateway, look_up] = samples;
+            let [empty, control, gateway, look_up, other] = samples;
             let (over_empty, hit) = (gateway.minus(&control), look_up.minus(&control));
             let hits = over_empty.over(&hit);
-            Ok(Outcome { case, empty, control, gateway, over_empty, hit, hits })
+            let other_over_empty = variants.contains(&MEASURE_OTHER).then(|| other.minus(&control));
+            let gateway_over_other = other_over_empty.as_ref().map(|other| over_empty.over(other));
+            Ok(Outcome {
+                case,
+                empty,
+                control,
+                gateway,
+                over_empty,
+                hit,
+                hits,
+                other_over_empty,
+                gateway_over_other,
+            })
         })?
     }
 }
@@ -221,16 +259,21 @@ fn open(kernel: &mut Kernel, case: Case, inside: u32, macs: Macs) -> Result<Vec<
 }
 
 /// Runs all variants in turns, beginning with another one each round.
-fn rounds(kernel: &Kernel, ingress: u32, options: &Options) -> Result<[Samples; VARIANTS.len()]> {
+fn rounds(
+    kernel: &Kernel,
+    variants: &[&str],
+    ingress: u32,
+    options: &Options,
+) -> Result<[Samples; VARIANTS.len()]> {
     let mut samples: [Samples; VARIANTS.len()] = Default::default();
     // What comes first finds cold caches.
-    for variant in VARIANTS {
+    for variant in variants {
         kernel.run(variant, ingress, options.packets)?;
     }
     for round in 0..options.rounds as usize {
-        for turn in 0..VARIANTS.len() {
-            let variant = (round + turn) % VARIANTS.len();
-            let ran = kernel.run(VARIANTS[variant], ingress, options.packets)?;
+        for turn in 0..variants.len() {
+            let variant = (round + turn) % variants.len();
+            let ran = kernel.run(variants[variant], ingress, options.packets)?;
             samples[variant].push(ran.nanoseconds);
         }
     }
