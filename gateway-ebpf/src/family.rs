@@ -43,6 +43,9 @@ pub(crate) trait Datapath: Family {
 
     /// The session under `tuple`.
     fn session(tuple: &Tuple<Self>) -> Option<*mut Session<Self>>;
+    /// [`Datapath::session`] for a tuple that is not in memory yet: it is written there in words that the kernel
+    /// can read back at once, see [`Tuple::<V4>::words`].
+    fn session_of(tuple: Tuple<Self>) -> Option<*mut Session<Self>>;
     /// Adds a session element; fails where one exists.
     fn insert_session(tuple: &Tuple<Self>, session: &Session<Self>) -> Result<(), i32>;
     /// Removes a session element.
@@ -123,6 +126,13 @@ impl Datapath for V4 {
     #[inline(always)]
     fn session(tuple: &Tuple<Self>) -> Option<*mut Session<Self>> {
         session::SESSIONS_V4.get_ptr_mut(tuple)
+    }
+
+    #[inline(always)]
+    fn session_of(tuple: Tuple<Self>) -> Option<*mut Session<Self>> {
+        let words = tuple.words();
+        // SAFETY: the words are a tuple, and aligned as one.
+        Self::session(unsafe { &*(&raw const words).cast() })
     }
 
     #[inline(always)]
@@ -218,6 +228,13 @@ impl Datapath for V6 {
     #[inline(always)]
     fn session(tuple: &Tuple<Self>) -> Option<*mut Session<Self>> {
         session::SESSIONS_V6.get_ptr_mut(tuple)
+    }
+
+    #[inline(always)]
+    fn session_of(tuple: Tuple<Self>) -> Option<*mut Session<Self>> {
+        let words = tuple.words();
+        // SAFETY: as above.
+        Self::session(unsafe { &*(&raw const words).cast() })
     }
 
     #[inline(always)]

@@ -279,7 +279,7 @@ fn fast_ip<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropRe
         return Ok(None);
     }
     let side = side(context, &packet);
-    let Some(session) = F::session(&tuple(&packet, side)) else { return Ok(None) };
+    let Some(session) = F::session_of(tuple(&packet, side)) else { return Ok(None) };
     // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
     let session = unsafe { &mut *session };
     if !is_confirmed(context, session, side) || forward::check(&packet, &session.next_hop).is_err() {
