@@ -2,14 +2,21 @@
 
 use crate::pod;
 
-/// Times are kept in ticks of 2^27 ns (134 ms) of the monotonic clock: coarse enough that an established
-/// flow writes its time stamp seven times a second at most, fine enough for every timer of the RFCs.
-pub const TICK_SHIFT: u32 = 27;
+/// Longest length of a tick, nanoseconds: coarse enough that an established flow writes its time stamp some
+/// times a second at most, fine enough for every timer of the RFCs.
+///
+/// Times are kept in ticks of a power of two of the kernel's jiffies ([`Config::tick_shift`]): `bpf_jiffies64`
+/// is two loads where the JIT inlines it, a clock in nanoseconds is a call and a loop around a sequence count.
+pub const MAX_TICK: u64 = 134_217_728;
 
-/// Converts nanoseconds of `CLOCK_MONOTONIC` to ticks.
-#[inline(always)]
-pub const fn ticks(nanoseconds: u64) -> u32 {
-    (nanoseconds >> TICK_SHIFT) as u32
+/// The power of two of jiffies that makes a tick, for jiffies of `jiffy` nanoseconds.
+#[must_use]
+pub const fn tick_shift(jiffy: u64) -> u32 {
+    let mut shift = 0;
+    while jiffy << (shift + 1) <= MAX_TICK && shift < 16 {
+        shift += 1;
+    }
+    shift
 }
 
 /// Elements of `PROGRAMS`.
@@ -55,8 +62,24 @@ pub struct Config {
     pub interface_bindings: u32,
     /// Which half of the numbers that a daemon gives out is in force, 0 or 1: the next daemon uses the other.
     pub half: u32,
+    /// A tick is that power of two of jiffies, see [`tick_shift`].
+    pub tick_shift: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 48);
+const _: () = assert!(size_of::<Config>() == 52);
 
 pod!(Config);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tick_is_the_longest_below_its_bound() {
+        for hertz in [100, 250, 300, 1000] {
+            let jiffy = 1_000_000_000 / hertz;
+            let tick = jiffy << tick_shift(jiffy);
+            assert!(tick <= MAX_TICK && tick * 2 > MAX_TICK, "{hertz} Hz: {tick} ns");
+        }
+    }
+}

@@ -75,7 +75,7 @@ pub const TCP_ACK: u8 = 0x10;
 pub struct Session<F: Family> {
     /// Generation that confirmed the session, [`RETIRED`] or [`DEAD`].
     pub generation: u32,
-    /// Tick of the last packet of this direction, see [`crate::config::ticks`].
+    /// Tick of the last packet of this direction, see [`crate::config::MAX_TICK`].
     pub last_seen: u32,
     /// Packets of this direction.
     pub packets: u64,
@@ -192,8 +192,8 @@ pub struct SweepHeader {
     pub retired: u32,
     /// Sessions deleted by this run.
     pub removed: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The present tick.
+    pub now: u32,
 }
 
 /// Remove sessions that are idle or closed.

@@ -1,8 +1,8 @@
 //! Maps `CONFIG` and `INTERFACES`, and the clock.
 
-use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_ktime_get_coarse_ns, macros::btf_map};
+use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_jiffies64, macros::btf_map};
 use gateway_common::{
-    config::{self, Config},
+    config::Config,
     interface::{ATTACHED, Interface, MAX_IFINDEX},
 };
 
@@ -27,9 +27,10 @@ pub(crate) fn interface(ifindex: u32) -> Option<&'static Interface> {
     if interface.flags & ATTACHED == 0 { None } else { Some(interface) }
 }
 
-/// The present tick, see [`config::ticks`].
+/// The present tick, see [`gateway_common::config::MAX_TICK`].
 #[inline(always)]
-pub(crate) fn now() -> u32 {
+pub(crate) fn now(config: &Config) -> u32 {
     // SAFETY: the helper has no arguments.
-    config::ticks(unsafe { bpf_ktime_get_coarse_ns() })
+    let jiffies = unsafe { bpf_jiffies64() };
+    (jiffies >> (config.tick_shift & 63)) as u32
 }

@@ -5,6 +5,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use gateway_common::{
+    config::Config,
     event::{EVENTS_BYTES, Event, NEIGHBOR},
     family::MappedAddress,
 };
@@ -17,7 +18,7 @@ static EVENTS: RingBuf<Event, { EVENTS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static EVENTS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// Messages that one CPU sends in one tick of 134 ms. Whoever sends to many unknown neighbours does not keep the
+/// Messages that one CPU sends in one tick (about 130 ms). Whoever sends to many unknown neighbours does not keep the
 /// daemon busy; the neighbours are asked for again with their next packet.
 const PER_TICK: u32 = 64;
 
@@ -27,11 +28,11 @@ static EVENT_RATE: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
 
 /// Asks the daemon to have `address` resolved on `ifindex`.
 #[inline(always)]
-pub(crate) fn unresolved(ifindex: u32, address: MappedAddress) {
+pub(crate) fn unresolved(config: &Config, ifindex: u32, address: MappedAddress) {
     let Some(rate) = EVENT_RATE.get_ptr_mut(0) else { return };
     // SAFETY: the element is this CPU's own.
     let [tick, count] = unsafe { &mut *rate };
-    let now = config::now();
+    let now = config::now(config);
     if *tick != now {
         *tick = now;
         *count = 0;

@@ -217,7 +217,7 @@ fn try_answer<F: Datapath>(context: &Context<'_>, question: &Question<F>) -> Res
         }
         Answer::Unresolved { slot, ifindex, mtu, address } => {
             // Not for the cache: the kernel's answer is better, and will be there soon.
-            event::unresolved(ifindex, address);
+            event::unresolved(context.config, ifindex, address);
             let learn = matches!(question.unresolved, Unresolved::Learn);
             return learned(context, learn, slot, ifindex, mtu, &address);
         }

@@ -92,7 +92,7 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     let scratch = F::scratch().ok_or(DropReason::Internal)?;
     // SAFETY: the scratch element is this CPU's own.
     let scratch = unsafe { &mut *scratch };
-    let now = config::now();
+    let now = config::now(context.config);
     scratch.inside.source = packet.source;
     scratch.inside.destination = packet.destination;
     scratch.inside.source_port = source_port;

@@ -333,7 +333,7 @@ pub(crate) fn established<F: Datapath>(
 ) -> Result<Outcome, DropReason> {
     let next_hop = session.next_hop;
     forward::check(packet, &next_hop)?;
-    let now = config::now();
+    let now = config::now(context.config);
     if session.last_seen != now {
         session.last_seen = now;
     }

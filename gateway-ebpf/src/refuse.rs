@@ -12,6 +12,7 @@ use aya_ebpf::{
 };
 use gateway_common::{
     DropReason, checksum,
+    config::Config,
     parse::{Bytes as _, ETHERNET_LEN, Flow, Fragment, IPV4_LEN, IPV6_LEN, PROTO_TCP, Packet},
     session::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
 };
@@ -24,7 +25,7 @@ use crate::{
     path::Context,
 };
 
-/// Answers that one CPU makes in one tick of 134 ms: about a thousand a second.
+/// Answers that one CPU makes in one tick (about 130 ms): about a thousand a second.
 const PER_TICK: u32 = 134;
 
 /// Tick and number of answers in it.
@@ -50,7 +51,7 @@ pub(crate) fn answer<F: Datapath>(context: &Context<'_>, reason: DropReason) -> 
     // SAFETY: the element is this CPU's own and programs do not preempt each other.
     let subject = unsafe { &*subject };
     let packet = &subject.packet;
-    if !may_answer(packet) || !within_rate() {
+    if !may_answer(packet) || !within_rate(context.config) {
         return xdp_action::XDP_DROP;
     }
     let built =
@@ -74,11 +75,11 @@ fn may_answer<F: Datapath>(packet: &Packet<F>) -> bool {
 }
 
 #[inline(always)]
-fn within_rate() -> bool {
+fn within_rate(config: &Config) -> bool {
     let Some(state) = REFUSALS.get_ptr_mut(0) else { return false };
     // SAFETY: the element is this CPU's own.
     let [tick, count] = unsafe { &mut *state };
-    let now = config::now();
+    let now = config::now(config);
     if *tick != now {
         *tick = now;
         *count = 0;

@@ -26,7 +26,7 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
     let mut visit = Visit {
         frame: frame.context(),
         action,
-        now: config::now(),
+        now: config::now(config),
         timeouts: config.timeouts,
         retired: 0,
         removed: 0,
@@ -41,7 +41,7 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
             bpf_loop(count, visit_nth::<V6> as *mut c_void, visit_pointer, 0);
         }
     }
-    frame.write(12, [visit.retired, visit.removed]).ok()
+    frame.write(12, [visit.retired, visit.removed, visit.now]).ok()
 }
 
 #[repr(C)]

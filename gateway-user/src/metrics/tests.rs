@@ -110,7 +110,11 @@ async fn a_scrape_reports_the_state_in_force() {
     has(&text, "gateway_active 1");
     has(&text, "gateway_config_revision 1");
     has(&text, "gateway_config_last_apply_success 1");
-    has(&text, &format!(r#"gateway_build_info{{version="{}",abi="1"}} 1"#, env!("CARGO_PKG_VERSION")));
+    let version = env!("CARGO_PKG_VERSION");
+    has(
+        &text,
+        &format!(r#"gateway_build_info{{version="{version}",abi="{}"}} 1"#, gateway_common::ABI_VERSION),
+    );
     has(&text, r#"gateway_routes{table="main",family="ipv4"} 1"#);
     has(&text, r#"gateway_routes{table="main",family="ipv6"} 0"#);
     has(&text, "gateway_session_capacity 1048576");

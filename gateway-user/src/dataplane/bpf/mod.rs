@@ -5,6 +5,7 @@
 //! and [`tables`] write the policy, [`sweep`] removes sessions, [`observe`] reads.
 
 mod addresses;
+mod clock;
 mod compile;
 mod counters;
 mod interfaces;
@@ -24,7 +25,6 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -36,11 +36,12 @@ use aya::{
 use aya_obj::Object;
 use gateway_common::{
     ABI_VERSION,
-    config::{self, Config, DECIDE_V4, DECIDE_V6, TICK_SHIFT},
+    config::{self, Config, DECIDE_V4, DECIDE_V6},
 };
 
 use self::{
     addresses::Addresses,
+    clock::{Clock, Scale},
     counters::RouteCounters,
     interfaces::{Context, Interfaces},
     numbers::{CountedAddress, Numbers},
@@ -96,6 +97,7 @@ pub struct BpfDataplane {
     pools: Pools,
     tables: Tables,
     sweep: Sweep,
+    scale: Scale,
     numbers: Arc<RwLock<Numbers>>,
     observe: Arc<BpfObserve>,
     host: Host,
@@ -160,6 +162,10 @@ impl BpfDataplane {
             half,
         )?;
         config.half = half;
+        let scale = Scale::of_this_kernel()?;
+        config.tick_shift = scale.shift();
+        let sweep = Arc::new(sweep::Program::new(program(&mut ebpf, SWEEP)?.fd()?.try_clone()?));
+        let clock = Clock::new(Arc::clone(&sweep), scale);
         Ok(Self {
             config_map,
             config,
@@ -167,8 +173,9 @@ impl BpfDataplane {
             addresses: Addresses::new(take(&mut ebpf, "ADDRESSES")?)?,
             pools,
             tables,
-            sweep: Sweep::new(&pins)?,
-            observe: Arc::new(BpfObserve::new(&pins, Arc::clone(&numbers), sessions)?),
+            sweep: Sweep::new(sweep, &pins)?,
+            scale,
+            observe: Arc::new(BpfObserve::new(clock, &pins, Arc::clone(&numbers), sessions)?),
             numbers,
             host: Host::default(),
             applied: None,
@@ -239,7 +246,7 @@ impl BpfDataplane {
         let pending = self.tables.prepare(&to.tables, &references)?;
 
         // From here on nothing fails but the writing of words into maps that exist.
-        self.config.timeouts = timeouts(&to.timeouts);
+        self.config.timeouts = timeouts(&to.timeouts, self.scale);
         self.config.inside_slots = interfaces.inside_slots(&to.interfaces);
         self.config.interface_bindings = u32::from(
             to.tables.values().flat_map(|table| &table.bindings).any(|binding| binding.iif.is_some()),
@@ -349,7 +356,7 @@ impl Dataplane for BpfDataplane {
     }
 
     fn sweep(&mut self) -> Result<()> {
-        self.sweep.slice(program(&mut self.ebpf, SWEEP)?, &self.config.timeouts)
+        self.sweep.slice(&self.config.timeouts)
     }
 
     fn observe(&self) -> Arc<dyn Observe> {
@@ -389,17 +396,13 @@ where
     M::try_from(map).with_context(|| format!("map {name} is not what it should be"))
 }
 
-/// Idle times in ticks, rounded up: a session is never removed early.
-fn timeouts(timeouts: &model::Timeouts) -> config::Timeouts {
-    let ticks = |time: Duration| {
-        let ticks = time.as_nanos().div_ceil(1 << TICK_SHIFT);
-        u32::try_from(ticks).unwrap_or(u32::MAX)
-    };
+/// Idle times in ticks.
+fn timeouts(timeouts: &model::Timeouts, scale: Scale) -> config::Timeouts {
     config::Timeouts {
-        tcp_established: ticks(timeouts.tcp_established),
-        tcp_transitory: ticks(timeouts.tcp_transitory),
-        udp: ticks(timeouts.udp),
-        icmp: ticks(timeouts.icmp),
+        tcp_established: scale.ticks(timeouts.tcp_established),
+        tcp_transitory: scale.ticks(timeouts.tcp_transitory),
+        udp: scale.ticks(timeouts.udp),
+        icmp: scale.ticks(timeouts.icmp),
     }
 }
 

@@ -6,7 +6,6 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -16,7 +15,6 @@ use aya::{
 };
 use gateway_common::{
     DropReason, Family, V4, V6, Verdict,
-    config::TICK_SHIFT,
     counter::{Counter, SessionClass, SessionCounters, traffic_position},
     family,
     parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP},
@@ -25,10 +23,10 @@ use gateway_common::{
 };
 
 use super::{
+    clock::Clock,
     netdev,
     numbers::Numbers,
     pins::Pins,
-    sweep,
     sys::{self, Cursor},
 };
 use crate::{
@@ -40,6 +38,7 @@ use crate::{
 const READ: usize = 4_096;
 
 pub(super) struct BpfObserve {
+    clock: Clock,
     numbers: Arc<RwLock<Numbers>>,
     traffic: PerCpuArray<MapData, Counter>,
     drops: PerCpuArray<MapData, Counter>,
@@ -53,8 +52,14 @@ pub(super) struct BpfObserve {
 }
 
 impl BpfObserve {
-    pub(super) fn new(pins: &Pins, numbers: Arc<RwLock<Numbers>>, capacity: u32) -> Result<Self> {
+    pub(super) fn new(
+        clock: Clock,
+        pins: &Pins,
+        numbers: Arc<RwLock<Numbers>>,
+        capacity: u32,
+    ) -> Result<Self> {
         Ok(Self {
+            clock,
             numbers,
             traffic: open(pins, "TRAFFIC")?,
             drops: open(pins, "DROPS")?,
@@ -273,7 +278,7 @@ impl BpfObserve {
                 READ,
             )
             .context("cannot read the session table")?;
-            let now = sweep::now()?;
+            let now = self.clock.now()?;
             for (tuple, session) in keys.iter().zip(&values) {
                 if limit != 0 && rows.len() == limit {
                     return Ok(());
@@ -304,7 +309,6 @@ impl BpfObserve {
         let ip = |address: &F::Address| -> IpAddr { family::to_ip(&F::mapped(address)) };
         let counter = |session: &Session<F>| Counter { packets: session.packets, bytes: session.bytes };
         let seen = session.last_seen.max(answer.map_or(0, |answer| answer.last_seen));
-        let since = |tick: u32| Duration::from_nanos(u64::from(now.saturating_sub(tick)) << TICK_SHIFT);
         let numbers = self.numbers();
         let icmp = matches!(tuple.proto, PROTO_ICMP | PROTO_ICMPV6);
         SessionRow {
@@ -321,8 +325,8 @@ impl BpfObserve {
                 .map(|counted| counted.pool.clone()),
             route: numbers.routes.get(&session.counter).map(|route| (route.table.clone(), route.key)),
             state: state(tuple.proto, session.tcp_seen, answer),
-            age: since(session.created),
-            idle: since(seen),
+            age: self.clock.since(now, session.created),
+            idle: self.clock.since(now, seen),
             sent: counter(session),
             received: answer.map_or_else(Counter::default, counter),
         }

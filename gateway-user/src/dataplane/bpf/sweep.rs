@@ -6,25 +6,21 @@
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
     time::{Duration, Instant},
 };
-
-use anyhow::{Context as _, Result};
-use aya::{
-    Pod,
-    programs::{TestRun as _, TestRunOptions, Xdp},
-};
-use gateway_common::{
-    Family, V4, V6,
-    config::{self, Timeouts},
-    counter::SessionClass,
-    session::{DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_IDLE, Session, SweepHeader, Tuple},
-};
-use nix::time::{ClockId, clock_gettime};
 
 use super::{
     pins::Pins,
     sys::{self, Cursor},
+};
+use anyhow::{Context as _, Result};
+use aya::{Pod, programs::ProgramFd};
+use gateway_common::{
+    Family, V4, V6,
+    config::Timeouts,
+    counter::SessionClass,
+    session::{DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_IDLE, Session, SweepHeader, Tuple},
 };
 
 /// Time that a slice may take; a tenth of [`crate::dataplane::SWEEP_INTERVAL`].
@@ -34,6 +30,7 @@ const READ: usize = 4_096;
 
 /// The walk through the session tables.
 pub(super) struct Sweep {
+    program: Arc<Program>,
     v4: Walk<V4>,
     v6: Walk<V6>,
     /// Whether the IPv6 table is next.
@@ -48,8 +45,9 @@ struct Walk<F: Family> {
 }
 
 impl Sweep {
-    pub(super) fn new(pins: &Pins) -> Result<Self> {
+    pub(super) fn new(program: Arc<Program>, pins: &Pins) -> Result<Self> {
         Ok(Self {
+            program,
             v4: Walk::new(sys::open_pin(&pins.map("SESSIONS_V4"))?),
             v6: Walk::new(sys::open_pin(&pins.map("SESSIONS_V6"))?),
             v6_next: false,
@@ -57,14 +55,14 @@ impl Sweep {
     }
 
     /// Continues the walk for one slice, at most once through both tables.
-    pub(super) fn slice(&mut self, program: &mut Xdp, timeouts: &Timeouts) -> Result<()> {
+    pub(super) fn slice(&mut self, timeouts: &Timeouts) -> Result<()> {
         let end = Instant::now() + SLICE;
         let mut tables_left = 2;
         while tables_left > 0 && Instant::now() < end {
             let more = if self.v6_next {
-                self.v6.step(program, timeouts)?
+                self.v6.step(&self.program, timeouts)?
             } else {
-                self.v4.step(program, timeouts)?
+                self.v4.step(&self.program, timeouts)?
             };
             if !more {
                 self.v6_next = !self.v6_next;
@@ -85,11 +83,11 @@ where
     }
 
     /// Reads some buckets and has the program look at what may go. Returns `false` at the end of the table.
-    fn step(&mut self, program: &mut Xdp, timeouts: &Timeouts) -> Result<bool> {
+    fn step(&mut self, program: &Program, timeouts: &Timeouts) -> Result<bool> {
         let more =
             sys::lookup_batch(self.map.as_fd(), &mut self.cursor, &mut self.keys, &mut self.values, READ)
                 .context("cannot read the session table")?;
-        let now = now()?;
+        let now = program.now()?;
         let candidates: Vec<Tuple<F>> = self
             .keys
             .iter()
@@ -100,17 +98,38 @@ where
             .map(|(tuple, _)| *tuple)
             .collect();
         for batch in candidates.chunks(SWEEP_BATCH) {
-            run::<F>(program, batch)?;
+            program.run(F::AF, batch)?;
         }
         Ok(more)
     }
 }
 
-/// The present tick, of the clock that the programs use.
-pub(super) fn now() -> Result<u32> {
-    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot read the clock")?;
-    let nanoseconds = time.tv_sec().cast_unsigned() * 1_000_000_000 + time.tv_nsec().cast_unsigned();
-    Ok(config::ticks(nanoseconds))
+/// The program `sweep`, loaded.
+pub(super) struct Program(ProgramFd);
+
+impl Program {
+    pub(super) fn new(descriptor: ProgramFd) -> Self {
+        Self(descriptor)
+    }
+
+    /// The present tick, of the clock that the programs use.
+    pub(super) fn now(&self) -> Result<u32> {
+        self.run::<Tuple<V4>>(V4::AF, &[]).map(|header| header.now)
+    }
+
+    /// Has the program look at the sessions of a batch.
+    fn run<T: Pod>(&self, family: u8, batch: &[T]) -> Result<SweepHeader> {
+        let header = SweepHeader {
+            family: family.into(),
+            count: batch.len() as u32,
+            action: SWEEP_IDLE,
+            ..SweepHeader::default()
+        };
+        let mut input = Vec::with_capacity(size_of::<SweepHeader>() + size_of_val(batch));
+        input.extend_from_slice(bytes_of(std::slice::from_ref(&header)));
+        input.extend_from_slice(bytes_of(batch));
+        sys::run(self.0.as_fd(), &input).context("cannot run the program `sweep`")
+    }
 }
 
 /// Whether the inside element alone does not rule out that the session may go.
@@ -121,25 +140,6 @@ fn may_go<F: Family>(now: u32, timeouts: &Timeouts, proto: u8, session: &Session
         SessionClass::Icmp | SessionClass::Other => timeouts.icmp,
     };
     matches!(session.generation, RETIRED | DEAD) || now.saturating_sub(session.last_seen) >= shortest
-}
-
-/// Runs the program on a batch.
-fn run<F: Family>(program: &mut Xdp, batch: &[Tuple<F>]) -> Result<()>
-where
-    Tuple<F>: Pod,
-{
-    let header = SweepHeader {
-        family: F::AF.into(),
-        count: batch.len() as u32,
-        action: SWEEP_IDLE,
-        ..SweepHeader::default()
-    };
-    let mut input = Vec::with_capacity(size_of::<SweepHeader>() + size_of_val(batch));
-    input.extend_from_slice(bytes_of(std::slice::from_ref(&header)));
-    input.extend_from_slice(bytes_of(batch));
-    let options = TestRunOptions { data_in: Some(&input), ..TestRunOptions::default() };
-    program.test_run(options).context("cannot run the program `sweep`")?;
-    Ok(())
 }
 
 /// The memory of plain values.

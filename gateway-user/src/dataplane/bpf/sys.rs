@@ -14,6 +14,7 @@ use aya_obj::generated::bpf_map_info;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const OBJ_GET: libc::c_long = 7;
+const PROG_TEST_RUN: libc::c_long = 10;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const LINK_DETACH: libc::c_long = 34;
@@ -83,6 +84,38 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
         cursor.0 = more.then_some(next);
         return Ok(more);
     }
+}
+
+/// Runs a program on the frame `input` and returns the first bytes of what it leaves behind, which is no longer.
+pub(super) fn run<T: Pod>(program: BorrowedFd<'_>, input: &[u8]) -> io::Result<T> {
+    /// The `test` member of `union bpf_attr`, up to what XDP needs.
+    #[repr(C)]
+    struct Attributes {
+        prog_fd: u32,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+    }
+    debug_assert!(size_of::<T>() <= input.len(), "the program does not make the frame longer");
+    let mut output = input.to_vec();
+    let mut attributes = Attributes {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        retval: 0,
+        data_size_in: input.len() as u32,
+        data_size_out: output.len() as u32,
+        data_in: input.as_ptr() as u64,
+        data_out: output.as_mut_ptr() as u64,
+        repeat: 1,
+        duration: 0,
+    };
+    // SAFETY: the attributes are those of the command, and the pointers lead to as many bytes as it says.
+    unsafe { bpf(PROG_TEST_RUN, &mut attributes)? };
+    // SAFETY: `output` is as long as `input`, and `Pod` accepts every bit pattern.
+    Ok(unsafe { output.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// What the kernel says of a map.
