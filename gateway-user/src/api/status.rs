@@ -45,7 +45,7 @@ impl Context {
                 .push(notice(format!("the data plane cannot be read: {error:#}"), "see the log of gatewayd"));
             Readings::default()
         });
-        problems.extend(readings.interfaces.iter().filter_map(detached));
+        problems.extend(readings.attached.iter().filter_map(detached));
         problems.extend(deaf(&readings.attached));
         let mut warnings = remarks(current);
         warnings.extend(fullness(&readings));
@@ -114,17 +114,23 @@ fn failures(current: &Current) -> Vec<Notice> {
     apply.into_iter().chain(host).collect()
 }
 
-fn detached(interface: &InterfaceRow) -> Option<Notice> {
-    let name = &interface.name;
-    match (&interface.attached, interface.index) {
+fn detached(interface: &AttachedInterface) -> Option<Notice> {
+    let AttachedInterface { name, mode, index, shut, .. } = interface;
+    let shut = if *shut { ", and the host forwards nothing from there" } else { "" };
+    match (mode, index) {
         (Some(_), _) => None,
-        (None, Some(_)) => Some(notice(
-            format!("interface `{name}` has no XDP program"),
-            "the log of gatewayd says why it could not be attached",
+        (None, 0) => Some(notice(
+            format!("interface `{name}` does not exist"),
+            "it is attached as soon as it appears; the host forwards nothing from there before, if the gateway is \
+             active",
         )),
-        (None, None) => {
-            Some(notice(format!("interface `{name}` does not exist"), "it is attached as soon as it appears"))
-        }
+        (None, _) => Some(notice(
+            format!("interface `{name}` has no XDP program{shut}"),
+            &format!(
+                "the log of gatewayd says why it could not be attached; it tries again when the device changes, or \
+                 after `gwctl interface del {name}` and `gwctl interface add {name} role ROLE mode generic`"
+            ),
+        )),
     }
 }
 

@@ -123,6 +123,7 @@ impl Observe for Memory {
                         role: interface.role,
                         mode: link.map(|_| mode),
                         takes_redirects: link.map(|_| true),
+                        shut: false,
                     }
                 })
                 .collect()

@@ -112,6 +112,8 @@ pub struct AttachedInterface {
     pub mode: Option<&'static str>,
     /// Whether native programs of other interfaces can redirect to it; `None` where the kernel does not tell.
     pub takes_redirects: Option<bool>,
+    /// Whether the host forwards nothing that arrives there, because the program is missing.
+    pub shut: bool,
 }
 
 /// One cell of the traffic matrix.

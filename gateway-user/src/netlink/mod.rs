@@ -25,7 +25,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage},
+};
 use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep, sleep_until},
@@ -118,7 +121,7 @@ impl Netlink {
             let due = self.pace.due();
             tokio::select! {
                 event = self.sockets.event() => match event {
-                    Some(Event::Message(message)) => self.take_in(&message),
+                    Some(Event::Message(message)) => self.take_in(&message, &control.snapshot()),
                     Some(Event::Overrun) => self.lost_events(),
                     None => self.reconnect().await,
                 },
@@ -142,7 +145,7 @@ impl Netlink {
         self.resolver.release_all(&self.neighbors, &self.sockets).await;
     }
 
-    fn take_in(&mut self, event: &RouteNetlinkMessage) {
+    fn take_in(&mut self, event: &RouteNetlinkMessage, state: &Snapshot) {
         match event {
             RouteNetlinkMessage::NewNeighbour(message) => {
                 self.todo.moved |= self.neighbors.observe(message, false);
@@ -156,14 +159,29 @@ impl Netlink {
             }
             RouteNetlinkMessage::DelRoute(message) => self.route_changed(route::matters(message)),
             RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => self.todo.moved = true,
-            RouteNetlinkMessage::NewLink(_)
-            | RouteNetlinkMessage::DelLink(_)
-            | RouteNetlinkMessage::NewAddress(_)
-            | RouteNetlinkMessage::DelAddress(_) => self.todo.read_host = true,
+            RouteNetlinkMessage::NewLink(message) => self.link_changed(message, false, state),
+            RouteNetlinkMessage::DelLink(message) => self.link_changed(message, true, state),
+            RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
+                self.todo.read_host = true;
+            }
             _ => {}
         }
         if self.todo.moved || self.todo.read_host {
             self.pace.poke(Instant::now());
+        }
+    }
+
+    fn link_changed(&mut self, message: &LinkMessage, gone: bool, state: &Snapshot) {
+        self.todo.read_host = true;
+        let name = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        });
+        let Some(name) = name.filter(|name| state.interfaces.contains_key(*name)) else { return };
+        let known = self.reading.host.links.get(name).map(|link| link.index);
+        // An interface of the gateway that came or went: what arrives there is not looked at before it is told.
+        if (known == Some(message.header.index)) == gone {
+            self.pace.rush(Instant::now());
         }
     }
 

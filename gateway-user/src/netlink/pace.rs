@@ -27,6 +27,11 @@ impl Pace {
         self.due.get_or_insert_with(|| earliest.max(now + TOGETHER));
     }
 
+    /// Something changed that cannot wait.
+    pub(super) fn rush(&mut self, now: Instant) {
+        self.due = Some(now);
+    }
+
     /// When to tell, if there is something to tell.
     pub(super) fn due(&self) -> Option<Instant> {
         self.due
@@ -68,6 +73,18 @@ mod tests {
     #[test]
     fn a_single_change_is_told_after_the_debounce() {
         assert_eq!(tellings(Duration::from_secs(10)), [TOGETHER]);
+    }
+
+    #[test]
+    fn what_cannot_wait_is_told_now_and_not_again() {
+        let now = Instant::now();
+        let mut pace = Pace::new();
+        pace.poke(now);
+        pace.rush(now);
+        assert_eq!(pace.due(), Some(now));
+        pace.poke(now);
+        pace.done(now);
+        assert_eq!(pace.due(), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The daemon may come and go; the gateway stays.
 
+mod attach;
+
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result};

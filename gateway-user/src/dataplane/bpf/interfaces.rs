@@ -15,6 +15,7 @@ use super::{
     links::{self, Driver, Pinned},
     netdev,
     pins::Pins,
+    shut::Shut,
     space::Space,
 };
 use crate::{
@@ -29,6 +30,7 @@ pub(super) struct Interfaces {
     attached: BTreeMap<String, Attached>,
     slots: BTreeMap<String, u32>,
     slot_space: Space,
+    shut: Shut,
 }
 
 /// An interface that carries the program.
@@ -47,6 +49,8 @@ pub(super) struct Context<'a> {
     pub(super) pins: &'a Pins,
     /// The devices.
     pub(super) host: &'a Host,
+    /// Whether the host must not forward what arrives through an interface without the program.
+    pub(super) active: bool,
 }
 
 impl Interfaces {
@@ -65,7 +69,7 @@ impl Interfaces {
                 slots.insert(name.clone(), record.slot);
             }
         }
-        Ok(Self { records, egress, attached: BTreeMap::new(), slots, slot_space })
+        Ok(Self { records, egress, attached: BTreeMap::new(), slots, slot_space, shut: Shut::find()? })
     }
 
     /// Slots by name.
@@ -86,7 +90,8 @@ impl Interfaces {
     /// to know of the device.
     ///
     /// Mode `auto` is native, but generic where an interface of the gateway would lose what native programs
-    /// redirect to it. What is attached already keeps its mode.
+    /// redirect to it. What is attached already keeps its mode. While the gateway is active, the host forwards
+    /// nothing that arrives through an interface without the program.
     ///
     /// # Errors
     /// An interface that is not in `before` could not be attached; those that were attached with it are detached.
@@ -106,12 +111,14 @@ impl Interfaces {
             let name = &interface.name;
             let Some(link) = host.links.get(name) else {
                 self.attached.remove(name);
+                self.close(name, context.active);
                 continue;
             };
             let known = before.is_some_and(|before| before.get(name) == Some(interface));
             let is_new = !self.attached.contains_key(name);
             match self.attach_one(context, interface, link, auto) {
                 Ok(made) => {
+                    self.shut.open(name)?;
                     if is_new && !known {
                         added.push(name.clone());
                     }
@@ -121,6 +128,9 @@ impl Interfaces {
                 }
                 Err(error) if known => {
                     tracing::error!(interface = name, error = format!("{error:#}"), "not attached");
+                    if !self.attached.contains_key(name) {
+                        self.close(name, context.active);
+                    }
                 }
                 Err(error) => {
                     for name in added {
@@ -144,6 +154,11 @@ impl Interfaces {
         Ok(())
     }
 
+    /// Lets the host forward what it likes: the gateway is not active.
+    pub(super) fn open_all(&mut self) -> Result<()> {
+        self.shut.devices().clone().iter().try_for_each(|device| self.shut.open(device))
+    }
+
     /// Detaches every device that is not in `wanted`, also those that a daemon before this one attached.
     pub(super) fn detach_unwanted(
         &mut self,
@@ -152,7 +167,11 @@ impl Interfaces {
         host: &Host,
     ) -> Result<()> {
         let pinned = pins.linked_devices()?;
-        let unwanted = pinned.iter().chain(self.slots.keys()).filter(|name| !wanted.contains_key(*name));
+        let unwanted = pinned
+            .iter()
+            .chain(self.slots.keys())
+            .chain(self.shut.devices())
+            .filter(|name| !wanted.contains_key(*name));
         for name in unwanted.cloned().collect::<std::collections::BTreeSet<_>>() {
             self.detach_one(pins, &name, host)?;
         }
@@ -171,6 +190,7 @@ impl Interfaces {
                     role: interface.role,
                     mode: attached.map(|attached| attached.driver.name()),
                     takes_redirects: None,
+                    shut: self.shut.devices().contains(&interface.name),
                 }
             })
             .collect()
@@ -240,10 +260,11 @@ impl Interfaces {
         }
     }
 
-    /// Attaches in another mode. The kernel has no way to do that without a gap.
+    /// Attaches in another mode. The kernel has no way to do that without a gap, in which the host forwards
+    /// nothing that arrives there while the gateway is active.
     ///
     /// # Errors
-    /// No way of `ways` works; the interface is attached as before, if that works.
+    /// No way of `ways` works. The interface is attached as before, if that works, and else stays shut.
     fn change_mode(
         &mut self,
         context: &mut Context<'_>,
@@ -254,9 +275,14 @@ impl Interfaces {
     ) -> Result<Driver> {
         let name = &interface.name;
         let former = self.driver(link)?;
+        if context.active {
+            self.shut.close(name).with_context(|| {
+                format!("{name} stays in {former} mode: its mode can only be changed while the gateway is inactive")
+            })?;
+        }
         self.attached.remove(name);
         links::break_off(context.pins, pinned, name)?;
-        self.make(context, interface, link, ways).map_err(|error| {
+        let changed = self.make(context, interface, link, ways).map_err(|error| {
             let mode = match former {
                 Driver::Native => AttachMode::Native,
                 Driver::Generic => AttachMode::Generic,
@@ -268,7 +294,22 @@ impl Interfaces {
                     "{name} is no longer attached, since it does not take the {former} mode any more ({again:#})"
                 )),
             }
-        })
+        });
+        if self.attached.contains_key(name) {
+            self.shut.open(name)?;
+        }
+        changed
+    }
+
+    /// Closes an interface without the program, where that is possible: nothing else is refused because of it.
+    fn close(&mut self, name: &str, active: bool) {
+        if active && let Err(error) = self.shut.close(name) {
+            tracing::error!(
+                interface = name,
+                error = format!("{error:#}"),
+                "the host forwards what arrives there until the program is attached"
+            );
+        }
     }
 
     /// Makes a link to a device that has none.
@@ -302,6 +343,7 @@ impl Interfaces {
         if let Some(pinned) = links::open(pins, name)? {
             links::break_off(pins, &pinned, name)?;
         }
+        self.shut.open(name)?;
         let ifindex = host.links.get(name).map(|link| link.index);
         self.attached.remove(name);
         if let Some(ifindex) = ifindex.filter(|ifindex| *ifindex < MAX_IFINDEX) {

@@ -16,6 +16,7 @@ mod numbers;
 mod observe;
 mod pins;
 mod pools;
+mod shut;
 mod space;
 mod sweep;
 mod sys;
@@ -234,8 +235,13 @@ impl BpfDataplane {
     fn realize(&mut self, to: &Snapshot) -> Result<()> {
         let interfaces = self.interfaces.as_mut().context("the devices of the host are not known yet")?;
         let before = self.applied.as_ref().map(|applied| &applied.interfaces);
-        let mut context =
-            Context { program: program(&mut self.ebpf, ENTRY)?, pins: &self.pins, host: &self.host };
+        let mut context = Context {
+            program: program(&mut self.ebpf, ENTRY)?,
+            pins: &self.pins,
+            host: &self.host,
+            // In force, or about to be.
+            active: self.config.active != 0 || to.active,
+        };
         interfaces.attach(&mut context, before, &to.interfaces)?;
         self.pools.write(&to.pools)?;
         self.addresses.add(&self.host, self.pools.elements())?;
@@ -256,7 +262,11 @@ impl BpfDataplane {
             self.config.bindings = pending.bindings;
         }
         self.write_config()?;
-        interfaces_of(&mut self.interfaces)?.detach_unwanted(&self.pins, &to.interfaces, &self.host)?;
+        let interfaces = interfaces_of(&mut self.interfaces)?;
+        interfaces.detach_unwanted(&self.pins, &to.interfaces, &self.host)?;
+        if !to.active {
+            interfaces.open_all()?;
+        }
         self.pools.remove_unused(&to.pools)?;
         self.addresses.remove_unused(&self.host, self.pools.elements())?;
         // The generation moves last: what is decided under it has seen all of the change.

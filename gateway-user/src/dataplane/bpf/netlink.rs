@@ -6,11 +6,14 @@ use std::io;
 
 use rtnetlink::{
     packet_core::{
-        NLM_F_ACK, NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-        NetlinkPayload, NetlinkSerializable,
+        NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkDeserializable,
+        NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
     },
     sys::{Socket, SocketAddr},
 };
+
+/// Dumps that may be cut short by changes before it is given up.
+const DUMP_ATTEMPTS: usize = 5;
 
 /// Asks for something, or for a change, in the network namespace of this thread; `flags` are added to those
 /// of every request. Returns the answers that are neither errors nor acknowledgements.
@@ -21,26 +24,52 @@ pub(super) fn ask<M>(protocol: isize, request: M, flags: u16) -> io::Result<Vec<
 where
     M: NetlinkSerializable + NetlinkDeserializable,
 {
+    exchange(protocol, request, flags | NLM_F_ACK).map(|(answers, _)| answers)
+}
+
+/// Asks for a list, and again where it changed while it was read.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn list<M>(protocol: isize, request: &M) -> io::Result<Vec<M>>
+where
+    M: NetlinkSerializable + NetlinkDeserializable + Clone,
+{
+    for _ in 0..DUMP_ATTEMPTS {
+        let (answers, interrupted) = exchange(protocol, request.clone(), NLM_F_DUMP)?;
+        if !interrupted {
+            return Ok(answers);
+        }
+    }
+    Err(io::Error::other("the list changes faster than it can be read"))
+}
+
+/// Sends a request and reads up to the acknowledgement or the end of the list. Says whether the list changed.
+fn exchange<M>(protocol: isize, request: M, flags: u16) -> io::Result<(Vec<M>, bool)>
+where
+    M: NetlinkSerializable + NetlinkDeserializable,
+{
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     let mut request = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::InnerMessage(request));
-    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    request.header.flags = NLM_F_REQUEST | flags;
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
     socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
-    let mut answers = Vec::new();
+    let (mut answers, mut interrupted) = (Vec::new(), false);
     loop {
         let (datagram, _) = socket.recv_from_full()?;
         let mut rest = datagram.as_slice();
         while !rest.is_empty() {
             let message = NetlinkMessage::<M>::deserialize(rest).map_err(io::Error::other)?;
+            interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
             let length = (message.header.length as usize).next_multiple_of(NLMSG_ALIGNTO.into());
             rest = rest.get(length..).unwrap_or_default();
             match message.payload {
                 NetlinkPayload::InnerMessage(answer) => answers.push(answer),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::Error(_) => return Ok(answers),
+                NetlinkPayload::Done(_) | NetlinkPayload::Error(_) => return Ok((answers, interrupted)),
                 _ => {}
             }
         }
