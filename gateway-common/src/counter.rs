@@ -98,10 +98,22 @@ pub struct SessionCounters {
     pub killed: u64,
 }
 
+/// Map `ROUTE_OWNERS`, indexed as `ROUTE_COUNTERS`: whose a counter is. Programs do not read it; it lets a
+/// daemon that takes a gateway over give every route the counter that it had.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CounterOwner {
+    /// Digest of who counts here; 0: nobody.
+    pub owner: u64,
+    /// Digest of the table and the kind of target that the counter belongs to.
+    pub group: u64,
+}
+
+const _: () = assert!(size_of::<CounterOwner>() == 16);
 const _: () = assert!(size_of::<Counter>() == 16);
 const _: () = assert!(size_of::<SessionCounters>() == 32);
 
-pod!(Counter, SessionCounters);
+pod!(Counter, CounterOwner, SessionCounters);
 
 #[cfg(test)]
 mod tests {

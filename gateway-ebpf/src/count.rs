@@ -1,9 +1,12 @@
 //! Counters: per CPU, so that no packet waits for another.
 
-use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use aya_ebpf::{
+    btf_maps::{Array, PerCpuArray},
+    macros::btf_map,
+};
 use gateway_common::{
     DropReason, Verdict,
-    counter::{Counter, DROPS_LEN, SessionClass, SessionCounters, TRAFFIC_LEN, traffic_index},
+    counter::{Counter, CounterOwner, DROPS_LEN, SessionClass, SessionCounters, TRAFFIC_LEN, traffic_index},
     pool::{MAX_POOL_ADDRESSES, PoolCounters},
     route::MAX_ROUTE_COUNTERS,
 };
@@ -16,6 +19,10 @@ static DROPS: PerCpuArray<Counter, { DROPS_LEN as usize }> = PerCpuArray::new();
 
 #[btf_map]
 static ROUTE_COUNTERS: PerCpuArray<Counter, { MAX_ROUTE_COUNTERS as usize }> = PerCpuArray::new();
+
+/// The daemon's alone.
+#[btf_map]
+static ROUTE_OWNERS: Array<CounterOwner, { MAX_ROUTE_COUNTERS as usize }> = Array::new();
 
 #[btf_map]
 static POOL_COUNTERS: PerCpuArray<PoolCounters, { MAX_POOL_ADDRESSES as usize }> = PerCpuArray::new();

@@ -191,6 +191,9 @@ impl Target {
     /// The first words of all targets.
     const WORDS: [&'static str; 6] = ["direct", "pool", "gateway", "blackhole", "prohibit", "host"];
 
+    /// What [`Target::kind`] may say.
+    pub const KINDS: [&'static str; 6] = ["direct", "pool", "gateway", "blackhole", "prohibit", "host"];
+
     /// The word of the target, without its object: the `target` label of metrics.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -81,6 +81,59 @@ fn sessions_and_counters_are_there_after_a_restart() -> Result<()> {
 }
 
 #[test]
+fn counters_of_routes_go_on_after_a_restart() -> Result<()> {
+    let Some(mut rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
+    let _server = Server::udp(&rig.lab.api, DNS.parse()?)?;
+    let client = UdpClient::new(&rig.lab.c1, "10.0.1.2:5000")?;
+    rig.daemon.tell("route add 192.0.2.0/24 via blackhole")?;
+    rig.daemon.tell("route add 203.0.113.10/32 via pool nat")?;
+    client.ask(DNS)?;
+    rig.daemon.tell("route del 203.0.113.10/32")?;
+    client.ask(DNS)?;
+    rig.lab.c1.run(&["ping", "-c", "2", "-i", "0.1", "-W", "1", "192.0.2.10"])?.expect_failure()?;
+    let routes = |rig: &Rig| -> Result<Vec<(String, u64)>> {
+        let shown = json(rig, "route show --counters")?;
+        let items = shown["items"].as_array().context("no items")?.iter();
+        let packets =
+            |item: &Value| (item["prefix"].to_string(), item["packets"].as_u64().unwrap_or(u64::MAX));
+        Ok(items.map(packets).collect())
+    };
+    let sum = "gateway_table_packets_total{table=\"main\",target=\"pool\"}";
+    let (before, before_sum) = (routes(&rig)?, rig.daemon.count(sum)?);
+    assert!(before.iter().all(|(_, packets)| *packets > 0), "{before:?}");
+    assert!(before_sum > before[1].1, "the deleted route has counted: {before_sum}, {before:?}");
+    for _ in 0..2 {
+        rig.daemon.kill()?;
+        client.ask(DNS)?;
+        rig.daemon.start_again(&[])?;
+    }
+    let after = routes(&rig)?;
+    assert_eq!(after[0], before[0]);
+    // Two questions and two answers while no daemon ran.
+    assert_eq!(after[1].1, before[1].1 + 4, "{before:?} {after:?}");
+    assert_eq!(rig.daemon.count(sum)?, before_sum + 4);
+    Ok(())
+}
+
+#[test]
+fn a_route_that_is_new_after_a_restart_counts_from_zero() -> Result<()> {
+    let Some(mut rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
+    let _server = Server::udp(&rig.lab.api, DNS.parse()?)?;
+    UdpClient::new(&rig.lab.c1, "10.0.1.2:5000")?.ask(DNS)?;
+    let sum = "gateway_table_packets_total{table=\"main\",target=\"pool\"}";
+    let before = rig.daemon.count(sum)?;
+    rig.daemon.kill()?;
+    let config = fs::read_to_string(rig.daemon.config_path())?;
+    fs::write(rig.daemon.config_path(), config.replace("203.0.113.0/24", "203.0.113.0/25"))?;
+    rig.daemon.start_again(&[])?;
+    let shown = json(&rig, "route show --counters")?;
+    assert_eq!(shown["items"][0]["prefix"], "203.0.113.0/25");
+    assert_eq!(shown["items"][0]["packets"], 0, "{shown}");
+    assert_eq!(rig.daemon.count(sum)?, before, "the sum keeps what the route before has counted");
+    Ok(())
+}
+
+#[test]
 fn changes_at_run_time_are_there_after_a_restart() -> Result<()> {
     let Some(mut rig) = Rig::start("inactive", ONE_POOL)? else { return Ok(()) };
     let _server = Server::udp(&rig.lab.api, DNS.parse()?)?;

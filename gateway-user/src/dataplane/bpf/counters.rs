@@ -1,44 +1,68 @@
-//! Map `ROUTE_COUNTERS`: who counts where.
+//! Maps `ROUTE_COUNTERS` and `ROUTE_OWNERS`: who counts where.
 //!
-//! A route has a counter of its own while there are enough; the routes beyond share one for each table and
-//! kind of target, so that the sums of a table are always right.
+//! A route has a counter of its own while there are enough; the routes beyond share one for each group, a table
+//! and a kind of target. What deleted routes counted is added up in one more counter of their group, so that
+//! the sums of a table are always right and never become less.
+//!
+//! `ROUTE_OWNERS` names the owner of each counter by a digest. The next daemon finds there the counter of each
+//! route it knows, so that none begins anew and none counts what belongs to another.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, RwLock},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::{MapData, PerCpuArray, PerCpuValues};
-use gateway_common::{counter::Counter, route::MAX_ROUTE_COUNTERS};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
+use gateway_common::{
+    counter::{Counter, CounterOwner},
+    route::MAX_ROUTE_COUNTERS,
+};
 
 use super::{
     numbers::{CountedRoute, Numbers},
     observe::sum,
     space::Space,
 };
-use crate::model::{RouteKey, Table};
+use crate::model::{RouteKey, Table, Target};
 
-/// Counters kept back for the sums of tables.
+/// Counters kept back for groups.
 const SHARED: u32 = 2_048;
+
+/// A table and a kind of target.
+type Group = (String, &'static str);
 
 pub(super) struct RouteCounters {
     map: PerCpuArray<MapData, Counter>,
+    owners: Array<MapData, CounterOwner>,
     cpus: usize,
     space: Space,
     own: HashMap<(String, RouteKey), (u32, &'static str)>,
-    shared: HashMap<(String, &'static str), u32>,
+    shared: HashMap<Group, u32>,
+    retired: HashMap<Group, u32>,
+    /// Number and group of what a daemon before this one gave away and nobody has claimed yet, by owner.
+    inherited: HashMap<u64, (u32, u64)>,
     numbers: Arc<RwLock<Numbers>>,
 }
 
 impl RouteCounters {
+    /// Takes the maps over, with the counters that are given away.
     pub(super) fn new(
         map: PerCpuArray<MapData, Counter>,
+        owners: Array<MapData, CounterOwner>,
         cpus: usize,
         numbers: Arc<RwLock<Numbers>>,
-    ) -> Self {
-        let space = Space::new("route counters", 1, MAX_ROUTE_COUNTERS);
-        Self { map, cpus, space, own: HashMap::new(), shared: HashMap::new(), numbers }
+    ) -> Result<Self> {
+        let mut space = Space::new("route counters", 1, MAX_ROUTE_COUNTERS);
+        let mut inherited = HashMap::new();
+        for (number, owner) in (0..).zip(owners.iter()) {
+            let CounterOwner { owner, group } = owner.context("cannot read the owner of a counter")?;
+            if owner != 0 && inherited.insert(owner, (number, group)).is_none() {
+                space.take(number);
+            }
+        }
+        let (own, shared, retired) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Ok(Self { map, owners, cpus, space, own, shared, retired, inherited, numbers })
     }
 
     /// See [`Space::begin_change`].
@@ -51,21 +75,29 @@ impl RouteCounters {
         let owner = (table.to_owned(), *key);
         match self.own.get(&owner).copied() {
             Some((number, same)) if same == kind => return Ok(number),
-            Some((number, other)) => self.fold(table, number, other)?,
+            Some((number, other)) => {
+                self.own.remove(&owner);
+                self.fold(table, number, other)?;
+            }
             None => {}
         }
-        if self.space.free() <= SHARED {
-            return self.shared_number(table, kind);
+        let group = (owner.0.clone(), kind);
+        let digest = route_digest(table, key, kind);
+        if self.space.free() <= SHARED && !self.inherited.contains_key(&digest) {
+            return self.shared_number(group);
         }
-        let number = self.fresh()?;
+        let number = self.claim(digest, &group)?;
         self.own.insert(owner, (number, kind));
-        let route = CountedRoute { table: table.to_owned(), key: *key, kind };
+        let route = CountedRoute { table: group.0, key: *key, kind };
         self.write_numbers(|numbers| numbers.routes.insert(number, route));
         Ok(number)
     }
 
-    /// Takes the counters of routes back that `to` does not have; what they counted stays with their table.
+    /// Takes the counters of routes back that `to` does not have; what they counted stays with their group.
     pub(super) fn retire(&mut self, to: &BTreeMap<String, Arc<Table>>) -> Result<()> {
+        if !self.inherited.is_empty() {
+            self.settle(to)?;
+        }
         let gone: Vec<_> = self
             .own
             .iter()
@@ -73,44 +105,164 @@ impl RouteCounters {
             .map(|(owner, counted)| (owner.clone(), *counted))
             .collect();
         for (owner, (number, kind)) in gone {
-            self.fold(&owner.0, number, kind)?;
             self.own.remove(&owner);
+            self.fold(&owner.0, number, kind)?;
         }
         Ok(())
     }
 
-    /// Adds what `number` counted to the sum of its table, and gives the number back.
+    /// Settles what is left of the daemon before, once the routes have claimed what is theirs: sums are taken
+    /// up, and routes that it had and `to` does not are added to them. What belongs to no table is given up.
+    fn settle(&mut self, to: &BTreeMap<String, Arc<Table>>) -> Result<()> {
+        let groups: HashMap<u64, Group> = to
+            .keys()
+            .flat_map(|table| Target::KINDS.map(|kind| (table.clone(), kind)))
+            .map(|group| (group_digest(GROUP, &group), group))
+            .collect();
+        for group in groups.values() {
+            let digest = group_digest(RETIRED, group);
+            if self.inherited.contains_key(&digest) {
+                let number = self.claim(digest, group)?;
+                let counted = self.counted(number)?;
+                self.retired.insert(group.clone(), number);
+                self.write_numbers(|numbers| numbers.retired.entry(group.clone()).or_default().add(counted));
+            }
+        }
+        for (number, group) in std::mem::take(&mut self.inherited).into_values() {
+            match groups.get(&group) {
+                Some((table, kind)) => self.fold(table, number, kind)?,
+                None => self.give_back(number)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what `number` counted to the sum of its group, and gives the number back.
     fn fold(&mut self, table: &str, number: u32, kind: &'static str) -> Result<()> {
-        let counted = sum(&self.map.get(&number, 0).context("cannot read a route counter")?);
-        self.write_numbers(|numbers| {
+        let counted = self.counted(number)?;
+        let group = (table.to_owned(), kind);
+        let total = self.write_numbers(|numbers| {
             numbers.routes.remove(&number);
-            numbers.retired.entry((table.to_owned(), kind)).or_default().add(counted);
+            let total = numbers.retired.entry(group.clone()).or_default();
+            total.add(counted);
+            *total
         });
+        if counted.packets > 0 {
+            self.keep_sum(group, total)?;
+        }
+        self.give_back(number)
+    }
+
+    /// Writes the sum of a group where the next daemon finds it.
+    fn keep_sum(&mut self, group: Group, total: Counter) -> Result<()> {
+        let number = if let Some(number) = self.retired.get(&group) {
+            *number
+        } else if self.space.free() == 0 {
+            tracing::warn!(
+                table = group.0,
+                "no counter is left for the sum of deleted routes: a restart resets it"
+            );
+            return Ok(());
+        } else {
+            let number = self.claim(group_digest(RETIRED, &group), &group)?;
+            self.retired.insert(group, number);
+            number
+        };
+        self.set(number, total)
+    }
+
+    fn shared_number(&mut self, group: Group) -> Result<u32> {
+        if let Some(number) = self.shared.get(&group) {
+            return Ok(*number);
+        }
+        let number = self.claim(group_digest(SHARE, &group), &group)?;
+        self.shared.insert(group.clone(), number);
+        self.write_numbers(|numbers| numbers.shared.insert(number, group));
+        Ok(number)
+    }
+
+    /// The number that the owner had under another daemon, or else one whose counter is zero.
+    fn claim(&mut self, owner: u64, group: &Group) -> Result<u32> {
+        if let Some((number, _)) = self.inherited.remove(&owner) {
+            return Ok(number);
+        }
+        let number = self.space.one()?;
+        self.set(number, Counter::default())?;
+        let owner = CounterOwner { owner, group: group_digest(GROUP, group) };
+        self.owners.set(number, owner, 0).context("cannot write the owner of a counter")?;
+        Ok(number)
+    }
+
+    fn give_back(&mut self, number: u32) -> Result<()> {
+        self.owners.set(number, CounterOwner::default(), 0).context("cannot clear the owner of a counter")?;
         self.space.give_back(number, 1);
         Ok(())
     }
 
-    fn shared_number(&mut self, table: &str, kind: &'static str) -> Result<u32> {
-        let owner = (table.to_owned(), kind);
-        if let Some(number) = self.shared.get(&owner) {
-            return Ok(*number);
-        }
-        let number = self.fresh()?;
-        self.shared.insert(owner.clone(), number);
-        self.write_numbers(|numbers| numbers.shared.insert(number, owner));
-        Ok(number)
+    fn counted(&self, number: u32) -> Result<Counter> {
+        Ok(sum(&self.map.get(&number, 0).context("cannot read a route counter")?))
     }
 
-    /// A number whose counter is zero.
-    fn fresh(&mut self) -> Result<u32> {
-        let number = self.space.one()?;
-        let zero = PerCpuValues::try_from(vec![Counter::default(); self.cpus])?;
-        self.map.set(number, zero, 0).context("cannot clear a route counter")?;
-        Ok(number)
+    /// Writes a counter that no packet counts on.
+    fn set(&mut self, number: u32, value: Counter) -> Result<()> {
+        let mut values = vec![Counter::default(); self.cpus];
+        values[0] = value;
+        let values = PerCpuValues::try_from(values)?;
+        self.map.set(number, values, 0).context("cannot write a route counter")
     }
 
-    fn write_numbers<T>(&self, write: impl FnOnce(&mut Numbers) -> T) {
-        let mut numbers = self.numbers.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        write(&mut numbers);
+    fn write_numbers<T>(&self, write: impl FnOnce(&mut Numbers) -> T) -> T {
+        let mut numbers = self.numbers.write().unwrap_or_else(PoisonError::into_inner);
+        write(&mut numbers)
+    }
+}
+
+// What a digest is of: numbers that are in kernels of running gateways.
+const ROUTE: u8 = 1;
+const SHARE: u8 = 2;
+const RETIRED: u8 = 3;
+const GROUP: u8 = 4;
+
+fn route_digest(table: &str, key: &RouteKey, kind: &str) -> u64 {
+    let proto = key.selector.proto.map_or("", |proto| proto.name());
+    let ports = key.selector.dport.map_or_else(String::new, |ports| format!("{}-{}", ports.low, ports.high));
+    digest(ROUTE, &[table, kind, &key.prefix.to_string(), proto, &ports])
+}
+
+fn group_digest(what: u8, (table, kind): &Group) -> u64 {
+    digest(what, &[table, kind])
+}
+
+/// FNV-1a, which is the same in every version of the daemon. Never 0. With all counters given away, two owners
+/// have the same digest once in 10^11 gateways.
+fn digest(what: u8, words: &[&str]) -> u64 {
+    let terminated = words.iter().flat_map(|word| word.bytes().chain([0]));
+    let hash = [what].into_iter().chain(terminated).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    hash.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_those_that_running_gateways_carry() {
+        let key = RouteKey {
+            prefix: "192.0.2.0/24".parse().expect("a prefix"),
+            selector: crate::model::Selector::default(),
+        };
+        assert_eq!(route_digest("main", &key, "pool"), 0x3e54_17c0_cf5c_26f4);
+        assert_ne!(route_digest("main", &key, "direct"), route_digest("main", &key, "pool"));
+        let group = ("main".to_owned(), "pool");
+        assert_ne!(group_digest(SHARE, &group), group_digest(RETIRED, &group));
+    }
+
+    #[test]
+    fn every_kind_of_target_has_a_group() {
+        let targets = ["direct", "pool nat", "gateway 192.0.2.1", "blackhole", "prohibit", "host"];
+        let kinds = targets.map(|text| text.parse::<Target>().expect("a target").kind());
+        assert_eq!(kinds, Target::KINDS);
     }
 }

@@ -147,7 +147,12 @@ impl BpfDataplane {
         let half = 1 - config.half.min(1);
         let numbers = Arc::new(RwLock::new(Numbers::default()));
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow!("cannot read {what}: {error}"))?;
-        let counters = RouteCounters::new(take(&mut ebpf, "ROUTE_COUNTERS")?, cpus, Arc::clone(&numbers));
+        let counters = RouteCounters::new(
+            take(&mut ebpf, "ROUTE_COUNTERS")?,
+            take(&mut ebpf, "ROUTE_OWNERS")?,
+            cpus,
+            Arc::clone(&numbers),
+        )?;
         let maps = TableMaps {
             routes_v4: take(&mut ebpf, "ROUTES_V4")?,
             routes_v6: take(&mut ebpf, "ROUTES_V6")?,
