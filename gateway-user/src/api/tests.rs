@@ -109,7 +109,7 @@ impl Daemon {
             let route = json!({"table": table, "prefix": prefix, "via": via});
             daemon.make(Method::POST, "/v1/routes", route).await;
         }
-        let dns = json!({"prefix": "203.0.113.7", "via": "prohibit", "proto": "udp", "dport": "53", "log": true, "comment": "not here"});
+        let dns = json!({"prefix": "203.0.113.7", "via": "prohibit", "proto": "udp", "dport": "53", "comment": "not here"});
         daemon.make(Method::POST, "/v1/routes", dns).await;
         daemon
     }
@@ -197,6 +197,8 @@ async fn what_is_refused_is_refused_with_code_status_and_remedy() {
         (&post, "/v1/routes", r#"{"prefix": "192.0.2.0/24"}"#),
         (&post, "/v1/routes", r#"{"prefix": "192.0.2.0/24", "via": "direct", "tabel": "main"}"#),
         (&post, "/v1/routes", r#"{"prefix": "192.0.2.0/24", "via": "direct", "log": "yes"}"#),
+        (&post, "/v1/routes", r#"{"prefix": "192.0.2.0/24", "via": "direct", "log": true}"#),
+        (&post, "/v1/routes", r#"{"prefix": "192.0.2.0/33", "via": "direct"}"#),
         (&post, "/v1/routes", r#"{"prefix": "192.0.2.0/24""#),
         (&post, "/v1/routes", r#"{"prefix": "192.0.2.0/24", "via": "proxy squid"}"#),
         (&post, "/v1/routes", r#"{"prefix": "192.0.2.0/24", "via": "pool nat", "domain": "example.com"}"#),

@@ -32,7 +32,7 @@ ports = "2000-65535"
 [[table]]
 name = "main"
 routes = [
-  { to = "203.0.113.0/24", via = "pool nat", log = true },
+  { to = "203.0.113.0/24", via = "pool nat", comment = "ours" },
   { to = "default", via = "direct", comment = "the rest" },
   { to = "192.0.2.53", proto = "udp", dport = "53", via = "pool nat" },
 ]
@@ -113,7 +113,8 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         replaced("addresses = [", "adresses = ["),
         replaced("role = \"inside\"", ""),
         replaced("dport = \"53\"", "dport = 53"),
-        replaced("log = true", "lgo = true"),
+        replaced("comment = \"ours\"", "coment = \"ours\""),
+        replaced("comment = \"ours\"", "log = true"),
         // The gateway.
         replaced("\"gw-1\"", "\"gw 1\""),
         replaced("state = \"active\"", "state = \"activ\""),
@@ -274,14 +275,12 @@ fn route() -> impl Strategy<Value = (RouteKey, crate::model::Route)> {
         &["", "proto tcp", "proto udp", "proto icmp", "proto tcp dport 443", "proto udp dport 1000-2000"][..],
     );
     let comment = option::of("[ -~äß€#\"'\\\\]{0,20}");
-    (destination, target, selector, any::<bool>(), comment).prop_map(
-        |((address, length), target, selector, log, comment)| {
-            let prefix = ipnet::IpNet::new(address, length).expect("a prefix").trunc();
-            let router = if address.is_ipv4() { "10.9.9.9" } else { "2001:db8::9" };
-            let target = target.replace("gateway", &format!("gateway {router}"));
-            let line = format!("{prefix} via {target} {selector}{}", if log { " log" } else { "" });
-            let (key, route) = words::parse_route_line(&line).expect("a route").expect("not empty");
-            (key, crate::model::Route { comment, ..route })
-        },
-    )
+    (destination, target, selector, comment).prop_map(|((address, length), target, selector, comment)| {
+        let prefix = ipnet::IpNet::new(address, length).expect("a prefix").trunc();
+        let router = if address.is_ipv4() { "10.9.9.9" } else { "2001:db8::9" };
+        let target = target.replace("gateway", &format!("gateway {router}"));
+        let line = format!("{prefix} via {target} {selector}");
+        let (key, route) = words::parse_route_line(&line).expect("a route").expect("not empty");
+        (key, crate::model::Route { comment, ..route })
+    })
 }

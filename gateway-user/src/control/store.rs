@@ -152,8 +152,7 @@ mod tests {
     fn state() -> Snapshot {
         let mut state = Snapshot { active: true, ..Snapshot::default() };
         let main = state.tables.get_mut("main").map(Arc::make_mut).expect("table main");
-        main.routes
-            .extend(parse_route_line("10.0.0.0/8 via blackhole comment \"a b\" log").expect("a route"));
+        main.routes.extend(parse_route_line("10.0.0.0/8 via blackhole comment \"a b\"").expect("a route"));
         state
     }
 

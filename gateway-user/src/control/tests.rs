@@ -281,9 +281,7 @@ async fn a_change_that_cannot_be_saved_is_rolled_back() {
 async fn changes_are_there_after_a_restart() {
     let directory = tempfile::tempdir().expect("a directory");
     let rig = Rig::start(directory.path(), base()).await.expect("starts");
-    rig.run("route main 192.0.2.0/24 via pool spare proto udp dport 53 log comment dns")
-        .await
-        .expect("accepted");
+    rig.run("route main 192.0.2.0/24 via pool spare proto udp dport 53 comment dns").await.expect("accepted");
     rig.run("activate").await.expect("accepted");
     let snapshot = rig.handle.snapshot();
     rig.stop().await;

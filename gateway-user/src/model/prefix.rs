@@ -15,9 +15,12 @@ pub fn parse_prefix(field: &'static str, text: &str) -> Result<IpNet, ValueError
         None => IpNet::from(parse_address(field, text)?),
         Some((address, length)) => {
             let address = parse_address(field, address)?;
-            let bits = if address.is_ipv4() { 32 } else { 128 };
+            let (bits, usual) = if address.is_ipv4() { (32, 24) } else { (128, 64) };
             length.parse().ok().and_then(|length| IpNet::new(address, length).ok()).ok_or_else(|| {
                 ValueError::invalid(field, format!("`{text}` has no prefix length between 0 and {bits}"))
+                    .hint(format!(
+                        "write {address} for the one address, or a network as in {address}/{usual}"
+                    ))
             })?
         }
     };
@@ -106,8 +109,13 @@ mod tests {
 
     #[rstest]
     #[case("10.0.0.1/24", "prefix `10.0.0.1/24` has host bits set", "write 10.0.0.0/24 for the network")]
-    #[case("10.0.0.0/33", "`10.0.0.0/33` has no prefix length between 0 and 32", "")]
-    #[case("10.0.0.0/", "`10.0.0.0/` has no prefix length", "")]
+    #[case(
+        "10.0.0.0/33",
+        "`10.0.0.0/33` has no prefix length between 0 and 32",
+        "write 10.0.0.0 for the one address"
+    )]
+    #[case("10.0.0.0/", "`10.0.0.0/` has no prefix length", "as in 10.0.0.0/24")]
+    #[case("2001:db8::/129", "between 0 and 128", "as in 2001:db8::/64")]
     #[case("10.0.0.256", "`10.0.0.256` is not an IP address", "four numbers")]
     #[case("::ffff:10.0.0.1", "is an IPv4 address in IPv6 clothes", "write it as IPv4: 10.0.0.1")]
     fn a_bad_prefix_is_named(#[case] text: &str, #[case] message: &str, #[case] hint: &str) {

@@ -48,7 +48,9 @@ pub fn parse_route<W: AsRef<str>>(words: &[W]) -> Result<(RouteKey, Route), Valu
                 0
             }
             _ if KEYWORDS.contains(&keyword) => {
-                return Err(ValueError::invalid("route", format!("`{keyword}` is given twice")));
+                return Err(
+                    ValueError::invalid("route", format!("`{keyword}` is given twice")).hint("give it once")
+                );
             }
             _ => {
                 return Err(ValueError::invalid("route", format!("`{keyword}` is not a keyword of a route"))
@@ -92,7 +94,8 @@ fn take<'a>(
     value: Option<&'a str>,
 ) -> Result<usize, ValueError> {
     let Some(value) = value else {
-        return Err(ValueError::invalid(name, format!("`{name}` needs a value")));
+        return Err(ValueError::invalid(name, format!("`{name}` needs a value"))
+            .hint(format!("write it behind `{name}`, or leave both out")));
     };
     *field = Some(Cow::from(value));
     Ok(1)
@@ -146,14 +149,20 @@ mod tests {
     #[test]
     fn a_full_line_is_read() {
         let line =
-            r#"  192.0.2.53 via gateway 10.0.1.2 dev eth1 proto udp dport 53 log comment "DNS \"ours\"" # x"#;
+            r#"  192.0.2.53 via gateway 10.0.1.2 dev eth1 proto udp dport 53 comment "DNS \"ours\"" # x"#;
         let (key, route) = parse_route_line(line).expect("a route").expect("not empty");
         assert_eq!(key.to_string(), "192.0.2.53/32 proto udp dport 53");
         assert_eq!(key.selector.proto, Some(Proto::Udp));
         assert_eq!(key.selector.dport, Some(PortRange { low: 53, high: 53 }));
         assert_eq!(route.target.to_string(), "gateway 10.0.1.2 dev eth1");
-        assert!(route.log);
         assert_eq!(route.comment.as_deref(), Some("DNS \"ours\""));
+    }
+
+    #[test]
+    fn a_route_that_should_be_logged_is_refused() {
+        let error = parse_route_line("192.0.2.0/24 via direct log").expect_err("refused");
+        assert_eq!(error.message, "route 192.0.2.0/24 cannot be logged: this version has no access log");
+        assert_eq!(error.hint.as_deref(), Some("leave out `log`"));
     }
 
     #[test]

@@ -31,7 +31,7 @@ const SETUP: &str = r#"
     route add 203.0.113.0/24 via pool nat
     route add 203.0.113.128/25 via blackhole
     route add 2001:db8::/32 via direct
-    route add 192.0.2.53 via prohibit proto udp dport 53 log comment "not here"
+    route add 192.0.2.53 via prohibit proto udp dport 53 comment "not here"
     route add default via gateway 10.0.1.2 dev eth1 table servers
 "#;
 

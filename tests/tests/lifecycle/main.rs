@@ -175,6 +175,23 @@ fn changes_made_while_the_daemon_was_away_are_taken_up() -> Result<()> {
 }
 
 #[test]
+fn pins_of_another_capacity_are_refused_with_a_remedy() -> Result<()> {
+    let Some(mut rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
+    rig.daemon.kill()?;
+    let config = fs::read_to_string(rig.daemon.config_path())?;
+    fs::write(rig.daemon.config_path(), config.replace("sessions = 16384", "sessions = 8192"))?;
+    // The daemon may answer for a moment before it gives up.
+    let _ = rig.daemon.start_again(&[]);
+    wait_until("the daemon to give up", Duration::from_secs(5), || {
+        let log = rig.daemon.log();
+        log.contains(
+            "made with capacity 16384 and the configuration says 8192\nhint: restore `capacity.sessions`, or",
+        )
+    })?;
+    Ok(())
+}
+
+#[test]
 fn a_second_daemon_on_the_same_paths_refuses() -> Result<()> {
     let Some(mut rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
     let line = rig.daemon.command_line(&[])?;

@@ -12,11 +12,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya_obj::Object;
 use gateway_common::ABI_VERSION;
 
 use super::sys;
+use crate::refused::Refused;
 
 /// The pin directory.
 #[derive(Clone, Debug)]
@@ -33,10 +34,10 @@ impl Pins {
     pub(super) fn create(root: &Path) -> Result<Self> {
         let pins = Self { root: root.to_owned() };
         for directory in [pins.root.clone(), pins.maps(), pins.links()] {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).with_context(|| {
-                format!(
-                    "cannot create {}; is the BPF file system mounted there (`mount -t bpf bpf /sys/fs/bpf`)?",
-                    directory.display()
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| {
+                Refused::error(
+                    format!("cannot create {}: {error}", directory.display()),
+                    "--pin-dir must be in a BPF file system: `mount -t bpf bpf /sys/fs/bpf`",
                 )
             })?;
         }
@@ -92,18 +93,23 @@ impl Pins {
                 }
                 if property == "capacity" && name.starts_with("SESSIONS") {
                     // A session is two elements.
-                    bail!(
-                        "the sessions pinned in {} were made with capacity {} and the configuration says {}; \
-                         restore `capacity.sessions`, or {REMEDY}",
-                        self.root.display(),
-                        found / 2,
-                        wanted / 2
-                    );
+                    return Err(Refused::error(
+                        format!(
+                            "the sessions pinned in {} were made with capacity {} and the configuration says {}",
+                            self.root.display(),
+                            found / 2,
+                            wanted / 2
+                        ),
+                        format!("restore `capacity.sessions`, or {REMEDY}"),
+                    ));
                 }
-                bail!(
-                    "the pinned map {} has {property} {found} where this daemon needs {wanted}; {REMEDY}",
-                    path.display()
-                );
+                return Err(Refused::error(
+                    format!(
+                        "the pinned map {} has {property} {found} where this daemon needs {wanted}",
+                        path.display()
+                    ),
+                    REMEDY,
+                ));
             }
         }
         Ok(())
@@ -136,10 +142,13 @@ impl Pins {
         let abi = value.first_chunk::<4>().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
         // 0: a daemon was stopped between making the map and writing it.
         if abi != 0 && abi != ABI_VERSION {
-            bail!(
-                "the gateway pinned in {} has ABI version {abi} and this daemon has {ABI_VERSION}; {REMEDY}",
-                self.root.display()
-            );
+            return Err(Refused::error(
+                format!(
+                    "the gateway pinned in {} has ABI version {abi} and this daemon has {ABI_VERSION}",
+                    self.root.display()
+                ),
+                REMEDY,
+            ));
         }
         Ok(())
     }
