@@ -24,17 +24,18 @@ impl Counter {
     }
 }
 
-/// Elements of `TRAFFIC`: a matrix (ingress slot, egress slot or none, verdict), so that one update counts
-/// a packet where it came in, where it went out, and what became of it.
-pub const TRAFFIC_LEN: u32 = MAX_INTERFACES * (MAX_INTERFACES + 1) * Verdict::COUNT;
+/// Elements of `TRAFFIC`: a matrix (ingress slot or none, egress slot or none, verdict), so that one update
+/// counts a packet where it came in, where it went out, and what became of it.
+pub const TRAFFIC_LEN: u32 = (MAX_INTERFACES + 1) * (MAX_INTERFACES + 1) * Verdict::COUNT;
 
-/// Index of `TRAFFIC`. `egress` is [`NO_SLOT`] where the packet did not leave.
+/// Index of `TRAFFIC`. `ingress` is [`NO_SLOT`] where the packet came from a device that the gateway does not
+/// know, and `egress` where the packet did not leave.
 #[inline(always)]
 pub const fn traffic_index(ingress: u32, egress: u32, verdict: Verdict) -> u32 {
     (ingress * (MAX_INTERFACES + 1) + egress) * Verdict::COUNT + verdict as u32
 }
 
-/// The inverse of [`traffic_index`]: ingress, egress (`None`: did not leave), verdict number.
+/// The inverse of [`traffic_index`]: ingress (or [`NO_SLOT`]), egress (`None`: did not leave), verdict number.
 pub const fn traffic_position(index: u32) -> (u32, Option<u32>, usize) {
     let verdict = (index % Verdict::COUNT) as usize;
     let pair = index / Verdict::COUNT;

@@ -5,7 +5,7 @@ use crate::pod;
 /// Interfaces the gateway can attach to at the same time.
 pub const MAX_INTERFACES: u32 = 32;
 
-/// The slot of "no egress interface" in traffic counters.
+/// The slot of "no interface of the gateway" in traffic counters.
 pub const NO_SLOT: u32 = MAX_INTERFACES;
 
 /// Ifindexes below this bound are usable; the kernel numbers devices from 1 up per network namespace.

@@ -47,19 +47,19 @@ use crate::{
 /// Every packet's first program: those of confirmed sessions leave from here.
 #[xdp]
 pub fn gateway(ctx: XdpContext) -> u32 {
-    enter(&ctx, |context| path::fast(context, &ctx), |_, _| xdp_action::XDP_DROP)
+    enter(&ctx, unknown_device, |context| path::fast(context, &ctx), |_, _| xdp_action::XDP_DROP)
 }
 
 /// Decides IPv4 and ARP packets that `gateway` has no confirmed session for.
 #[xdp]
 pub fn decide_v4(ctx: XdpContext) -> u32 {
-    enter(&ctx, |context| path::decide::<V4>(context), refuse::answer::<V4>)
+    enter(&ctx, lost_device, |context| path::decide::<V4>(context), refuse::answer::<V4>)
 }
 
 /// Decides IPv6 packets that `gateway` has no confirmed session for.
 #[xdp]
 pub fn decide_v6(ctx: XdpContext) -> u32 {
-    enter(&ctx, |context| path::decide::<V6>(context), refuse::answer::<V6>)
+    enter(&ctx, lost_device, |context| path::decide::<V6>(context), refuse::answer::<V6>)
 }
 
 /// Retires and removes sessions, see [`gateway_common::session`]. Its packet is a list of tuples.
@@ -71,11 +71,13 @@ pub fn sweep(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Runs `decide`, counts the packet and says what the driver does with it; `refuse` may turn a dropped packet
+/// Runs `decide`, counts the packet and says what the driver does with it; `unknown` does that for a device that
+/// is not the gateway's, and `refuse` may turn a dropped packet
 /// into an answer to its sender. The only place that counts.
 #[inline(always)]
 fn enter(
     ctx: &XdpContext,
+    unknown: impl FnOnce(u32, u64) -> u32,
     decide: impl FnOnce(&Context<'_>) -> Result<Outcome, DropReason>,
     refuse: impl FnOnce(&Context<'_>, DropReason) -> u32,
 ) -> u32 {
@@ -85,12 +87,7 @@ fn enter(
         return xdp_action::XDP_DROP;
     };
     let Some(ingress) = config::interface(frame.ingress_ifindex()) else {
-        // The program is on a device that the gateway does not know, such as a port of a bond.
-        if config.active == 0 {
-            return xdp_action::XDP_PASS;
-        }
-        count::drop(DropReason::Internal, frame.bytes());
-        return xdp_action::XDP_DROP;
+        return unknown(config.active, frame.bytes());
     };
     let context = Context::new(&frame, config, ingress);
     let result = if config.active == 0 { Ok(Outcome::HOST) } else { decide(&context) };
@@ -112,6 +109,29 @@ fn enter(
     count::traffic(ingress.slot, NO_SLOT, Verdict::Drop, context.bytes);
     count::drop(reason, context.bytes);
     refuse(&context, reason)
+}
+
+/// The program is on a device that the gateway does not know, such as a port of a bond.
+#[inline(always)]
+fn unknown_device(active: u32, bytes: u64) -> u32 {
+    if active == 0 {
+        count::traffic(NO_SLOT, NO_SLOT, Verdict::Host, bytes);
+        return xdp_action::XDP_PASS;
+    }
+    count::traffic(NO_SLOT, NO_SLOT, Verdict::Drop, bytes);
+    count::drop(DropReason::Internal, bytes);
+    xdp_action::XDP_DROP
+}
+
+/// The device was detached while its packet was on the way to its stage, which has no stack left to count it
+/// as [`unknown_device`] does.
+#[inline(always)]
+fn lost_device(active: u32, bytes: u64) -> u32 {
+    if active == 0 {
+        return xdp_action::XDP_PASS;
+    }
+    count::drop(DropReason::Internal, bytes);
+    xdp_action::XDP_DROP
 }
 
 #[panic_handler]

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     control::not_found,
-    dataplane::{AttachedInterface, MapStats, PoolAddressStats, Traffic},
+    dataplane::{AttachedInterface, MapStats, PoolAddressStats, Traffic, UNKNOWN_INTERFACE},
     model::{Binding, MAIN_TABLE, Pool, Route, RouteKey, Snapshot, Table, prefix::is_ipv6},
 };
 
@@ -116,7 +116,7 @@ pub(super) fn interfaces(state: &Snapshot, attached: &[AttachedInterface]) -> Ve
     state.interfaces.values().map(row).collect()
 }
 
-/// Traffic by interface, direction and verdict.
+/// Traffic by interface, direction and verdict. Unknown interfaces are there only if something came from one.
 pub(super) fn interface_stats(attached: &[AttachedInterface], traffic: &[Traffic]) -> Vec<InterfaceStats> {
     let mut cells: BTreeMap<(&str, &str, u8), (&'static str, Counter)> = BTreeMap::new();
     for cell in traffic {
@@ -127,8 +127,8 @@ pub(super) fn interface_stats(attached: &[AttachedInterface], traffic: &[Traffic
             place.or_insert((cell.verdict.name(), Counter::default())).1.add(cell.counter);
         }
     }
-    let stats = |at: &AttachedInterface| {
-        let mine = cells.iter().filter(|((name, ..), _)| *name == at.name);
+    let stats = |name: &str| {
+        let mine = cells.iter().filter(|((of, ..), _)| *of == name);
         let verdicts: Vec<_> = mine
             .map(|((_, direction, _), (verdict, counter))| VerdictRow {
                 direction: (*direction).to_owned(),
@@ -141,9 +141,10 @@ pub(super) fn interface_stats(attached: &[AttachedInterface], traffic: &[Traffic
                 Count { packets: sum.packets + row.count.packets, bytes: sum.bytes + row.count.bytes }
             })
         };
-        InterfaceStats { name: at.name.clone(), received: sum("in"), sent: sum("out"), verdicts }
+        InterfaceStats { name: name.to_owned(), received: sum("in"), sent: sum("out"), verdicts }
     };
-    attached.iter().map(stats).collect()
+    let unknown = traffic.iter().any(|cell| cell.ingress == UNKNOWN_INTERFACE);
+    attached.iter().map(|at| &*at.name).chain(unknown.then_some(UNKNOWN_INTERFACE)).map(stats).collect()
 }
 
 /// Drops, in the order of the reasons.

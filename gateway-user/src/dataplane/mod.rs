@@ -116,10 +116,13 @@ pub struct AttachedInterface {
     pub shut: bool,
 }
 
+/// Where packets came in that arrived through a device which the gateway does not know.
+pub const UNKNOWN_INTERFACE: &str = "unknown";
+
 /// One cell of the traffic matrix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traffic {
-    /// Interface the packets came in through.
+    /// Interface the packets came in through, or [`UNKNOWN_INTERFACE`].
     pub ingress: String,
     /// Interface they left through, if they did.
     pub egress: Option<String>,

@@ -83,7 +83,7 @@ metrics! {
     INTERFACE_ATTACHED = Gauge "gateway_interface_attached" ["interface", "role", "mode"]
         "1 while a program is attached to the interface; 0, with mode none, while it is not and the gateway does not see its packets.";
     PACKETS = Counter "gateway_packets_total" ["interface", "direction", "verdict"]
-        "Packets by interface and verdict. Direction in counts each packet once, where it arrived; out counts it where it left.";
+        "Packets by interface and verdict. Direction in counts each packet once, where it arrived; out counts it where it left. Interface unknown: devices that carry the program and are not the gateway's, such as ports of a bond.";
     BYTES = Counter "gateway_bytes_total" ["interface", "direction", "verdict"]
         "Bytes of the packets of gateway_packets_total: whole Ethernet frames, as they arrived.";
     DROPS = Counter "gateway_drops_total" ["reason"]

@@ -4,7 +4,11 @@ use gateway_common::{
     DropReason::{BadChecksum, Malformed, Truncated, TtlExceeded},
     Verdict::{Direct, Snat},
 };
-use gateway_tests::packet::{BROADCAST_MAC, SYN, bare, checksum_of, patch, tcp, udp};
+use gateway_tests::{
+    gateway::Action,
+    packet::{BROADCAST_MAC, SYN, bare, checksum_of, patch, tcp, udp},
+    policy::Policy,
+};
 
 use crate::support::{Lab, POOL, ROUTER, ROUTER6, dropped, passed, refused, sent, snat, standard, too_large};
 
@@ -276,4 +280,24 @@ fn extension_headers_are_looked_through() {
     // Beyond the sixth the gateway does not look, and lets nothing pass whose port it cannot see.
     let seventh = datagram.extension(60, &[1; 6]);
     lab.check("in0", &seventh, dropped(Malformed));
+}
+
+#[test]
+fn packets_of_an_unknown_device_have_their_place_in_the_sum() {
+    let Some(mut lab) = snat() else { return };
+    let frame = lab.arriving("lan0", &udp("10.8.0.2:4000", "203.0.113.10:53")).frame();
+    let bytes = frame.len();
+    for (active, action, counted) in [
+        (
+            true,
+            Action::Drop,
+            format!("  drops internal: 1 ({bytes} bytes)\n  traffic unknown > - drop: 1 ({bytes} bytes)\n"),
+        ),
+        (false, Action::Pass, format!("  traffic unknown > - host: 1 ({bytes} bytes)\n")),
+    ] {
+        lab.change(if active { Policy::active } else { Policy::inactive });
+        let before = lab.counters();
+        assert_eq!(lab.run("lan0", &frame).action, action);
+        assert_eq!(lab.counters().since(&before).to_string(), counted);
+    }
 }

@@ -15,8 +15,9 @@ use aya::{
 };
 use gateway_common::{
     DropReason, Family, V4, V6, Verdict,
-    counter::{Counter, SessionClass, SessionCounters, traffic_position},
+    counter::{Counter, SessionClass, SessionCounters, traffic_index},
     family,
+    interface::NO_SLOT,
     parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP},
     pool::PoolCounters,
     session::{DEAD, SIDE_INSIDE, Session, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tuple},
@@ -30,7 +31,9 @@ use super::{
     sys::{self, Cursor},
 };
 use crate::{
-    dataplane::{AttachedInterface, MapStats, Observe, PoolAddressStats, SessionRow, Traffic},
+    dataplane::{
+        AttachedInterface, MapStats, Observe, PoolAddressStats, SessionRow, Traffic, UNKNOWN_INTERFACE,
+    },
     model::RouteKey,
 };
 
@@ -110,21 +113,19 @@ impl Observe for BpfObserve {
     }
 
     fn traffic(&self) -> Result<Vec<Traffic>> {
-        let numbers = self.numbers();
+        let slots = self.numbers().slots.clone();
         let mut cells = Vec::new();
+        let unknown = UNKNOWN_INTERFACE.to_owned();
         // Cells of slots without a name have never been used.
-        for (ingress, ingress_name) in &numbers.slots {
-            let egresses = numbers.slots.keys().copied().chain([gateway_common::interface::NO_SLOT]);
-            for egress in egresses {
+        for (ingress, ingress_name) in slots.iter().chain([(&NO_SLOT, &unknown)]) {
+            for egress in slots.keys().chain([&NO_SLOT]) {
                 for verdict in Verdict::ALL {
-                    let index = gateway_common::counter::traffic_index(*ingress, egress, *verdict);
+                    let index = traffic_index(*ingress, *egress, *verdict);
                     let counter = sum(&self.traffic.get(&index, 0).context("cannot read map TRAFFIC")?);
-                    if counter.packets == 0 {
-                        continue;
+                    if counter.packets > 0 {
+                        let (ingress, egress) = (ingress_name.clone(), slots.get(egress).cloned());
+                        cells.push(Traffic { ingress, egress, verdict: *verdict, counter });
                     }
-                    let (_, egress, _) = traffic_position(index);
-                    let egress = egress.and_then(|slot| numbers.slots.get(&slot).cloned());
-                    cells.push(Traffic { ingress: ingress_name.clone(), egress, verdict: *verdict, counter });
                 }
             }
         }
