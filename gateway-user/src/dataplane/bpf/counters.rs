@@ -88,7 +88,7 @@ impl RouteCounters {
         }
         let number = self.claim(digest, &group)?;
         self.own.insert(owner, (number, kind));
-        let route = CountedRoute { table: group.0, key: *key, kind };
+        let route = CountedRoute { table: group.0.into(), key: *key, kind };
         self.write_numbers(|numbers| numbers.routes.insert(number, route));
         Ok(number)
     }
@@ -213,6 +213,7 @@ impl RouteCounters {
 
     fn write_numbers<T>(&self, write: impl FnOnce(&mut Numbers) -> T) -> T {
         let mut numbers = self.numbers.write().unwrap_or_else(PoisonError::into_inner);
+        numbers.meaning += 1;
         write(&mut numbers)
     }
 }

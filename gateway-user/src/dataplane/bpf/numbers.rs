@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    sync::Arc,
 };
 
 use gateway_common::counter::Counter;
@@ -16,6 +17,8 @@ pub(super) struct Numbers {
     pub(super) slots: HashMap<u32, String>,
     /// Interfaces that are configured.
     pub(super) interfaces: Vec<AttachedInterface>,
+    /// Moves whenever a counter of the next three gets another meaning or is added to `retired`.
+    pub(super) meaning: u64,
     /// Counters that belong to one route.
     pub(super) routes: HashMap<u32, CountedRoute>,
     /// Counters shared by the routes of a table with the same kind of target.
@@ -29,7 +32,7 @@ pub(super) struct Numbers {
 /// A route with a counter of its own.
 #[derive(Clone, Debug)]
 pub(super) struct CountedRoute {
-    pub(super) table: String,
+    pub(super) table: Arc<str>,
     pub(super) key: RouteKey,
     pub(super) kind: &'static str,
 }

@@ -1,7 +1,7 @@
 //! The reading side: counters, sessions and the fill of maps, through descriptors of its own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs::File,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
@@ -26,7 +26,7 @@ use gateway_common::{
 use super::{
     clock::Clock,
     netdev,
-    numbers::Numbers,
+    numbers::{CountedRoute, Numbers},
     pins::Pins,
     sys::{self, Cursor},
 };
@@ -39,6 +39,9 @@ use crate::{
 
 /// Elements that one call reads.
 const READ: usize = 4_096;
+
+/// How often counters of routes are read without the lock.
+const ATTEMPTS: usize = 3;
 
 pub(super) struct BpfObserve {
     clock: Clock,
@@ -80,8 +83,41 @@ impl BpfObserve {
         self.numbers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads counters of routes without keeping the writer waiting for it, and again if a counter got another
+    /// meaning meanwhile. Where changes do not end, the writer waits in the end.
+    fn consistent<T>(&self, read: impl Fn(&Counted) -> Result<T>) -> Result<T> {
+        for _ in 0..ATTEMPTS {
+            let counted = Counted::of(&self.numbers());
+            let result = read(&counted)?;
+            if self.numbers().meaning == counted.meaning {
+                return Ok(result);
+            }
+        }
+        let numbers = self.numbers();
+        read(&Counted::of(&numbers))
+    }
+
     fn route_counter(&self, number: u32) -> Result<Counter> {
         Ok(sum(&self.routes.get(&number, 0).context("cannot read a route counter")?))
+    }
+}
+
+/// Who counts where, at one moment. See [`Numbers`].
+struct Counted {
+    meaning: u64,
+    routes: Vec<(u32, CountedRoute)>,
+    shared: HashMap<u32, (String, &'static str)>,
+    retired: BTreeMap<(String, &'static str), Counter>,
+}
+
+impl Counted {
+    fn of(numbers: &Numbers) -> Self {
+        Self {
+            meaning: numbers.meaning,
+            routes: numbers.routes.iter().map(|(number, route)| (*number, route.clone())).collect(),
+            shared: numbers.shared.clone(),
+            retired: numbers.retired.clone(),
+        }
     }
 }
 
@@ -143,31 +179,33 @@ impl Observe for BpfObserve {
     }
 
     fn routes(&self) -> Result<BTreeMap<(String, RouteKey), Counter>> {
-        let numbers = self.numbers();
-        numbers
-            .routes
-            .iter()
-            .map(|(number, route)| Ok(((route.table.clone(), route.key), self.route_counter(*number)?)))
-            .collect()
+        self.consistent(|counted| {
+            let routes = counted.routes.iter();
+            routes
+                .map(|(number, route)| {
+                    Ok(((route.table.to_string(), route.key), self.route_counter(*number)?))
+                })
+                .collect()
+        })
     }
 
     fn tables(&self) -> Result<BTreeMap<(String, &'static str), Counter>> {
-        let numbers = self.numbers();
-        let mut tables = numbers.retired.clone();
-        for (number, route) in &numbers.routes {
-            let counter = self.route_counter(*number)?;
-            tables.entry((route.table.clone(), route.kind)).or_default().add(counter);
-        }
-        for (number, owner) in &numbers.shared {
-            tables.entry(owner.clone()).or_default().add(self.route_counter(*number)?);
-        }
-        Ok(tables)
+        self.consistent(|counted| {
+            let mut tables = counted.retired.clone();
+            for (number, route) in &counted.routes {
+                let counter = self.route_counter(*number)?;
+                tables.entry((route.table.to_string(), route.kind)).or_default().add(counter);
+            }
+            for (number, owner) in &counted.shared {
+                tables.entry(owner.clone()).or_default().add(self.route_counter(*number)?);
+            }
+            Ok(tables)
+        })
     }
 
     fn pools(&self) -> Result<Vec<PoolAddressStats>> {
-        let numbers = self.numbers();
-        numbers
-            .pool_addresses
+        let pool_addresses = self.numbers().pool_addresses.clone();
+        pool_addresses
             .iter()
             .map(|(element, counted)| {
                 let values = self.pools.get(element, 0).context("cannot read map POOL_COUNTERS")?;
@@ -324,7 +362,7 @@ impl BpfObserve {
                 .pool_addresses
                 .get(&u32::from(session.pool_address))
                 .map(|counted| counted.pool.clone()),
-            route: numbers.routes.get(&session.counter).map(|route| (route.table.clone(), route.key)),
+            route: numbers.routes.get(&session.counter).map(|route| (route.table.to_string(), route.key)),
             state: state(tuple.proto, session.tcp_seen, answer),
             age: self.clock.since(now, session.created),
             idle: self.clock.since(now, seen),
