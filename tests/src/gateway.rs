@@ -3,6 +3,8 @@
 use std::{env, fs::File, marker::PhantomData, sync::Arc};
 
 use anyhow::{Context as _, Result};
+use aya::maps::{Array, Map, MapData};
+use gateway_common::config::Config;
 use gateway_lab::Sandbox;
 use gateway_user::{
     dataplane::{
@@ -48,7 +50,7 @@ pub struct Gateway {
     dataplane: BpfDataplane,
     observe: Arc<dyn Observe>,
     applied: Option<Snapshot>,
-    _pins: Sandbox,
+    pins: Sandbox,
     _namespace: Namespace,
 }
 
@@ -80,6 +82,18 @@ impl Gateway {
     /// What the host around the gateway looks like.
     pub fn network(&self) -> &Network {
         &self.network
+    }
+
+    /// What the programs read first.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    pub fn config(&self) -> Config {
+        let read = || -> Result<Config> {
+            let map = Map::Array(MapData::from_pin(self.pins.pins().join("maps/CONFIG"))?);
+            Ok(Array::<_, Config>::try_from(map)?.get(&0, 0)?)
+        };
+        read().unwrap_or_else(|error| panic!("the configuration: {error:#}"))
     }
 
     /// Lets a frame arrive on a device.
@@ -165,7 +179,7 @@ impl Gateway {
         dataplane.host_changed(&network.host())?;
         dataplane.apply(None, &state).context("cannot apply the first policy")?;
         let observe = dataplane.observe();
-        Ok(Self { network, dataplane, observe, applied: Some(state), _pins: pins, _namespace: namespace })
+        Ok(Self { network, dataplane, observe, applied: Some(state), pins, _namespace: namespace })
     }
 }
 

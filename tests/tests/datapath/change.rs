@@ -40,6 +40,21 @@ fn an_unrelated_change_leaves_sessions_alone() {
 }
 
 #[test]
+fn a_change_of_several_prefixes_comes_into_force_with_one_word() {
+    let Some(mut lab) = snat() else { return };
+    let word = lab.config().bindings;
+    lab.change(|policy| policy.routes("203.0.113.10/32 via blackhole"));
+    assert_eq!(lab.config().bindings, word, "one element is replaced where it is");
+    lab.change(|policy| policy.routes("203.0.113.20/32 via blackhole\n203.0.113.21/32 via blackhole"));
+    assert_eq!(lab.config().bindings, 1 - word, "a packet between two elements would see half of the change");
+    for host in [20, 21] {
+        let packet = udp("10.0.1.2:4000", &format!("203.0.113.{host}:53"));
+        let prefix = if host == 20 { "203.0.113.20/32" } else { "203.0.113.21/32" };
+        lab.check("in0", &packet, dropped(Blackhole).by(prefix, "blackhole"));
+    }
+}
+
+#[test]
 fn a_deleted_route_cuts_its_sessions() {
     let Some(mut lab) = snat() else { return };
     let (query, answer) = established(&mut lab);

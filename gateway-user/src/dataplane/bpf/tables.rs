@@ -1,8 +1,8 @@
 //! Maps `ROUTES_V4`, `ROUTES_V6`, `BINDINGS`, `RULES` and `ROUTERS`: the routes as the kernel has them.
 //!
-//! A change of a few routes of one table is written into the table that is in force; each element is replaced
-//! at once. Any other change is written into tables and bindings that nobody reads yet, and comes into force
-//! with the write of one word, [`gateway_common::config::Config::bindings`].
+//! A change of one prefix, such as most routes that are added, replaces one element of the trie that is in
+//! force. Any other change is written into tables and bindings that nobody reads yet, and comes into force with
+//! the write of one word, [`gateway_common::config::Config::bindings`]. So no packet meets half a change.
 //!
 //! All numbers come from one half of their range. A daemon that takes a gateway over uses the other half than
 //! the one before it, so that it need not know what that one had written.
@@ -24,13 +24,10 @@ use gateway_common::{
         Rule, Target as Code,
     },
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{compile, counters::RouteCounters, pins::Pins, space::Space, sys};
 use crate::model::{MAIN_TABLE, Proto, RouteKey, Table, Target};
-
-/// Changes of one table up to which elements are replaced in place.
-const IN_PLACE: usize = 64;
 
 /// `BPF_F_NO_PREALLOC`, which tries must have.
 const NO_PREALLOC: u32 = 1;
@@ -134,7 +131,7 @@ impl Tables {
 
     /// Writes what makes `to` the tables.
     ///
-    /// `None`: it is in force already, because a few elements were replaced in place or nothing changed.
+    /// `None`: it is in force already, because one element was replaced in place or nothing changed.
     ///
     /// # Errors
     /// Nothing is changed.
@@ -158,8 +155,8 @@ impl Tables {
             && live.source.bindings == table.bindings
         {
             let prefixes = compile::changed_prefixes(&live.source, table);
-            if prefixes.len() <= IN_PLACE {
-                self.replace_elements(table, &prefixes, references)?;
+            if prefixes.len() <= 1 {
+                self.replace_element(table, prefixes.first().copied(), references)?;
                 return Ok(None);
             }
         }
@@ -234,31 +231,17 @@ impl Tables {
         Ok(())
     }
 
-    /// Replaces elements of the table in force, one by one; puts the old ones back when one fails.
-    fn replace_elements(
+    /// Makes `table` the table in force, whose element of `prefix` differs, if any does.
+    fn replace_element(
         &mut self,
         table: &Arc<Table>,
-        prefixes: &BTreeSet<IpNet>,
+        prefix: Option<IpNet>,
         references: &References<'_>,
     ) -> Result<()> {
         let Some(mut live) = self.live.remove(&table.name) else { return Ok(()) };
-        let mut result = Ok(());
-        let mut done = Vec::new();
-        for prefix in prefixes {
-            result = self.write_element(&mut live, table, *prefix, references);
-            if result.is_err() {
-                break;
-            }
-            done.push(*prefix);
-        }
+        let result = prefix.map_or(Ok(()), |prefix| self.write_element(&mut live, table, prefix, references));
         if result.is_ok() {
             live.source = Arc::clone(table);
-        } else {
-            let before = Arc::clone(&live.source);
-            for prefix in done {
-                self.write_element(&mut live, &before, prefix, references)
-                    .context("cannot undo a part of the change")?;
-            }
         }
         self.live.insert(table.name.clone(), live);
         result
@@ -298,6 +281,9 @@ impl Tables {
     }
 
     /// Writes the element of `prefix` as `table` has it, or removes it.
+    ///
+    /// # Errors
+    /// The element is as it was.
     fn write_element(
         &mut self,
         live: &mut Live,
@@ -305,46 +291,55 @@ impl Tables {
         prefix: IpNet,
         references: &References<'_>,
     ) -> Result<()> {
-        let old_run = live.runs.remove(&prefix);
-        if let Some(element) = compile::element(table, prefix)? {
+        let run = if let Some(element) = compile::element(table, prefix)? {
             let length = element.rules.len() as u32;
             let start = if length == 0 { 0 } else { self.rule_space.run(length)? };
-            for (at, key) in (start..).zip(&element.rules) {
-                let rule = self.rule(table, key, references)?;
-                self.maps.rules.set(at, rule, 0).context("cannot write a route selector")?;
+            let entered = self.enter_element(live, table, prefix, start, &element, references);
+            if let Err(error) = entered {
+                self.rule_space.give_back(start, length);
+                return Err(error);
             }
-            let otherwise =
-                element.otherwise.map_or(Ok(Route::default()), |key| self.route(table, &key, references))?;
-            let value = Route { rules: length as u16, rule: start, ..otherwise };
-            if length > 0 {
-                live.runs.insert(prefix, (start, length));
-            }
-            match prefix {
-                IpNet::V4(net) => {
-                    let key = Key::new(net.prefix_len().into(), u32::from(net.network()).to_be());
-                    live.v4.insert(&key, value, 0)
-                }
-                IpNet::V6(net) => {
-                    let key = Key::new(net.prefix_len().into(), family::from_ip(net.network().into()));
-                    live.v6.insert(&key, value, 0)
-                }
-            }
-            .with_context(|| format!("cannot enter {prefix} into table {}", table.name))?;
+            Some((start, length)).filter(|(_, length)| *length > 0)
         } else {
-            let removed = match prefix {
-                IpNet::V4(net) => {
-                    live.v4.remove(&Key::new(net.prefix_len().into(), u32::from(net.network()).to_be()))
-                }
-                IpNet::V6(net) => {
-                    live.v6.remove(&Key::new(net.prefix_len().into(), family::from_ip(net.network().into())))
-                }
-            };
-            removed.with_context(|| format!("cannot remove {prefix} from table {}", table.name))?;
-        }
-        if let Some((start, length)) = old_run {
+            match prefix {
+                IpNet::V4(net) => live.v4.remove(&key_v4(net)),
+                IpNet::V6(net) => live.v6.remove(&key_v6(net)),
+            }
+            .with_context(|| format!("cannot remove {prefix} from table {}", table.name))?;
+            None
+        };
+        let before = match run {
+            Some(run) => live.runs.insert(prefix, run),
+            None => live.runs.remove(&prefix),
+        };
+        if let Some((start, length)) = before {
             self.rule_space.give_back(start, length);
         }
         Ok(())
+    }
+
+    /// Writes the rules of an element from `start` on, and then the element, which makes them count.
+    fn enter_element(
+        &mut self,
+        live: &mut Live,
+        table: &Table,
+        prefix: IpNet,
+        start: u32,
+        element: &compile::Element,
+        references: &References<'_>,
+    ) -> Result<()> {
+        for (at, key) in (start..).zip(&element.rules) {
+            let rule = self.rule(table, key, references)?;
+            self.maps.rules.set(at, rule, 0).context("cannot write a route selector")?;
+        }
+        let otherwise =
+            element.otherwise.map_or(Ok(Route::default()), |key| self.route(table, &key, references))?;
+        let value = Route { rules: element.rules.len() as u16, rule: start, ..otherwise };
+        match prefix {
+            IpNet::V4(net) => live.v4.insert(&key_v4(net), value, 0),
+            IpNet::V6(net) => live.v6.insert(&key_v6(net), value, 0),
+        }
+        .with_context(|| format!("cannot enter {prefix} into table {}", table.name))
     }
 
     fn rule(&mut self, table: &Table, key: &RouteKey, references: &References<'_>) -> Result<Rule> {
@@ -447,6 +442,14 @@ impl Tables {
         }
         Ok(())
     }
+}
+
+fn key_v4(net: Ipv4Net) -> Key<u32> {
+    Key::new(net.prefix_len().into(), u32::from(net.network()).to_be())
+}
+
+fn key_v6(net: Ipv6Net) -> Key<[u32; 4]> {
+    Key::new(net.prefix_len().into(), family::from_ip(net.network().into()))
 }
 
 /// The routers that routes of `tables` name.
