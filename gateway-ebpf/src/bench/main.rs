@@ -76,6 +76,10 @@ static PLAN: Array<Plan, 1> = Array::new();
 #[btf_map]
 static DEVICES: DevMap<1> = DevMap::new();
 
+/// Frames that `generate` made.
+#[btf_map]
+static GENERATED: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 /// Frames that arrived.
 #[repr(C)]
 struct Arrived {
@@ -141,6 +145,9 @@ fn generate(ctx: XdpContext) -> u32 {
     or_aborted(|| {
         restore(&ctx)?;
         let plan = PLAN.get(0)?;
+        let generated = GENERATED.get_ptr_mut(0)?;
+        // SAFETY: the element is this CPU's own.
+        unsafe { *generated += 1 };
         // SAFETY: the helper takes no pointers.
         Some(unsafe { bpf_redirect(plan.egress, 0) }.cast_unsigned() as u32)
     })

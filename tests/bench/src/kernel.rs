@@ -54,6 +54,7 @@ pub(crate) struct Kernel {
     table: HashMap<MapData, [u32; 4], [u64; 8]>,
     plan: Array<MapData, [u32; 6]>,
     devices: DevMap<MapData>,
+    generated: PerCpuArray<MapData, u64>,
     arrived: PerCpuArray<MapData, [u64; 2]>,
 }
 
@@ -103,6 +104,7 @@ impl Kernel {
             table: take(&mut programs, "TABLE")?,
             plan: take(&mut programs, "PLAN")?,
             devices: take(&mut programs, "DEVICES")?,
+            generated: take(&mut programs, "GENERATED")?,
             arrived: take(&mut programs, "ARRIVED")?,
             programs,
         };
@@ -157,11 +159,20 @@ impl Kernel {
         Ok(Ran { action: done.return_value, frame, nanoseconds })
     }
 
-    /// Sends `count` frames out of the device that the plan names. `ingress` is any device with NAPI of the
-    /// namespace that the calling thread is in.
-    pub(crate) fn generate(&self, ingress: u32, count: u32) -> Result<()> {
+    /// Sends frames out of the device that the plan names, until a signal interrupts the call. `ingress` is any
+    /// device with NAPI of the namespace that the calling thread is in.
+    pub(crate) fn generate(&self, ingress: u32) -> Result<()> {
         let live = TestRunAttrs::new().xdp_live_frames(BATCH);
-        self.test_run(GENERATE, ingress, count, live, None).map(|_| ())
+        match self.test_run(GENERATE, ingress, u32::MAX, live, None) {
+            Err(error) if !is_interrupted(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Frames that [`Kernel::generate`] has made since the object was loaded.
+    pub(crate) fn generated(&self) -> Result<u64> {
+        let values = self.generated.get(&0, 0).context("cannot read the number of frames")?;
+        Ok(values.iter().sum())
     }
 
     /// Says where packets go, and forgets those that arrived.
@@ -221,6 +232,14 @@ impl Kernel {
         };
         self.program(name)?.test_run(options).with_context(|| format!("cannot run `{name}`"))
     }
+}
+
+/// Whether a signal ended a system call.
+fn is_interrupted(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::Interrupted)
 }
 
 /// Processor time that the calling thread has used.

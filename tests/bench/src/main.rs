@@ -7,6 +7,7 @@
 mod cpu;
 mod environment;
 mod frame;
+mod generator;
 mod kernel;
 mod network;
 mod path;

@@ -8,12 +8,11 @@
 
 use std::{
     process::Stdio,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::programs::{XdpMode, xdp::XdpLinkId};
 use gateway_lab::Gatewayd;
 use serde::Serialize;
@@ -22,6 +21,7 @@ use crate::{
     Options,
     cpu::{self, Poller},
     frame::{Flow, LENGTH, Transport, shuffle},
+    generator,
     kernel::{COUNT, Kernel, Plan, RELAY},
     network::{DEVICE, Network, POOL, ifindex, mac, number_in},
     report::Report,
@@ -34,18 +34,11 @@ const TARGET: f64 = 2.5;
 /// Flows that take turns in the two measurements of a turn.
 const FLOWS: [usize; 2] = [1, 32_768];
 
-/// Frames that the generator makes before it looks whether it should stop: some milliseconds.
-const CHUNK: u32 = 8_192;
-
-/// How long it runs before what arrives is counted.
+/// How long the generator runs before anybody looks at what it does.
 const RAMP: Duration = Duration::from_millis(100);
 
 /// How long the sessions of all flows may take to open.
 const WARM_UP: Duration = Duration::from_secs(20);
-/// Frames sent at once while sessions open: less than the queue between two devices holds.
-const WARM_UP_CHUNK: u32 = 128;
-/// How long the queue has to empty.
-const WARM_UP_PAUSE: Duration = Duration::from_micros(200);
 
 /// What connects clients and world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -267,41 +260,18 @@ impl Bench {
         self.kernel.set_frames(&self.frames[..flows])?;
         let (source, mask) = subject.source();
         self.kernel.set_plan(Plan { egress: self.clients, source, mask, ethernet: self.ethernet })?;
-        self.warm_up(subject, flows)?;
-        let stop = AtomicBool::new(false);
-        let offered = AtomicU64::new(0);
-        let (kernel, clients) = (&self.kernel, &self.network.clients);
         let poller = Poller::of(&self.network.inside)?;
-        thread::scope(|scope| {
-            let generator = scope.spawn(|| -> Result<()> {
-                clients.enter(|| {
-                    while !stop.load(Ordering::Relaxed) {
-                        kernel.generate(self.clients, CHUNK)?;
-                        offered.fetch_add(u64::from(CHUNK), Ordering::Relaxed);
-                    }
-                    Ok(())
-                })?
-            });
-            let measured = count(kernel, &poller, &offered, time);
-            stop.store(true, Ordering::Relaxed);
-            match generator.join() {
-                Ok(result) => result?,
-                Err(_) => bail!("the generator panicked"),
-            }
-            measured
+        generator::during(&self.kernel, &self.network.clients, self.clients, || {
+            self.warm_up(subject, flows)?;
+            count(&self.kernel, &poller, time)
         })
     }
 
+    /// Waits until all sessions are open.
     fn warm_up(&self, subject: Subject, flows: usize) -> Result<()> {
         let end = Instant::now() + WARM_UP;
         loop {
-            self.network.clients.enter(|| -> Result<()> {
-                for _ in 0..flows.div_ceil(WARM_UP_CHUNK as usize) {
-                    self.kernel.generate(self.clients, WARM_UP_CHUNK)?;
-                    thread::sleep(WARM_UP_PAUSE);
-                }
-                Ok(())
-            })??;
+            thread::sleep(RAMP);
             let sessions = self.sessions(subject)?;
             if sessions.is_none_or(|sessions| sessions >= flows as u64) {
                 return Ok(());
@@ -323,11 +293,9 @@ impl Bench {
 }
 
 /// Counts what arrives for a while.
-fn count(kernel: &Kernel, poller: &Poller, offered: &AtomicU64, time: Duration) -> Result<Rates> {
-    let look = || -> Result<_> {
-        Ok((kernel.arrived()?, poller.time()?, offered.load(Ordering::Relaxed), Instant::now()))
-    };
-    thread::sleep(RAMP);
+fn count(kernel: &Kernel, poller: &Poller, time: Duration) -> Result<Rates> {
+    let look =
+        || -> Result<_> { Ok((kernel.arrived()?, poller.time()?, kernel.generated()?, Instant::now())) };
     let (arrived, busy, made, begin) = look()?;
     thread::sleep(time);
     let (arrived_after, busy_after, made_after, end) = look()?;
