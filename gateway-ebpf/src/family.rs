@@ -178,7 +178,7 @@ impl Datapath for V6 {
 
     #[inline(always)]
     fn write_address(frame: &Frame<'_>, offset: usize, address: [u32; 4]) -> Result<(), DropReason> {
-        frame.write(offset, address)
+        frame.write_words(offset, address)
     }
 
     #[inline(always)]

@@ -55,7 +55,7 @@ pub(crate) fn readdress<F: Datapath>(
     next_hop: &NextHop,
 ) -> Result<(), DropReason> {
     untag(frame, network, F::ETHERTYPE)?;
-    frame.write::<[u32; 3]>(0, next_hop.ethernet)
+    frame.write_words(0, next_hop.ethernet)
 }
 
 /// Takes off the tags before what begins at `network`, which begins at [`ETHERNET_LEN`] afterwards. Where

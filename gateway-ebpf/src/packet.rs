@@ -78,6 +78,22 @@ impl<'a> Frame<'a> {
         Ok(())
     }
 
+    /// Writes `words` at `offset`, one by one: from a map value to the frame, the compiler would call a function
+    /// that moves bytes.
+    #[inline(always)]
+    pub(crate) fn write_words<const N: usize>(
+        &self,
+        offset: usize,
+        words: [u32; N],
+    ) -> Result<(), DropReason> {
+        let pointer = self.pointer::<[u32; N]>(offset).ok_or(DropReason::Truncated)?.cast::<u32>();
+        for (index, word) in words.into_iter().enumerate() {
+            // SAFETY: `pointer` leads to `N` words in bounds.
+            unsafe { pointer.add(index).write_volatile(word) };
+        }
+        Ok(())
+    }
+
     /// Changes the checksum at `offset` by `delta`, see [`checksum::apply`].
     #[inline(always)]
     pub(crate) fn update_checksum(&self, offset: usize, delta: u16) -> Result<(), DropReason> {

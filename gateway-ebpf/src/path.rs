@@ -331,8 +331,7 @@ pub(crate) fn established<F: Datapath>(
     session: &mut Session<F>,
     side: u8,
 ) -> Result<Outcome, DropReason> {
-    let next_hop = session.next_hop;
-    forward::check(packet, &next_hop)?;
+    forward::check(packet, &session.next_hop)?;
     let now = config::now(context.config);
     if session.last_seen != now {
         session.last_seen = now;
@@ -351,9 +350,9 @@ pub(crate) fn established<F: Datapath>(
     session.packets += 1;
     session.bytes += u64::from(packet.length);
     rewrite::translate(context.frame, packet, session, side)?;
-    forward::readdress::<F>(context.frame, packet.network(), &next_hop)?;
+    forward::readdress::<F>(context.frame, packet.network(), &session.next_hop)?;
     let verdict = if side == SIDE_INSIDE { Verdict::Snat } else { Verdict::Reply };
-    Ok(Outcome { verdict, slot: u32::from(next_hop.slot) })
+    Ok(Outcome { verdict, slot: u32::from(session.next_hop.slot) })
 }
 
 /// [`established`] as a function of its own.
