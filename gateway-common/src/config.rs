@@ -20,11 +20,15 @@ pub const fn tick_shift(jiffy: u64) -> u32 {
 }
 
 /// Elements of `PROGRAMS`.
-pub const PROGRAM_COUNT: u32 = 2;
+pub const PROGRAM_COUNT: u32 = 4;
 /// Element of `PROGRAMS`: program `decide_v4`.
 pub const DECIDE_V4: u32 = 0;
 /// Element of `PROGRAMS`: program `decide_v6`.
 pub const DECIDE_V6: u32 = 1;
+/// Element of `PROGRAMS`: program `related_v4`.
+pub const RELATED_V4: u32 = 2;
+/// Element of `PROGRAMS`: program `related_v6`.
+pub const RELATED_V6: u32 = 3;
 
 /// Idle times after which a session may be removed, in ticks.
 #[repr(C)]

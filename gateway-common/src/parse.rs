@@ -324,9 +324,30 @@ fn ipv4_of_length(
 #[inline(always)]
 pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<V6>, DropReason> {
     let words: [u32; 10] = frame.read(network).ok_or(DropReason::Truncated)?;
-    let [_, _, mut proto, _] = words[1].to_ne_bytes();
+    let [_, _, next, _] = words[1].to_ne_bytes();
     let end = ipv6_end(frame, network, &words)?;
-    let mut transport = network + IPV6_LEN;
+    let Chain { transport, proto, fragment } = ipv6_chain(frame, network + IPV6_LEN, end, next)?;
+    ipv6_packet(frame, network, &words, &Body { transport, end, proto, fragment })
+}
+
+/// What the chain of IPv6 headers leads to.
+pub(crate) struct Chain {
+    /// Offset of the transport header.
+    pub(crate) transport: usize,
+    /// Transport protocol.
+    pub(crate) proto: u8,
+    /// Fragment position.
+    pub(crate) fragment: Fragment,
+}
+
+/// Walks the extension headers from `transport` on, the first of which is a `proto`.
+#[inline(always)]
+pub(crate) fn ipv6_chain(
+    frame: &(impl Bytes + ?Sized),
+    mut transport: usize,
+    end: usize,
+    mut proto: u8,
+) -> Result<Chain, DropReason> {
     let mut fragment = Fragment::Whole;
     for _ in 0..MAX_EXTENSIONS {
         match proto {
@@ -361,7 +382,7 @@ pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<V6>,
     if hidden || transport > end {
         return Err(DropReason::Malformed);
     }
-    ipv6_packet(frame, network, &words, &Body { transport, end, proto, fragment })
+    Ok(Chain { transport, proto, fragment })
 }
 
 /// [`ipv6`] for the common case, where all offsets are constants: no extension headers, no tags. `None` for

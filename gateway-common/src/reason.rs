@@ -86,7 +86,7 @@ drop_reasons! {
     NeighborUnresolved = 16, "neighbor_unresolved", Network, "The MAC address of the next hop is not known (yet).";
     Malformed = 17, "malformed", Packet, "The header breaks a rule of RFC 1812 5.2.2 or RFC 8200: version, lengths, addresses.";
     Truncated = 18, "truncated", Packet, "The frame ends before the header it announces.";
-    BadChecksum = 19, "bad_checksum", Packet, "The IPv4 header checksum is wrong.";
+    BadChecksum = 19, "bad_checksum", Packet, "The checksum of the IPv4 header is wrong, or that of an ICMP error or of the IPv4 header it quotes.";
     FragmentUnmatched = 20, "fragment_unmatched", Packet, "A fragment that needs translation and whose first fragment is not known.";
     UnsupportedProtocol = 21, "unsupported_protocol", Packet, "The route translates and this protocol cannot be translated.";
     SpoofedSource = 22, "spoofed_source", Policy, "The source address does not belong behind the interface the packet came from.";

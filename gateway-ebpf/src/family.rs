@@ -5,6 +5,7 @@ use gateway_common::{
     family::{MappedAddress, is_v4},
     interface::Interface,
     parse::{self, Bytes as _, Packet},
+    quote::{self, Quote},
     route::Route,
     session::{Session, Tuple},
 };
@@ -24,6 +25,10 @@ pub(crate) trait Datapath: Family {
     fn parse(frame: &Frame<'_>, network: usize) -> Result<Packet<Self>, DropReason>;
     /// Reads the headers of a frame without tags, options and extension headers; `None` for all others.
     fn parse_plain(frame: &Frame<'_>) -> Result<Option<Packet<Self>>, DropReason>;
+    /// Reads the packet that an ICMP error quotes, see [`quote`].
+    fn quote(frame: &Frame<'_>, network: usize, end: usize) -> Option<Quote<Self>>;
+    /// Whether an ICMP message of this type is an error that a router passes on.
+    fn is_icmp_error(kind: u8) -> bool;
     /// Writes an address at `offset`.
     fn write_address(frame: &Frame<'_>, offset: usize, address: Self::Address) -> Result<(), DropReason>;
     /// Type and code of the ICMP error for a packet dropped for `reason`.
@@ -72,6 +77,18 @@ impl Datapath for V4 {
     #[inline(always)]
     fn parse_plain(frame: &Frame<'_>) -> Result<Option<Packet<Self>>, DropReason> {
         parse::ipv4_plain(frame)
+    }
+
+    #[inline(always)]
+    fn quote(frame: &Frame<'_>, network: usize, end: usize) -> Option<Quote<Self>> {
+        quote::ipv4(frame, network, end)
+    }
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        // Destination unreachable, time exceeded, parameter problem (RFC 792). Not the source quench, which
+        // nobody may send or heed any more (RFC 6633), nor the redirect, which is for its link.
+        matches!(kind, 3 | 11 | 12)
     }
 
     #[inline(always)]
@@ -174,6 +191,17 @@ impl Datapath for V6 {
     #[inline(always)]
     fn parse_plain(frame: &Frame<'_>) -> Result<Option<Packet<Self>>, DropReason> {
         parse::ipv6_plain(frame)
+    }
+
+    #[inline(always)]
+    fn quote(frame: &Frame<'_>, network: usize, end: usize) -> Option<Quote<Self>> {
+        quote::ipv6(frame, network, end)
+    }
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        // Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443 3).
+        matches!(kind, 1..=4)
     }
 
     #[inline(always)]

@@ -2,7 +2,8 @@
 //!
 //! `gateway` sees every packet of every attached interface and sends those of confirmed sessions on. It tail
 //! calls `decide_v4` or `decide_v6` for all others; these have a stack and a verifier budget of their own.
-//! [`path`] reads like the checklist of all three.
+//! [`path`] reads like the checklist of all three. `related_v4` and `related_v6` continue with ICMP errors about
+//! packets of sessions.
 //! `sweep` removes sessions that the daemon suspects to be idle; it runs on the daemon's demand only.
 #![no_std]
 #![no_main]
@@ -31,13 +32,18 @@ mod open;
 mod packet;
 mod path;
 mod refuse;
+mod related;
 mod rewrite;
 mod route;
 mod session;
 mod sweep;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use gateway_common::{DropReason, V4, V6, Verdict, interface::NO_SLOT};
+use gateway_common::{
+    DropReason, V4, V6, Verdict,
+    config::{RELATED_V4, RELATED_V6},
+    interface::NO_SLOT,
+};
 
 use crate::{
     packet::Frame,
@@ -53,13 +59,25 @@ pub fn gateway(ctx: XdpContext) -> u32 {
 /// Decides IPv4 and ARP packets that `gateway` has no confirmed session for.
 #[xdp]
 pub fn decide_v4(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| path::decide::<V4>(context), refuse::answer::<V4>)
+    enter(&ctx, lost_device, |context| path::decide::<V4, RELATED_V4>(context, &ctx), refuse::answer::<V4>)
 }
 
 /// Decides IPv6 packets that `gateway` has no confirmed session for.
 #[xdp]
 pub fn decide_v6(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| path::decide::<V6>(context), refuse::answer::<V6>)
+    enter(&ctx, lost_device, |context| path::decide::<V6, RELATED_V6>(context, &ctx), refuse::answer::<V6>)
+}
+
+/// Translates IPv4 ICMP errors that `decide_v4` has found the session of. Nobody is told of those dropped.
+#[xdp]
+pub fn related_v4(ctx: XdpContext) -> u32 {
+    enter(&ctx, lost_device, |context| related::forward::<V4>(context), |_, _| xdp_action::XDP_DROP)
+}
+
+/// Translates `ICMPv6` errors that `decide_v6` has found the session of.
+#[xdp]
+pub fn related_v6(ctx: XdpContext) -> u32 {
+    enter(&ctx, lost_device, |context| related::forward::<V6>(context), |_, _| xdp_action::XDP_DROP)
 }
 
 /// Retires and removes sessions, see [`gateway_common::session`]. Its packet is a list of tuples.

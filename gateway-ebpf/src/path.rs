@@ -4,6 +4,7 @@
 //! fast:    parse -> session, confirmed -> translate -> send
 //!                -> anything else      -> decide
 //! decide:  parse -> the host's own business
+//!                -> an ICMP error about a packet of a session -> related
 //!                -> session, unconfirmed -> confirm or cut -> translate -> send
 //!                -> none, from inside    -> source, route, target: open a session, or forward
 //!                -> none, from outside   -> a pool's address, an inside host, or the host's business
@@ -31,7 +32,7 @@ use crate::{
     neighbor::{self, Found},
     open,
     packet::Frame,
-    rewrite,
+    related, rewrite,
     route::{self, Query},
     session::{self, Subject},
 };
@@ -156,7 +157,7 @@ impl<'a> Context<'a> {
     }
 }
 
-/// The programs that `gateway` tail calls.
+/// The programs that `gateway` and those after it tail call.
 #[btf_map]
 static PROGRAMS: ProgramArray<{ PROGRAM_COUNT as usize }> = ProgramArray::new();
 
@@ -200,11 +201,15 @@ fn hand_over<const PROGRAM: u32>(ctx: &XdpContext) -> Result<Outcome, DropReason
     Err(DropReason::Internal)
 }
 
-/// Decides a packet of family `F` (with IPv4: or ARP) that has no confirmed session.
+/// Decides a packet of family `F` (with IPv4: or ARP) that has no confirmed session. `RELATED` is the program for
+/// ICMP errors.
 ///
 /// The stages are functions of their own, so that each gives its stack back.
 #[inline(always)]
-pub(crate) fn decide<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropReason> {
+pub(crate) fn decide<F: Datapath, const RELATED: u32>(
+    context: &Context<'_>,
+    ctx: &XdpContext,
+) -> Result<Outcome, DropReason> {
     let link = parse::link(context.frame).ok_or(DropReason::Truncated)?;
     if F::IS_V4 && link.ethertype == ETHERTYPE_ARP {
         return address::answer_arp(context, link.network).result();
@@ -229,8 +234,13 @@ pub(crate) fn decide<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Drop
             address::find(&F::mapped(&packet.destination)).is_some_and(|found| found.flags & LOCAL != 0);
         return if local { Ok(Outcome::HOST) } else { Err(DropReason::Malformed) };
     }
-    let side = side(context, packet);
-    subject.tuple.side = side;
+    take_side(context, subject);
+    let side = subject.tuple.side;
+    let packet = &subject.packet;
+    if related::is_error(packet) && !related::find(context, subject).is_open() {
+        return hand_over::<RELATED>(ctx);
+    }
+    let packet = &subject.packet;
     let mut cut = false;
     if packet.is_trackable()
         && let Some(session) = F::session(&subject.tuple)
@@ -269,6 +279,12 @@ fn read<F: Datapath>(frame: &Frame<'_>, network: usize, subject: &mut Subject<F>
         }
         Err(reason) => Code::drop(reason),
     }
+}
+
+/// Notes the side in the key. A function of its own, for its stack.
+#[inline(never)]
+fn take_side<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) {
+    subject.tuple.side = side(context, &subject.packet);
 }
 
 /// [`fast`] for an IP packet; `None` where it takes a decision.
@@ -415,29 +431,35 @@ fn try_confirm<F: Datapath>(
         proto: packet.proto,
         port: packet.server_port(inside),
     };
-    let denied = match route::lookup(context.config, inside_slot, &query) {
-        None => Some(DropReason::NoRoute),
-        Some(found) => {
-            session.counter = found.counter;
-            match Target::from_number(found.target).ok_or(DropReason::Internal)? {
-                Target::None => Some(DropReason::NoRoute),
-                Target::Blackhole => Some(DropReason::Blackhole),
-                Target::Prohibit => Some(DropReason::Prohibited),
-                Target::Direct | Target::Pool | Target::Gateway | Target::Host => None,
-            }
+    match allow(context, inside_slot, &query) {
+        Ok(counter) => session.counter = counter,
+        Err(reason) => {
+            session::cut(tuple, session);
+            return Err(reason);
         }
-    };
-    if let Some(reason) = denied {
-        if !matches!(reason, DropReason::NoRoute) {
-            count::route(session.counter, context.bytes);
-        }
-        session::cut(tuple, session);
-        return Err(reason);
     }
     session.next_hop = next_hop;
     // What was only learned is asked for again with the next packet, until the kernel knows it.
     let generation = if learned { session::STALE } else { context.generation };
     Ok(session::confirm(session, generation))
+}
+
+/// Whether a session may live on. The counter of the route that says so; one that denies is counted here.
+#[inline(always)]
+pub(crate) fn allow<F: Datapath>(
+    context: &Context<'_>,
+    inside_slot: u32,
+    query: &Query<F>,
+) -> Result<u32, DropReason> {
+    let found = route::lookup(context.config, inside_slot, query).ok_or(DropReason::NoRoute)?;
+    let reason = match Target::from_number(found.target).ok_or(DropReason::Internal)? {
+        Target::None => return Err(DropReason::NoRoute),
+        Target::Blackhole => DropReason::Blackhole,
+        Target::Prohibit => DropReason::Prohibited,
+        Target::Direct | Target::Pool | Target::Gateway | Target::Host => return Ok(found.counter),
+    };
+    count::route(found.counter, context.bytes);
+    Err(reason)
 }
 
 /// A packet from the inside without a session.
@@ -466,13 +488,9 @@ fn try_from_inside<F: Datapath>(
     let Found { next_hop, learned } = neighbor::back(context, packet)?;
     subject.back = next_hop;
     subject.learned = u8::from(learned);
-    let query = Query::<F> {
-        source: packet.source,
-        destination: packet.destination,
-        proto: packet.proto,
-        port: packet.server_port(true),
-    };
-    let found = route::lookup(context.config, context.ingress.slot, &query).ok_or(DropReason::NoRoute)?;
+    find_route(context, subject).result()?;
+    let packet = &subject.packet;
+    let found = subject.route;
     let target = Target::from_number(found.target).ok_or(DropReason::Internal)?;
     count::route(found.counter, context.bytes);
     match target {
@@ -493,11 +511,29 @@ fn try_from_inside<F: Datapath>(
         }
         Target::Pool => {
             open::may_open(packet)?;
-            subject.route = found;
             subject.forth = neighbor::towards::<F>(context, packet.source, packet.destination)?.next_hop;
             subject.mtu = subject.forth.mtu;
             Ok(None)
         }
+    }
+}
+
+/// Leaves the route of a packet from the inside in the subject. A function of its own, for its stack.
+#[inline(never)]
+fn find_route<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    let packet = &subject.packet;
+    let query = Query::<F> {
+        source: packet.source,
+        destination: packet.destination,
+        proto: packet.proto,
+        port: packet.server_port(true),
+    };
+    match route::lookup(context.config, context.ingress.slot, &query) {
+        Some(found) => {
+            subject.route = found;
+            Code::OK
+        }
+        None => Code::drop(DropReason::NoRoute),
     }
 }
 

@@ -8,7 +8,8 @@ use aya_ebpf::{
 use gateway_common::{
     Family, V4, V6,
     family::NextHop,
-    parse::Packet,
+    parse::{NO_PORT, PROTO_TCP, PROTO_UDP, Packet},
+    quote::Quote,
     route::Route,
     session::{DEAD, KILLED, RETIRED, SIDE_INSIDE, Session, Tuple},
 };
@@ -50,11 +51,13 @@ pub(crate) static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
 pub(crate) struct Subject<F: Family> {
     pub(crate) packet: Packet<F>,
     pub(crate) tuple: Tuple<F>,
-    /// For a new session: the route that decided.
+    /// For an ICMP error about a packet of a session: that packet.
+    pub(crate) quote: Quote<F>,
+    /// For a packet from inside without a session: the route that decides.
     pub(crate) route: Route,
     /// For a new session: the way back to the client.
     pub(crate) back: NextHop,
-    /// For a new session: the way out.
+    /// For a new session, and for an ICMP error: the way out.
     pub(crate) forth: NextHop,
     /// For a new session: 1 where the way back is only what the packet has shown.
     pub(crate) learned: u8,
@@ -93,6 +96,29 @@ pub(crate) fn revive<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) -> boo
             _ => true,
         }
     }
+}
+
+/// Whether the session of `tuple` is neither idle nor cut, so that its elements stay what they are for a while.
+#[inline(always)]
+pub(crate) fn is_live<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) -> bool {
+    let owner = if tuple.side == SIDE_INSIDE {
+        core::ptr::from_ref(session).cast_mut()
+    } else {
+        match F::session(&tuple.pair(session)) {
+            Some(owner) => owner,
+            None => return false,
+        }
+    };
+    // SAFETY: the pointer is to a map value; the field is a `u32`.
+    let generation = unsafe { (&raw const (*owner).generation).read_volatile() };
+    !matches!(generation, RETIRED | DEAD)
+}
+
+/// The server's port of a session for route selectors, see [`Packet::server_port`].
+#[inline(always)]
+pub(crate) fn server_port<F: Datapath>(tuple: &Tuple<F>) -> u32 {
+    let port = if tuple.side == SIDE_INSIDE { tuple.destination_port } else { tuple.source_port };
+    if matches!(tuple.proto, PROTO_TCP | PROTO_UDP) { u32::from(u16::from_be_bytes(port)) } else { NO_PORT }
 }
 
 /// Marks a session as confirmed by `generation`. Returns `false` where it is being deleted.

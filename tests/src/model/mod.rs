@@ -9,6 +9,7 @@ mod nat;
 mod neighbor;
 mod policy;
 mod refusal;
+mod related;
 mod way;
 mod wire;
 
@@ -199,6 +200,9 @@ impl Model {
             return if local { Ok(Action::Pass) } else { Err(DropReason::Malformed.into()) };
         }
         let side = self.side(ingress, ip.destination);
+        if let Some(action) = self.related(arrival, &ip, side)? {
+            return Ok(action);
+        }
         let session = self.nat.find(&ip, side);
         match (session.filter(|id| !self.nat.session(*id).cut), side) {
             (Some(id), _) => self.established(arrival, &ip, side, id),

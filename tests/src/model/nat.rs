@@ -98,10 +98,14 @@ impl Nat {
         if !ip.is_trackable() {
             return None;
         }
-        let (source, destination) = ((ip.source, ip.ports.0), (ip.destination, ip.ports.1));
+        self.find_flow(ip.proto, (ip.source, ip.ports.0), (ip.destination, ip.ports.1), side)
+    }
+
+    /// The session of packets from `source` to `destination`.
+    pub(super) fn find_flow(&self, proto: u8, source: Place, destination: Place, side: Side) -> Option<u64> {
         match side {
-            Side::Inside => self.inside.get(&(ip.proto, source, destination)),
-            Side::Outside => self.outside.get(&(ip.proto, destination, source)),
+            Side::Inside => self.inside.get(&(proto, source, destination)),
+            Side::Outside => self.outside.get(&(proto, destination, source)),
         }
         .copied()
     }

@@ -8,6 +8,7 @@ use gateway_common::{
     parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},
 };
 
+use super::nat::Place;
 use crate::packet::{ACK, Mac, SYN, checksum_of, transport_checksum};
 
 /// What the Ethernet header and its tags say.
@@ -239,6 +240,143 @@ pub(super) fn forward(
         packet[10..12].copy_from_slice(&checksum.to_be_bytes());
     }
     [ethernet, packet].concat()
+}
+
+/// A packet that an ICMP error quotes; offsets are those in the frame.
+#[derive(Clone, Debug)]
+pub(super) struct Quoted {
+    pub(super) source: Place,
+    pub(super) destination: Place,
+    pub(super) proto: u8,
+    network: usize,
+    transport: usize,
+    /// Where its transport checksum is, if the quote has all of it.
+    checksum: Option<usize>,
+}
+
+/// The packet that the error `ip` quotes, if it shows ports.
+pub(super) fn quoted(frame: &[u8], ip: &Ip) -> Option<Quoted> {
+    let network = ip.transport + 8;
+    let quote = frame.get(network..ip.end)?;
+    let (header, proto) = if ip.is_v4() {
+        let header = usize::from(quote.first()? & 15) * 4;
+        let later = u16_at(quote, 6)? & 0x1fff != 0;
+        let proto = *quote.get(9)?;
+        (quote[0] >> 4 == 4 && header >= 20 && !later).then_some((header, proto))?
+    } else {
+        let (mut proto, mut at) = (*quote.get(6)?, 40);
+        for _ in 0..6 {
+            if !matches!(proto, 0 | 43 | 44 | 60) {
+                break;
+            }
+            let &[next, size, f0, f1] = quote.get(at..at + 4)? else { return None };
+            if proto == 44 && u16::from_be_bytes([f0, f1]) >> 3 != 0 {
+                return None;
+            }
+            at += if proto == 44 { 8 } else { 8 + usize::from(size) * 8 };
+            proto = next;
+        }
+        (quote[0] >> 4 == 6).then_some((at, proto))?
+    };
+    let segment = quote.get(header..).filter(|segment| segment.len() >= 8)?;
+    let word = |at: usize| u16::from_be_bytes([segment[at], segment[at + 1]]);
+    let icmp = if ip.is_v4() { PROTO_ICMP } else { PROTO_ICMPV6 };
+    let (request, reply) = if ip.is_v4() { (8, 0) } else { (128, 129) };
+    let (source, destination, checksum) = match proto {
+        PROTO_TCP => (word(0), word(2), 16),
+        PROTO_UDP => (word(0), word(2), 6),
+        _ if proto == icmp && segment[..2] == [request, 0] => (word(4), 0, 2),
+        _ if proto == icmp && segment[..2] == [reply, 0] => (0, word(4), 2),
+        _ => return None,
+    };
+    let address = |at: usize| -> IpAddr {
+        if ip.is_v4() {
+            <[u8; 4]>::try_from(&quote[at..at + 4]).expect("4 bytes").into()
+        } else {
+            <[u8; 16]>::try_from(&quote[at..at + 16]).expect("16 bytes").into()
+        }
+    };
+    let (source_at, destination_at) = if ip.is_v4() { (12, 16) } else { (8, 24) };
+    Some(Quoted {
+        source: (address(source_at), source),
+        destination: (address(destination_at), destination),
+        proto,
+        network,
+        transport: network + header,
+        checksum: (segment.len() >= checksum + 2).then_some(network + header + checksum),
+    })
+}
+
+/// Whether the checksums of an error and of the IPv4 header that it quotes are right.
+pub(super) fn is_sound_error(frame: &[u8], ip: &Ip, quoted: &Quoted) -> bool {
+    let header = !ip.is_v4() || checksum_of(&frame[quoted.network..quoted.transport]) == 0;
+    let over = transport_checksum(ip.source, ip.destination, ip.proto, &frame[ip.transport..ip.end]);
+    header && over == 0
+}
+
+/// An error as it goes on: `place` stands for its source and the quote's destination if it comes from inside, for
+/// its destination and the quote's source if it comes from outside.
+pub(super) fn forward_error(
+    frame: &[u8],
+    ip: &Ip,
+    quoted: &Quoted,
+    inside: bool,
+    place: Place,
+    (source_mac, destination_mac): (Mac, Mac),
+) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let (source_at, destination_at) = if ip.is_v4() { (12, 16) } else { (8, 24) };
+    let (old, quoted_at, outer_at) = if inside {
+        (quoted.destination, destination_at, source_at)
+    } else {
+        (quoted.source, source_at, destination_at)
+    };
+    if let Some(at) = quoted.checksum {
+        // Nobody has all that it covers: it changes by as much as what it covers.
+        let there = u16_at(&frame, at).expect("it is in the quote");
+        let pseudo = !ip.is_v4() || matches!(quoted.proto, PROTO_TCP | PROTO_UDP);
+        let before = covered(old, pseudo);
+        let after = covered(place, pseudo);
+        let sum = ones_complement_sum(there, ones_complement_sum(before, !after));
+        let sum = match (quoted.proto, there, sum) {
+            (PROTO_UDP, 0, _) => 0,
+            (PROTO_UDP, _, 0) => 0xffff,
+            (_, _, sum) => sum,
+        };
+        frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    }
+    let port_at = quoted.transport
+        + match quoted.proto {
+            PROTO_TCP | PROTO_UDP if inside => 2,
+            PROTO_TCP | PROTO_UDP => 0,
+            _ => 4,
+        };
+    frame[port_at..port_at + 2].copy_from_slice(&place.1.to_be_bytes());
+    write_address(&mut frame[quoted.network..], quoted_at, place.0);
+    if ip.is_v4() {
+        let header = &mut frame[quoted.network..quoted.transport];
+        header[10..12].fill(0);
+        let checksum = checksum_of(header);
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    }
+    write_address(&mut frame[ip.network..], outer_at, place.0);
+    let (source, destination) = if inside { (place.0, ip.destination) } else { (ip.source, place.0) };
+    let at = ip.transport + 2;
+    frame[at..at + 2].fill(0);
+    let checksum = transport_checksum(source, destination, ip.proto, &frame[ip.transport..ip.end]);
+    frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    // The outer header has its addresses already.
+    forward(&frame, &Ip { source, destination, ..ip.clone() }, Rewrite::Nothing, source_mac, destination_mac)
+}
+
+/// What of a transport checksum depends on an address and a port.
+fn covered((address, port): Place, pseudo: bool) -> u16 {
+    let octets = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    let bytes = if pseudo { octets } else { Vec::new() };
+    !checksum_of(&[&bytes[..], &port.to_be_bytes()].concat())
 }
 
 /// Whether a packet to this address stays on its link.

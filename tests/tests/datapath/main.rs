@@ -14,5 +14,6 @@ mod one_armed;
 mod outbound;
 mod pool;
 mod refusal;
+mod related;
 mod route;
 mod support;

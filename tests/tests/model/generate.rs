@@ -12,7 +12,7 @@ use gateway_tests::{
     policy::Policy,
 };
 
-use crate::scenario::{Scenario, Step, Twist};
+use crate::scenario::{Error, Scenario, Step, Twist};
 
 /// What is where in a network.
 struct World {
@@ -71,6 +71,8 @@ pub(crate) fn scenario(seed: u64, length: usize) -> Scenario {
     let mut steps = Vec::new();
     // Numbers of the steps that may be answered or repeated.
     let mut packets_so_far: Vec<usize> = Vec::new();
+    // And those about which there may be errors.
+    let mut sent_so_far: Vec<usize> = Vec::new();
     for number in 0..length {
         let step = match rng.u16(..1000) {
             0..2 => {
@@ -79,12 +81,16 @@ pub(crate) fn scenario(seed: u64, length: usize) -> Scenario {
             }
             2..4 => Step::Sweep,
             4..30 => strange_frame(&mut rng, &world, &pools),
-            30..400 if !packets_so_far.is_empty() => {
+            30..130 if !sent_so_far.is_empty() => {
+                let about = recent(&mut rng, &sent_so_far);
+                error(&mut rng, &world, about)
+            }
+            130..440 if !packets_so_far.is_empty() => {
                 let to = recent(&mut rng, &packets_so_far);
                 let device = (rng.u8(..20) == 0).then(|| pick(&mut rng, world.outside));
                 Step::Answer { to, device, twists: twists(&mut rng, 6) }
             }
-            400..600 if !packets_so_far.is_empty() => {
+            440..640 if !packets_so_far.is_empty() => {
                 let again: &(usize, Step) = &steps[recent(&mut rng, &packets_so_far)];
                 let mut step = again.1.clone();
                 if let Step::Packet { twists, packet, .. } = &mut step {
@@ -99,6 +105,9 @@ pub(crate) fn scenario(seed: u64, length: usize) -> Scenario {
         };
         if matches!(step, Step::Packet { .. }) {
             packets_so_far.push(number);
+        }
+        if matches!(step, Step::Packet { .. } | Step::Answer { .. }) {
+            sent_so_far.push(number);
         }
         steps.push((number, step));
     }
@@ -306,6 +315,28 @@ fn transport(rng: &mut Rng, source: u16, destination: u16) -> Transport {
         18 => Transport::Bare(pick(rng, &[47, 50, 132, 59, 4])),
         _ => Transport::Udp { source: rng.u16(..), destination, checksum: true },
     }
+}
+
+/// Somebody on the way could not pass on what came of a step, or so it seems.
+fn error(rng: &mut Rng, world: &World, about: usize) -> Step {
+    let from = match rng.u8(..20) {
+        0 => world.strange,
+        1..10 => world.clients,
+        _ => world.servers,
+    };
+    let from = from.map(|from| ip(pick(rng, from)));
+    let kind = [pick(rng, &[3, 3, 11, 12, 4, 5]), pick(rng, &[1, 2, 3, 4, 5, 1])];
+    let code = rng.u8(..3);
+    let quoted = match rng.u8(..8) {
+        0 => rng.usize(..80),
+        1 => 28,
+        2..4 => 48,
+        4 => rng.usize(28..120),
+        _ => 1200,
+    };
+    let device = (rng.u8(..20) == 0).then(|| pick(rng, world.outside));
+    let error = Error { kind, code, quoted };
+    Step::Error { about, device, from, error, twists: twists(rng, 5) }
 }
 
 /// None for most packets; about one in `one_in` has some.

@@ -25,8 +25,8 @@ use scenario::Scenario;
 
 /// Scenarios of a usual run.
 const SCENARIOS: u64 = 50;
-/// Steps of a scenario. One in four is an answer to a packet that was not sent on, and so does nothing.
-const STEPS: usize = 2800;
+/// Steps of a scenario. One in four is about a packet that was not sent on, and so does nothing.
+const STEPS: usize = 3000;
 /// Packets that a usual run has at least.
 const PACKETS: u64 = 100_000;
 

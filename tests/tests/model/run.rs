@@ -16,7 +16,7 @@ use gateway_tests::{
     packet::{Packet, differences},
 };
 
-use crate::scenario::{Scenario, Step, answer, frame};
+use crate::scenario::{Scenario, Step, answer, error, frame};
 
 /// Packets between two looks at the counters.
 const COUNTED: usize = 50;
@@ -88,6 +88,12 @@ impl Run {
                 let answer = answer(packet, sent);
                 let device = device.unwrap_or(egress);
                 let frame = frame(network, device, &answer, twists);
+                self.packet(device, &frame, Some((number, &answer)))
+            }
+            Step::Error { about, device, from, error: what, twists } => {
+                let Some((_, sent, egress)) = self.sent.get(about) else { return Ok(()) };
+                let device = device.unwrap_or(egress);
+                let frame = frame(network, device, &error(*what, *from, sent), twists);
                 self.packet(device, &frame, None)
             }
             Step::Frame { device, frame } => self.packet(device, frame, None),

@@ -1,6 +1,6 @@
 //! What happens to a gateway: packets, answers to what came of them, changes of policy.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use gateway_tests::{
     network::{Network, mac},
@@ -24,12 +24,23 @@ pub(crate) enum Step {
     Packet { device: &'static str, packet: Packet, twists: Vec<Twist> },
     /// What came of an earlier step is answered from where it went, or through another device.
     Answer { to: usize, device: Option<&'static str>, twists: Vec<Twist> },
+    /// What came of an earlier step fails on its way, and is quoted by an ICMP error.
+    Error { about: usize, device: Option<&'static str>, from: [IpAddr; 2], error: Error, twists: Vec<Twist> },
     /// Any other frame arrives.
     Frame { device: &'static str, frame: Vec<u8> },
     /// The policy changes.
     Change(Policy),
     /// What was cut is removed.
     Sweep,
+}
+
+/// What an ICMP error says; its sender and its type are those of the family of what it quotes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Error {
+    pub(crate) kind: [u8; 2],
+    pub(crate) code: u8,
+    /// Bytes of the packet that it quotes.
+    pub(crate) quoted: usize,
 }
 
 /// Something about a packet that is not as usual.
@@ -86,6 +97,19 @@ pub(crate) fn answer(packet: &Packet, sent: &[u8]) -> Packet {
     };
     let server = mac(plain.destination);
     plain.from_address(source).from_port(port).answer().macs(server, [0; 6])
+}
+
+/// An error about what left as `sent`, to whom it seems to come from.
+pub(crate) fn error(error: Error, from: [IpAddr; 2], sent: &[u8]) -> Packet {
+    let Error { kind, code, quoted } = error;
+    let ([v4, v6], [kind4, kind6]) = (from, kind);
+    let (from, kind, source) = if sent[12..14] == [0x08, 0x00] {
+        (v4, kind4, <[u8; 4]>::try_from(&sent[26..30]).expect("4 bytes").into())
+    } else {
+        (v6, kind6, <[u8; 16]>::try_from(&sent[22..38]).expect("16 bytes").into())
+    };
+    let quote: Vec<u8> = sent[14..].iter().copied().take(quoted).collect();
+    Packet::new(from, source, Transport::Icmp { kind, code, rest: [0, 0, 5, 0] }).payload(quote)
 }
 
 impl Twist {
@@ -149,6 +173,10 @@ impl fmt::Display for Step {
             }
             Self::Answer { to, device, twists } => {
                 write!(f, "answer to step {to} on {} {twists:?}", device.unwrap_or("the same device"))
+            }
+            Self::Error { about, device, from, error, twists } => {
+                let device = device.unwrap_or("the same device");
+                write!(f, "error about step {about} on {device} from {from:?}: {error:?} {twists:?}")
             }
             Self::Frame { device, frame } => write!(f, "frame on {device}: {:?}", fields(frame)),
             Self::Change(policy) => write!(f, "policy: {policy}"),

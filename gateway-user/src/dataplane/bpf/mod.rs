@@ -37,7 +37,7 @@ use aya::{
 use aya_obj::Object;
 use gateway_common::{
     ABI_VERSION,
-    config::{self, Config, DECIDE_V4, DECIDE_V6},
+    config::{self, Config, DECIDE_V4, DECIDE_V6, RELATED_V4, RELATED_V6},
 };
 
 use self::{
@@ -61,8 +61,13 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ga
 /// The program on every interface.
 const ENTRY: &str = "gateway";
 const SWEEP: &str = "sweep";
-/// Programs that the entry tail calls, with their elements of `PROGRAMS`.
-const STAGES: [(&str, u32); 2] = [("decide_v4", DECIDE_V4), ("decide_v6", DECIDE_V6)];
+/// Programs that are tail called, with their elements of `PROGRAMS`.
+const STAGES: [(&str, u32); 4] = [
+    ("decide_v4", DECIDE_V4),
+    ("decide_v6", DECIDE_V6),
+    ("related_v4", RELATED_V4),
+    ("related_v6", RELATED_V6),
+];
 
 /// First generation: 0 and 1 have meanings of their own in sessions.
 const FIRST_GENERATION: u32 = 2;
