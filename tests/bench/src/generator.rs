@@ -45,8 +45,8 @@ pub(crate) fn during<T>(
     let (tell, told) = mpsc::channel();
     thread::scope(|scope| {
         let generator = scope.spawn(|| {
-            tell.send(pthread_self())?;
             node.enter(|| {
+                tell.send(pthread_self())?;
                 while !stop.load(Ordering::Relaxed) {
                     kernel.generate(ifindex)?;
                 }
