@@ -1,6 +1,10 @@
 //! Routes: what an element of a table's trie says.
 
-use crate::{family::MappedAddress, parse::NO_PORT, pod};
+use crate::{
+    family::MappedAddress,
+    parse::{NO_PORT, PROTO_TCP, PROTO_UDP},
+    pod,
+};
 
 /// Elements of `ROUTES_V4` and `ROUTES_V6`: two halves, each with room for all tables and the copies that a
 /// replacement needs for a moment. Slot 0 is never used.
@@ -96,6 +100,16 @@ impl Rule {
             return self.port_low == 0 && self.port_high == u16::MAX;
         }
         self.port_low as u32 <= port && port <= self.port_high as u32
+    }
+
+    /// Whether a port decides that the packet does not show: it is a later fragment, and nobody can tell whether
+    /// the rule is for it.
+    #[inline(always)]
+    pub const fn is_hidden(&self, proto: u8, port: u32) -> bool {
+        port == NO_PORT
+            && matches!(proto, PROTO_TCP | PROTO_UDP)
+            && (self.proto == 0 || self.proto == proto)
+            && (self.port_low != 0 || self.port_high != u16::MAX)
     }
 }
 

@@ -451,7 +451,7 @@ pub(crate) fn allow<F: Datapath>(
     inside_slot: u32,
     query: &Query<F>,
 ) -> Result<u32, DropReason> {
-    let found = route::lookup(context.config, inside_slot, query).ok_or(DropReason::NoRoute)?;
+    let found = route::lookup(context.config, inside_slot, query)?;
     let reason = match Target::from_number(found.target).ok_or(DropReason::Internal)? {
         Target::None => return Err(DropReason::NoRoute),
         Target::Blackhole => DropReason::Blackhole,
@@ -529,11 +529,11 @@ fn find_route<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> C
         port: packet.server_port(true),
     };
     match route::lookup(context.config, context.ingress.slot, &query) {
-        Some(found) => {
+        Ok(found) => {
             subject.route = found;
             Code::OK
         }
-        None => Code::drop(DropReason::NoRoute),
+        Err(reason) => Code::drop(reason),
     }
 }
 
@@ -577,7 +577,7 @@ fn try_from_outside<F: Datapath>(
         proto: packet.proto,
         port: packet.server_port(false),
     };
-    let found = route::lookup(context.config, slot, &query).ok_or(DropReason::NoRoute)?;
+    let found = route::lookup(context.config, slot, &query)?;
     match Target::from_number(found.target).ok_or(DropReason::Internal)? {
         Target::Direct | Target::Gateway => {
             count::route(found.counter, context.bytes);

@@ -8,6 +8,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use gateway_common::{
+    DropReason,
     config::Config,
     route::{
         ANY_INTERFACE, BindingKey, MAX_BINDINGS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX,
@@ -47,13 +48,21 @@ pub(crate) struct Query<F: Datapath> {
     pub(crate) port: u32,
 }
 
-/// The route that decides `query` of a host behind the interface in slot `inside`; `None` where nothing covers it.
+/// The route that decides `query` of a host behind the interface in slot `inside`.
+///
+/// # Errors
+/// [`DropReason::NoRoute`] where nothing covers it; [`DropReason::FragmentUnmatched`] where a port decides that
+/// a later fragment does not show: it must not leave by a route that its datagram would not have taken.
 #[inline(always)]
-pub(crate) fn lookup<F: Datapath>(config: &Config, inside: u32, query: &Query<F>) -> Option<Route> {
-    let table = table::<F>(config, inside, query.source)?;
-    let route = F::route(table, query.destination)?;
+pub(crate) fn lookup<F: Datapath>(
+    config: &Config,
+    inside: u32,
+    query: &Query<F>,
+) -> Result<Route, DropReason> {
+    let table = table::<F>(config, inside, query.source).ok_or(DropReason::NoRoute)?;
+    let route = F::route(table, query.destination).ok_or(DropReason::NoRoute)?;
     if route.rules == 0 {
-        return Some(*route);
+        return Ok(*route);
     }
     let mut search =
         Search { first: route.rule, proto: u32::from(query.proto), port: query.port, found: NOT_FOUND };
@@ -62,10 +71,11 @@ pub(crate) fn lookup<F: Datapath>(config: &Config, inside: u32, query: &Query<F>
     unsafe {
         bpf_loop(rules, ask_rule as *mut c_void, (&raw mut search).cast(), 0);
     }
-    if search.found == NOT_FOUND {
-        return Some(*route);
+    match search.found {
+        NOT_FOUND => Ok(*route),
+        HIDDEN => Err(DropReason::FragmentUnmatched),
+        found => RULES.get(found).map(|rule| rule.route).ok_or(DropReason::Internal),
     }
-    RULES.get(search.found).map(|rule| rule.route)
 }
 
 /// The search for the first rule that matches. A callback, because the verifier would walk a loop over each
@@ -75,17 +85,22 @@ struct Search {
     first: u32,
     proto: u32,
     port: u32,
-    /// Element of `RULES`, or [`NOT_FOUND`].
+    /// Element of `RULES`, [`NOT_FOUND`] or [`HIDDEN`].
     found: u32,
 }
 
 const NOT_FOUND: u32 = u32::MAX;
+const HIDDEN: u32 = u32::MAX - 1;
 
 unsafe extern "C" fn ask_rule(nth: u32, search: *mut c_void) -> i64 {
     // SAFETY: `lookup` passes its `Search`.
     let search = unsafe { &mut *search.cast::<Search>() };
     let index = search.first + nth;
     let Some(rule) = RULES.get(index) else { return 1 };
+    if rule.is_hidden(search.proto as u8, search.port) {
+        search.found = HIDDEN;
+        return 1;
+    }
     if !rule.matches(search.proto as u8, search.port) {
         return 0;
     }

@@ -263,7 +263,8 @@ impl Model {
         };
         let (client, server, proto) = (session.client.0, session.server.0, session.proto);
         let port = ip.selectable_ports().map(|_| session.server.1);
-        let found = policy::route(&self.state, Question { device: &device, client, server, proto, port });
+        let found =
+            policy::route(&self.state, Question { device: &device, client, server, proto, port }).ok();
         let denied = match found.as_ref().map(|found| &found.target) {
             None => Some(DropReason::NoRoute),
             Some(Target::Blackhole) => Some(DropReason::Blackhole),
@@ -303,7 +304,7 @@ impl Model {
             proto: ip.proto,
             port: ip.selectable_ports().map(|(_, destination)| destination),
         };
-        let found = policy::route(&self.state, question).ok_or(DropReason::NoRoute)?;
+        let found = policy::route(&self.state, question)?;
         self.count_route(&found, arrival);
         match &found.target {
             Target::Blackhole => Err(DropReason::Blackhole.into()),
@@ -394,7 +395,7 @@ impl Model {
             proto: ip.proto,
             port: ip.selectable_ports().map(|(source, _)| source),
         };
-        let found = policy::route(&self.state, question).ok_or(DropReason::NoRoute)?;
+        let found = policy::route(&self.state, question)?;
         match found.target {
             Target::Direct | Target::Gateway { .. } => {
                 self.count_route(&found, arrival);

@@ -2,7 +2,10 @@
 
 use std::net::IpAddr;
 
-use gateway_common::parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
+use gateway_common::{
+    DropReason,
+    parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},
+};
 use gateway_user::model::{MAIN_TABLE, Proto, RouteKey, Snapshot, Target};
 use ipnet::IpNet;
 
@@ -26,8 +29,8 @@ pub(super) struct Question<'a> {
     pub(super) port: Option<u16>,
 }
 
-/// The route for a flow.
-pub(super) fn route(state: &Snapshot, question: Question<'_>) -> Option<Found> {
+/// The route for a flow. A later fragment has none where a port decides that it does not show.
+pub(super) fn route(state: &Snapshot, question: Question<'_>) -> Result<Found, DropReason> {
     let bindings = state
         .tables
         .values()
@@ -39,13 +42,17 @@ pub(super) fn route(state: &Snapshot, question: Question<'_>) -> Option<Found> {
     let best = of_client.max_by_key(|(binding, _)| (binding.iif.is_some(), binding.source.prefix_len()));
     let table = best.map_or(MAIN_TABLE, |(_, table)| table);
     let routes = state.tables[table].routes.iter().filter(|(key, _)| matches(key, question));
-    let (key, route) = routes.min_by_key(|(key, _)| {
+    let decides = routes.min_by_key(|(key, _)| {
         let ports = key.selector.dport.map(|ports| u32::from(ports.high) - u32::from(ports.low));
         // A longer prefix first; then a range of ports, a smaller one first; then a protocol.
         let prefix = 128 - key.prefix.prefix_len();
         (prefix, ports.unwrap_or(u32::MAX), key.selector.proto.is_none())
-    })?;
-    Some(Found { table: table.to_owned(), key: *key, target: route.target.clone() })
+    });
+    let (key, route) = decides.ok_or(DropReason::NoRoute)?;
+    if key.selector.dport.is_some() && question.port.is_none() {
+        return Err(DropReason::FragmentUnmatched);
+    }
+    Ok(Found { table: table.to_owned(), key: *key, target: route.target.clone() })
 }
 
 fn matches(key: &RouteKey, question: Question<'_>) -> bool {
@@ -58,7 +65,7 @@ fn matches(key: &RouteKey, question: Question<'_>) -> bool {
     };
     let port = match (key.selector.dport, question.port) {
         (None, _) => true,
-        (Some(_), None) => false,
+        (Some(_), None) => matches!(question.proto, PROTO_TCP | PROTO_UDP),
         (Some(ports), Some(port)) => ports.low <= port && port <= ports.high,
     };
     proto && port && covers(key.prefix, question.server)

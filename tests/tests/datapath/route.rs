@@ -1,7 +1,7 @@
 //! Routes: which one decides, and what its target does.
 
 use gateway_common::{
-    DropReason::{Blackhole, NeighborUnresolved, NoRoute, Prohibited, SpoofedSource},
+    DropReason::{Blackhole, FragmentUnmatched, NeighborUnresolved, NoRoute, Prohibited, SpoofedSource},
     Verdict::{Direct, Gateway},
 };
 use gateway_tests::{
@@ -9,7 +9,7 @@ use gateway_tests::{
     policy::Policy,
 };
 
-use crate::support::{ROUTER, ROUTER6, dropped, passed, refused, reset, sent, standard};
+use crate::support::{POOL, ROUTER, ROUTER6, dropped, passed, refused, reset, sent, standard};
 
 #[test]
 fn what_no_route_covers_is_dropped() {
@@ -35,6 +35,19 @@ fn direct_forwards_whatever_it_is() {
     }
     let behind = udp("10.0.2.9:4000", "192.0.2.2:53").macs([2, 4, 10, 0, 1, 254], [2, 4, 10, 0, 1, 1]);
     lab.check("in0", &behind, sent("out0", "192.0.2.2", Direct, &behind).by("0.0.0.0/0", "direct"));
+}
+
+#[test]
+fn a_fragment_without_a_port_passes_no_route_that_asks_for_one() {
+    let routes = "0.0.0.0/0 via direct\n0.0.0.0/0 via pool nat proto udp dport 53";
+    let Some(mut lab) = standard(|policy| policy.pool("nat", POOL, "1024-65535").routes(routes)) else {
+        return;
+    };
+    // It may belong to a datagram to port 53, which must not leave with the client's address.
+    let udp = bare("10.0.1.2", "203.0.113.10", 17).fragment(3, true);
+    lab.check("in0", &udp, dropped(FragmentUnmatched));
+    let tcp = bare("10.0.1.2", "203.0.113.10", 6).fragment(3, true);
+    lab.check("in0", &tcp, sent("out0", ROUTER, Direct, &tcp).by("0.0.0.0/0", "direct"));
 }
 
 #[test]
@@ -186,9 +199,9 @@ fn the_most_specific_selector_of_the_longest_prefix_decides() {
     // No selector matches: the covering prefix decides, two levels up.
     let query = udp("10.0.1.2:4000", "203.0.113.7:443");
     lab.check("in0", &query, sent("out0", ROUTER, Direct, &query).by("0.0.0.0/0", "direct"));
-    // A later fragment shows no ports, but its protocol.
+    // A later fragment shows no ports: it may be of the ones for 440-449.
     let later = bare("10.0.1.2", "203.0.113.7", 6).fragment(100, false);
-    lab.check("in0", &later, dropped(Blackhole).by("203.0.113.0/24 proto tcp", "blackhole"));
+    lab.check("in0", &later, dropped(FragmentUnmatched));
     let first = tcp_to("203.0.113.7:443").fragment(0, true);
     lab.check("in0", &first, reset(Prohibited).by("203.0.113.0/24 proto tcp dport 443", "prohibit"));
 }
