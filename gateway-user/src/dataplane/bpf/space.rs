@@ -128,7 +128,7 @@ mod tests {
         const SIZE: u32 = 200_000;
         let mut space = Space::new("things", 1, SIZE + 1);
         let mut runs = Vec::new();
-        // A walk over what is used for each of them would take hours.
+        // A walk over what is used, for each of them, would take minutes.
         while space.free() >= 3 {
             let length = 1 + space.free() % 3;
             runs.push((space.run(length).expect("room"), length));
