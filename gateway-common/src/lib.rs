@@ -17,6 +17,7 @@ pub mod family;
 pub mod interface;
 pub mod parse;
 pub mod pool;
+pub mod ports;
 pub mod quote;
 pub mod reason;
 pub mod route;
@@ -28,7 +29,7 @@ pub use reason::DropReason;
 pub use verdict::Verdict;
 
 /// Version of every layout in this crate. Pinned maps carry it in [`config::Config::abi`].
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Marks a type as plain old data for aya.
 macro_rules! pod {

@@ -20,10 +20,12 @@ pub const LAST_PORT: u16 = 65_535;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pool {
-    /// First element of `POOL_MEMBERS`.
+    /// First element of `POOL_MEMBERS`: the IPv4 addresses, then the IPv6 ones.
     pub first: u32,
-    /// Number of elements of `POOL_MEMBERS`; 0: the pool does not exist.
-    pub count: u32,
+    /// Number of IPv4 addresses.
+    pub v4: u16,
+    /// Number of IPv6 addresses.
+    pub v6: u16,
     /// Lowest port, host byte order.
     pub port_low: u16,
     /// Highest port, host byte order, included.
@@ -32,8 +34,12 @@ pub struct Pool {
     pub flags: u32,
 }
 
-/// The pool address is in use.
+/// [`PoolAddress::flags`]: the pool address is in use.
 pub const IN_USE: u32 = 1;
+/// [`PoolAddress::flags`]: it takes no more sessions; those that it has go on.
+pub const DRAINED: u32 = 2;
+/// [`PoolAddress::flags`]: the host has the address too, and sockets on its ports.
+pub const OF_HOST: u32 = 4;
 
 /// Map `POOL_ADDRESSES`. An element keeps its number while the address is in its pool.
 #[repr(C)]
@@ -43,7 +49,7 @@ pub struct PoolAddress {
     pub address: MappedAddress,
     /// Number of the pool it belongs to.
     pub pool: u32,
-    /// [`IN_USE`].
+    /// [`IN_USE`] | [`DRAINED`] | [`OF_HOST`].
     pub flags: u32,
 }
 
@@ -63,6 +69,13 @@ pub const fn spread(client: &MappedAddress, secret: u32) -> u32 {
         at += 1;
     }
     hash
+}
+
+/// Another number for the client that got `hash`.
+#[inline(always)]
+pub const fn respread(hash: u32) -> u32 {
+    let hash = (hash ^ 0x9e37_79b1).wrapping_mul(0x85eb_ca6b);
+    (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35) ^ hash >> 16
 }
 
 /// Map `POOL_COUNTERS`, per CPU, one element per element of `POOL_ADDRESSES`.

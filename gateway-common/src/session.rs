@@ -186,7 +186,7 @@ pub struct SweepHeader {
     pub family: u32,
     /// Number of tuples that follow.
     pub count: u32,
-    /// [`SWEEP_IDLE`] or [`SWEEP_KILL`].
+    /// [`SWEEP_IDLE`], [`SWEEP_KILL`] or [`SWEEP_PORTS`].
     pub action: u32,
     /// Sessions marked as retired by this run.
     pub retired: u32,
@@ -200,6 +200,8 @@ pub struct SweepHeader {
 pub const SWEEP_IDLE: u32 = 0;
 /// Remove sessions whatever their age.
 pub const SWEEP_KILL: u32 = 1;
+/// Before that, take back the ports of destinations that have become quiet, see [`crate::ports`].
+pub const SWEEP_PORTS: u32 = 2;
 
 const _: () = assert!(size_of::<Tuple<V4>>() == 16);
 const _: () = assert!(size_of::<Tuple<V6>>() == 40);

@@ -1,6 +1,6 @@
 //! Atomic operations on map values shared between CPUs.
 
-use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd};
 
 /// Replaces `old` by `new` if that is what is there; tells whether it did.
 ///
@@ -13,4 +13,34 @@ pub(crate) unsafe fn replace(word: *mut u32, old: u32, new: u32) -> bool {
         atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new)
     };
     done
+}
+
+/// Sets `bits` and returns what was there. A full barrier.
+///
+/// # Safety
+/// `word` points into a map value.
+#[inline(always)]
+pub(crate) unsafe fn set(word: *mut u64, bits: u64) -> u64 {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe { atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(word, bits) }
+}
+
+/// Clears `bits` and returns what was there. A full barrier.
+///
+/// # Safety
+/// `word` points into a map value.
+#[inline(always)]
+pub(crate) unsafe fn clear(word: *mut u64, bits: u64) -> u64 {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe { atomic_and::<u64, u64, { AtomicOrdering::SeqCst }>(word, !bits) }
+}
+
+/// Adds `number`, round the end, and returns what was there. A full barrier where the result is used.
+///
+/// # Safety
+/// `word` points into a map value.
+#[inline(always)]
+pub(crate) unsafe fn add(word: *mut u32, number: u32) -> u32 {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(word, number) }
 }

@@ -21,6 +21,7 @@
 
 mod address;
 mod atomic;
+mod claim;
 mod config;
 mod count;
 mod event;
@@ -31,11 +32,14 @@ mod neighbor;
 mod open;
 mod packet;
 mod path;
+mod pool;
+mod ports;
 mod refuse;
 mod related;
 mod rewrite;
 mod route;
 mod session;
+mod socket;
 mod sweep;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};

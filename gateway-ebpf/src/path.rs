@@ -32,7 +32,7 @@ use crate::{
     neighbor::{self, Found},
     open,
     packet::Frame,
-    related, rewrite,
+    pool, related, rewrite,
     route::{self, Query},
     session::{self, Subject},
 };
@@ -408,7 +408,7 @@ fn try_confirm<F: Datapath>(
     let inside = tuple.side == SIDE_INSIDE;
     let (client, pool_address) =
         if inside { (packet.source, session.translated) } else { (session.translated, packet.destination) };
-    if !open::owns(session.pool_address, &F::mapped(&pool_address)) {
+    if !pool::owns(session.pool_address, &F::mapped(&pool_address)) {
         session::cut(tuple, session);
         return Err(DropReason::NoSession);
     }

@@ -25,9 +25,9 @@ use crate::{
     family::Datapath,
     forward,
     neighbor::{self, Found},
-    open,
     packet::Frame,
     path::{self, Code, Context, Outcome},
+    pool,
     route::Query,
     session::{self, Subject},
 };
@@ -139,7 +139,7 @@ fn try_way<F: Datapath>(
     } else {
         (session.translated, tuple.source, tuple.destination)
     };
-    if !open::owns(session.pool_address, &F::mapped(&pool_address)) {
+    if !pool::owns(session.pool_address, &F::mapped(&pool_address)) {
         return Err(DropReason::NoSession);
     }
     let way = neighbor::towards::<F>(context, packet.source, if inside { server } else { client });

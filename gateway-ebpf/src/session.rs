@@ -6,18 +6,33 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use gateway_common::{
-    Family, V4, V6,
+    DropReason, Family, V4, V6,
     family::NextHop,
     parse::{NO_PORT, PROTO_TCP, PROTO_UDP, Packet},
+    ports::Destination,
     quote::Quote,
     route::Route,
     session::{DEAD, KILLED, RETIRED, SIDE_INSIDE, Session, Tuple},
 };
 
-use crate::{atomic, family::Datapath};
+use crate::{atomic, claim::Claim, family::Datapath};
 
 /// Update flag: fail where the key exists. The insertion of an outside tuple with it claims the port.
 pub(crate) const NOEXIST: u64 = BPF_NOEXIST as u64;
+
+/// An insertion failed because the key is there.
+pub(crate) const EEXIST: i32 = -17;
+const E2BIG: i32 = -7;
+const ENOMEM: i32 = -12;
+
+/// What any other failed insertion means.
+#[inline(always)]
+pub(crate) fn refusal(error: i32) -> DropReason {
+    match error {
+        E2BIG | ENOMEM => DropReason::SessionTableFull,
+        _ => DropReason::Internal,
+    }
+}
 
 // Capacities are set by the loader. IPv4 is preallocated, so that a new session never waits for memory;
 // IPv6 takes memory as it goes, so that a gateway without IPv6 does not pay for it.
@@ -35,6 +50,9 @@ pub(crate) struct Scratch<F: Family> {
     pub(crate) outside: Tuple<F>,
     pub(crate) inside_session: Session<F>,
     pub(crate) outside_session: Session<F>,
+    /// The pool's address and the destination of the outside tuple.
+    pub(crate) towards: Destination,
+    pub(crate) claim: Claim,
 }
 
 #[btf_map]

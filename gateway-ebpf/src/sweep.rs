@@ -9,13 +9,14 @@ use gateway_common::{
     config::Timeouts,
     counter::SessionClass,
     parse::Bytes as _,
+    ports::Destination,
     session::{
-        DEAD, KILLED, KILLED_SEEN, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_KILL, Session, SweepHeader,
-        TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tuple,
+        DEAD, KILLED, KILLED_SEEN, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_KILL, SWEEP_PORTS, Session,
+        SweepHeader, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tuple,
     },
 };
 
-use crate::{atomic, config, count, family::Datapath, packet::Frame};
+use crate::{atomic, config, count, family::Datapath, packet::Frame, ports};
 
 /// Looks at the sessions listed in the frame and writes the counts back into it.
 #[inline(always)]
@@ -23,10 +24,14 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
     let header: [u32; 6] = frame.read(0)?;
     let [family, count, action, ..] = header;
     let config = config::config()?;
+    if action == SWEEP_PORTS {
+        ports::collect(config.secret);
+    }
     let mut visit = Visit {
         frame: frame.context(),
         action,
         now: config::now(config),
+        secret: config.secret,
         timeouts: config.timeouts,
         retired: 0,
         removed: 0,
@@ -49,6 +54,7 @@ struct Visit {
     frame: *mut xdp_md,
     action: u32,
     now: u32,
+    secret: u32,
     timeouts: Timeouts,
     retired: u32,
     removed: u32,
@@ -130,6 +136,14 @@ fn remove<F: Datapath>(
     let pool_address = u32::from(session.pool_address);
     let _ = F::remove_session(inside);
     let _ = F::remove_session(outside);
+    let destination = Destination {
+        address: F::mapped(&outside.destination),
+        server: F::mapped(&outside.source),
+        port: outside.source_port,
+        proto: outside.proto,
+        reserved: 0,
+    };
+    ports::removed(&destination, visit.secret, outside.destination_port);
     count::session(inside.proto, |sessions| {
         if killed {
             sessions.killed += 1;

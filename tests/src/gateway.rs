@@ -1,6 +1,13 @@
 //! The real data plane, asked packet by packet.
 
-use std::{env, fs::File, marker::PhantomData, sync::Arc};
+use std::{
+    env,
+    fs::File,
+    marker::PhantomData,
+    num::NonZero,
+    sync::{Arc, Barrier},
+    thread,
+};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData};
@@ -13,7 +20,10 @@ use gateway_user::{
     },
     model::Snapshot,
 };
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare},
+    unistd::Pid,
+};
 
 use crate::{counters::Counters, network::Network, policy::Policy};
 
@@ -101,16 +111,44 @@ impl Gateway {
     /// # Panics
     /// If the kernel refuses to run the program.
     pub fn run(&mut self, device: &str, frame: &[u8]) -> Outcome {
-        let ran = self.dataplane.run_packet(self.network.find(device).index, frame);
-        let (action, frame) = ran.unwrap_or_else(|error| panic!("the program does not run: {error:#}"));
-        let action = match action {
-            1 => Action::Drop,
-            2 => Action::Pass,
-            3 => Action::Tx,
-            4 => Action::Redirect,
-            _ => Action::Aborted,
+        outcome(self.dataplane.run_packet(self.network.find(device).index, frame))
+    }
+
+    /// Lets frames arrive on a device at the same time, each on a CPU of its own as far as there are any.
+    ///
+    /// # Panics
+    /// As [`Gateway::run`].
+    pub fn race(&mut self, device: &str, frames: &[Vec<u8>]) -> Vec<Outcome> {
+        let each: Vec<Vec<Vec<u8>>> = frames.iter().map(|frame| vec![frame.clone()]).collect();
+        self.race_all(device, &each).into_iter().flatten().collect()
+    }
+
+    /// As [`Gateway::race`], for lists of frames: each list in its order.
+    ///
+    /// # Panics
+    /// As [`Gateway::run`].
+    pub fn race_all(&mut self, device: &str, lists: &[Vec<Vec<u8>>]) -> Vec<Vec<Outcome>> {
+        let ifindex = self.network.find(device).index;
+        let dataplane = &self.dataplane;
+        let namespace = Namespace::current().expect("the network namespace of the test");
+        let start = Barrier::new(lists.len());
+        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+        let race = |number: usize, frames: &[Vec<u8>]| -> Vec<Outcome> {
+            let mut cpu = CpuSet::new();
+            cpu.set(number % cpus).and_then(|()| sched_setaffinity(Pid::from_raw(0), &cpu)).expect("a CPU");
+            // The device is looked up in the network of the thread that runs the program.
+            setns(&namespace, CloneFlags::CLONE_NEWNET).expect("the network namespace");
+            start.wait();
+            frames.iter().map(|frame| outcome(dataplane.run_packet(ifindex, frame))).collect()
         };
-        Outcome { action, frame }
+        thread::scope(|scope| {
+            let threads: Vec<_> = lists
+                .iter()
+                .enumerate()
+                .map(|(number, frames)| scope.spawn(move || race(number, frames)))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().expect("a thread that races")).collect()
+        })
     }
 
     /// One slice of the removal of sessions that are idle.
@@ -151,6 +189,22 @@ impl Gateway {
         (0..32).for_each(|_| self.sweep());
     }
 
+    /// Sweeps until no session that was cut is left, for a bounded time.
+    ///
+    /// # Panics
+    /// If the kernel refuses it.
+    pub fn sweep_until_cut_are_gone(&mut self) {
+        let mut left = usize::MAX;
+        for _ in 0..64 {
+            self.sweep_all();
+            let sessions = self.sessions().len();
+            if sessions == left {
+                return;
+            }
+            left = sessions;
+        }
+    }
+
     /// Reads all counters.
     ///
     /// # Panics
@@ -183,6 +237,19 @@ impl Gateway {
     }
 }
 
+/// What a run of the program came to.
+fn outcome(ran: Result<(u32, Vec<u8>)>) -> Outcome {
+    let (action, frame) = ran.unwrap_or_else(|error| panic!("the program does not run: {error:#}"));
+    let action = match action {
+        1 => Action::Drop,
+        2 => Action::Pass,
+        3 => Action::Tx,
+        4 => Action::Redirect,
+        _ => Action::Aborted,
+    };
+    Outcome { action, frame }
+}
+
 impl Drop for Gateway {
     fn drop(&mut self) {
         // The sandbox removes what is left.
@@ -200,9 +267,14 @@ struct Namespace {
 
 impl Namespace {
     fn new() -> Result<Self> {
-        let before = File::open("/proc/thread-self/ns/net").context("cannot open the network namespace")?;
+        let before = Self::current()?;
         unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
         Ok(Self { before, _thread: PhantomData })
+    }
+
+    /// The one that this thread is in.
+    fn current() -> Result<File> {
+        File::open("/proc/thread-self/ns/net").context("cannot open the network namespace")
     }
 }
 

@@ -53,6 +53,14 @@ pub struct Host {
     pub links: BTreeMap<String, Link>,
 }
 
+impl Host {
+    /// The addresses that are the host's, with their prefix lengths. Those of a device that is down are nobody's:
+    /// the host would forward what is for them.
+    pub fn addresses(&self) -> impl Iterator<Item = &ipnet::IpNet> {
+        self.links.values().filter(|link| link.up).flat_map(|link| &link.addresses)
+    }
+}
+
 /// A device of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {

@@ -6,6 +6,7 @@ use gateway_common::{
     V4, V6,
     interface::{MAX_IFINDEX, MAX_INTERFACES},
     pool::{FIRST_PORT, LAST_PORT, MAX_ADDRESSES_PER_POOL, MAX_POOL_ADDRESSES, MAX_POOLS},
+    ports::{self, Destination, Ports},
     route::{MAX_ROUTE_COUNTERS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX},
     session::{Session, Tuple},
 };
@@ -35,7 +36,7 @@ const ELEMENT_HEADER: usize = 48;
 /// The page.
 fn reference() -> String {
     let capacity = Snapshot::default().capacity;
-    let ports = u32::from(LAST_PORT) - u32::from(FIRST_PORT) + 1;
+    let port_count = u32::from(LAST_PORT) - u32::from(FIRST_PORT) + 1;
     let configured = |default: u32| format!("*configured*: {default}; up to {MAX_CAPACITY}");
     let mut page = HEAD.to_owned();
     for (what, limit) in [
@@ -55,7 +56,7 @@ fn reference() -> String {
         ("pools", MAX_POOLS.to_string()),
         ("addresses of one pool", MAX_ADDRESSES_PER_POOL.to_string()),
         ("addresses of all pools", MAX_POOL_ADDRESSES.to_string()),
-        ("ports of a pool address, for each destination and protocol", ports.to_string()),
+        ("ports of a pool address, for each destination and protocol", port_count.to_string()),
         ("idle time", format!("{} days", MAX_TIMEOUT.as_secs() / 86_400)),
         ("bytes in the name of a gateway, pool or table", MAX_NAME.to_string()),
         ("bytes in the name of a device", MAX_DEVICE_NAME.to_string()),
@@ -64,16 +65,23 @@ fn reference() -> String {
     }
     let v4 = 2 * (ELEMENT_HEADER + size_of::<Tuple<V4>>() + size_of::<Session<V4>>());
     let v6 = 2 * (ELEMENT_HEADER + size_of::<Tuple<V6>>() + size_of::<Session<V6>>());
+    let destination = ELEMENT_HEADER + size_of::<Destination>().next_multiple_of(8) + size_of::<Ports>();
+    let destinations = ports::capacity(capacity.sessions);
     let _ = write!(
         page,
         "\n## Memory\n\n\
          A session takes two elements of a kernel hash map, and the map two buckets of 16 bytes for it: {} bytes for IPv4, all of it\n\
          taken when the gateway starts, and {} for IPv6, of which the buckets are taken at the start and the rest as sessions come.\n\
-         The default capacity takes {} MiB for IPv4 and {} MiB for IPv6 buckets.\n",
+         The default capacity takes {} MiB for IPv4 and {} MiB for IPv6 buckets.\n\n\
+         Towards a destination that uses many ports of an address, these are kept in {} bytes; there is room for {} such\n\
+         destinations at the default capacity, {} MiB.\n",
         v4 + 32,
         v6 + 32,
         ((v4 + 32) * capacity.sessions as usize) >> 20,
         (32 * capacity.sessions as usize) >> 20,
+        destination,
+        destinations,
+        (destination * destinations as usize) >> 20,
     );
     page
 }

@@ -173,8 +173,8 @@ impl Nat {
 
     /// Whether a choice is legal.
     ///
-    /// A client's first address is a choice too, made once. The programs look for a port on it first, but
-    /// only a few times at random: it can be demanded only while nearly all of its ports are free.
+    /// A client's first address is a choice too, made once. It gets another one only where its first has no
+    /// port left.
     fn check(&mut self, pool: &Pool, ip: &Ip, chosen: Place) -> Result<(), String> {
         let (own, server) = (ip.ports.0, (ip.destination, ip.ports.1));
         let addresses: Vec<IpAddr> = of_family(pool, ip).collect();
@@ -205,8 +205,7 @@ impl Nat {
                 Err(format!("{place} is given, and {first} port {own} is free"))
             };
         }
-        let crowded = self.count(pool, ip.proto, server, first) > pool.ports.count() as usize / 16;
-        if chosen.0 == first || crowded {
+        if chosen.0 == first || !self.has_room(pool, ip.proto, server, first) {
             Ok(())
         } else {
             Err(format!("{place} is given, and the client's first address {first} has room"))

@@ -13,6 +13,7 @@ mod neighbor;
 mod one_armed;
 mod outbound;
 mod pool;
+mod ports;
 mod refusal;
 mod related;
 mod route;

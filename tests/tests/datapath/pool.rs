@@ -1,6 +1,9 @@
 //! Addresses and ports: which a flow gets, and what happens when there are none.
 
-use std::{collections::BTreeSet, net::IpAddr, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, TcpListener, UdpSocket},
+};
 
 use gateway_common::{
     DropReason::{PoolExhausted, SessionTableFull},
@@ -88,7 +91,7 @@ fn every_port_of_every_address_is_given_once_before_the_pool_is_exhausted() {
 }
 
 #[test]
-fn a_full_pool_is_searched_again_when_a_port_is_free() {
+fn a_port_of_a_full_pool_is_given_again_as_soon_as_it_is_free() {
     let Some(mut lab) = pool(POOL, "5000-5099") else { return };
     for number in 0..100 {
         lab.open("in0", &flow(number));
@@ -98,8 +101,6 @@ fn a_full_pool_is_searched_again_when_a_port_is_free() {
     lab.change(|policy| policy.table("none", &["10.0.2.1/32"], ""));
     assert_eq!(lab.prepare("in0", &flow(0)).action, Action::Drop);
     lab.sweep_all();
-    // A search of the whole pool is not repeated within a tick of 134 ms.
-    thread::sleep(Duration::from_millis(150));
     assert_eq!(lab.open("in0", &flow(101)).0, ip(POOL));
     assert_eq!(lab.prepare("in0", &flow(102)).action, Action::Drop);
 }
@@ -193,4 +194,52 @@ fn sessions_are_shown_as_they_are() {
     assert_eq!((session.sent.packets, session.sent.bytes), (1, 100));
     assert_eq!((session.received.packets, session.received.bytes), (1, 60));
     assert_eq!(session.pool.as_deref(), Some("nat"));
+}
+
+/// The policy of a pool whose addresses the host has, too.
+fn of_host() -> Option<Lab> {
+    standard(|policy| {
+        policy
+            .pool("nat", "198.51.100.1 2001:db8:2::1", "4000-4003")
+            .routes("0.0.0.0/0 via pool nat\n::/0 via pool nat")
+    })
+}
+
+#[test]
+fn a_port_on_which_the_host_listens_is_not_given() {
+    let Some(mut lab) = of_host() else { return };
+    let tcp4 = TcpListener::bind("198.51.100.1:4000").expect("a listener");
+    let tcp6 = TcpListener::bind("[::]:4001").expect("a listener of both families");
+    let udp4 = UdpSocket::bind("198.51.100.1:4002").expect("a socket");
+    let udp6 = UdpSocket::bind("[2001:db8:2::1]:4003").expect("a socket");
+    let ports = |lab: &mut Lab, packet: fn(&str, &str) -> Packet, clients: &str, server: &str| {
+        let mut given = BTreeSet::new();
+        for client in 2..4 {
+            for port in 4000..4004 {
+                let from = clients.replace('*', &client.to_string());
+                let outcome = lab.prepare("in0", &packet(&format!("{from}:{port}"), server));
+                if outcome.action == Action::Redirect {
+                    assert!(given.insert(translated(&outcome.frame).1), "given twice");
+                }
+            }
+        }
+        Vec::from_iter(given)
+    };
+    let syn = |from: &str, to: &str| tcp(from, to, SYN);
+    assert_eq!(ports(&mut lab, syn, "10.0.1.*", "203.0.113.10:443"), [4002, 4003]);
+    assert_eq!(ports(&mut lab, syn, "[2001:db8:1::*]", "[2001:db8:f::1]:443"), [4000, 4002, 4003]);
+    assert_eq!(ports(&mut lab, udp, "10.0.1.*", "203.0.113.10:53"), [4000, 4001, 4003]);
+    assert_eq!(ports(&mut lab, udp, "[2001:db8:1::*]", "[2001:db8:f::1]:53"), [4000, 4001, 4002]);
+    // The socket is closed, and its port the pool's again, for the destination that had all others.
+    drop((tcp4, tcp6, udp4, udp6));
+    assert_eq!(ports(&mut lab, udp, "10.0.1.*", "203.0.113.10:53"), [4000, 4001, 4002, 4003]);
+}
+
+#[test]
+fn a_port_that_the_host_talks_from_is_not_given_towards_the_same_server() {
+    let Some(mut lab) = of_host() else { return };
+    let socket = UdpSocket::bind("198.51.100.1:4000").expect("a socket");
+    socket.connect("203.0.113.10:53").expect("a way to the server");
+    assert_ne!(lab.open("in0", &udp("10.0.1.2:4000", "203.0.113.10:53")).1, 4000);
+    assert_eq!(lab.open("in0", &udp("10.0.1.2:4000", "203.0.113.11:53")).1, 4000);
 }

@@ -3,11 +3,9 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt::Write as _,
-    thread,
-    time::{Duration, Instant},
 };
 
-use gateway_common::{DropReason, Verdict, counter::Counter};
+use gateway_common::{Verdict, counter::Counter};
 use gateway_tests::{
     counters::Counters,
     gateway::{Action, Gateway, Outcome},
@@ -20,8 +18,6 @@ use crate::scenario::{Scenario, Step, answer, error, frame};
 
 /// Packets between two looks at the counters.
 const COUNTED: usize = 50;
-/// How long the programs may take a pool for full without searching it again: a tick of their clock.
-const FULL_FOR: Duration = Duration::from_millis(150);
 
 /// Where programs and model part.
 pub(crate) struct Disagreement {
@@ -40,14 +36,8 @@ pub(crate) fn run(scenario: &Scenario) -> Option<Result<Counters, Box<Disagreeme
     let gateway = Gateway::start(scenario.network.clone(), &scenario.policy)?;
     let model = Model::new(scenario.network.clone(), scenario.policy.snapshot());
     let zero = Counters::default();
-    let mut run = Run {
-        gateway,
-        model,
-        baseline: (zero.clone(), zero),
-        sent: HashMap::new(),
-        frames: Vec::new(),
-        exhausted: None,
-    };
+    let mut run =
+        Run { gateway, model, baseline: (zero.clone(), zero), sent: HashMap::new(), frames: Vec::new() };
     run.baseline = run.counted();
     for (at, (number, step)) in scenario.steps.iter().enumerate() {
         let looked = at % COUNTED == COUNTED - 1 || at == scenario.steps.len() - 1;
@@ -69,8 +59,6 @@ struct Run {
     /// What packets were sent on, as what and where, by the number of the step.
     sent: HashMap<usize, (Packet, Vec<u8>, &'static str)>,
     frames: Vec<Vec<u8>>,
-    /// When a pool was last found full.
-    exhausted: Option<Instant>,
 }
 
 type Outcomes = Option<(Vec<u8>, Vec<u8>)>;
@@ -99,14 +87,12 @@ impl Run {
             Step::Frame { device, frame } => self.packet(device, frame, None),
             Step::Change(policy) => {
                 self.look()?;
-                self.forget_full_pools();
                 self.gateway.apply(policy);
                 self.model.apply(policy.snapshot());
                 self.baseline = self.counted();
                 Ok(())
             }
             Step::Sweep => {
-                self.forget_full_pools();
                 self.gateway.sweep_all();
                 self.model.sweep();
                 Ok(())
@@ -128,9 +114,6 @@ impl Run {
             Ok(decision) => decision,
             Err(illegal) => return Err((format!("  {illegal}\n"), Some((frame.to_vec(), outcome.frame)))),
         };
-        if decision.reason == Some(DropReason::PoolExhausted) {
-            self.exhausted = Some(Instant::now());
-        }
         let what = compare(device, frame, &decision, &outcome);
         if !what.is_empty() {
             let wanted = decision.answer.unwrap_or(decision.frame);
@@ -141,13 +124,6 @@ impl Run {
             self.sent.insert(number, (packet.clone(), outcome.frame, egress));
         }
         Ok(())
-    }
-
-    /// Waits until the programs search a pool again that was full: ports are about to become free.
-    fn forget_full_pools(&mut self) {
-        if let Some(at) = self.exhausted.take() {
-            thread::sleep(FULL_FOR.saturating_sub(at.elapsed()));
-        }
     }
 
     /// Compares counters and sessions.

@@ -70,8 +70,7 @@ impl Addresses {
 
 fn wanted(host: &Host, pools: impl Iterator<Item = (IpAddr, u32)>) -> HashMap<IpAddr, Address> {
     let mut wanted: HashMap<IpAddr, Address> = HashMap::new();
-    // The addresses of a device that is down are nobody's: the host would forward what is for them.
-    for net in host.links.values().filter(|link| link.up).flat_map(|link| &link.addresses) {
+    for net in host.addresses() {
         wanted.entry(net.addr()).or_default().flags |= LOCAL;
         if let Some(broadcast) = broadcast(net) {
             wanted.entry(broadcast).or_default().flags |= BROADCAST;

@@ -38,6 +38,7 @@ use aya_obj::Object;
 use gateway_common::{
     ABI_VERSION,
     config::{self, Config, DECIDE_V4, DECIDE_V6, RELATED_V4, RELATED_V6},
+    ports,
 };
 
 use self::{
@@ -128,12 +129,15 @@ impl BpfDataplane {
         for name in ["SESSIONS_V4", "SESSIONS_V6"] {
             object.maps.get_mut(name).context("a session map is missing")?.set_max_entries(elements);
         }
+        let destinations = ports::capacity(sessions);
+        object.maps.get_mut("PORTS").context("map PORTS is missing")?.set_max_entries(destinations);
         object.maps.retain(|name, _| !name.starts_with('.'));
         pins.check(&object)?;
         let paths: Vec<_> = object.maps.keys().map(|name| (name.clone(), pins.map(name))).collect();
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
         loader.map_max_entries("SESSIONS_V4", elements).map_max_entries("SESSIONS_V6", elements);
+        loader.map_max_entries("PORTS", destinations);
         for (name, path) in &paths {
             loader.map_pin_path(name, path);
         }
@@ -203,7 +207,7 @@ impl BpfDataplane {
 
     /// Runs the program on one frame as if it had arrived on `ingress_ifindex`; counters and sessions move as
     /// for any packet, but nothing is sent. Returns the XDP action and the frame as the program left it.
-    pub fn run_packet(&mut self, ingress_ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+    pub fn run_packet(&self, ingress_ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
         /// `struct xdp_md`.
         #[repr(C)]
         struct Context([u32; 6]);
@@ -212,7 +216,8 @@ impl BpfDataplane {
         let context =
             unsafe { std::slice::from_raw_parts((&raw const context).cast::<u8>(), size_of::<Context>()) };
         let mut out = vec![0; frame.len() + 256];
-        let result = program(&mut self.ebpf, ENTRY)?
+        let program: &Xdp = self.ebpf.program(ENTRY).context("the program is missing")?.try_into()?;
+        let result = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
@@ -253,7 +258,7 @@ impl BpfDataplane {
             active: self.config.active != 0 || to.active,
         };
         interfaces.attach(&mut context, before, &to.interfaces)?;
-        self.pools.write(&to.pools)?;
+        self.pools.write(&to.pools, &self.host)?;
         self.addresses.add(&self.host, self.pools.elements())?;
         let devices: BTreeMap<String, u32> =
             self.host.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();

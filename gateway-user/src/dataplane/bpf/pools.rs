@@ -4,7 +4,7 @@
 //! sessions name it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -12,19 +12,20 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData};
 use gateway_common::{
     family,
-    pool::{IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, Pool, PoolAddress},
+    pool::{IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, OF_HOST, Pool, PoolAddress},
 };
+use ipnet::IpNet;
 
 use super::space::Space;
-use crate::model;
+use crate::{dataplane::Host, model};
 
 pub(super) struct Pools {
     records: Array<MapData, Pool>,
     members: Array<MapData, u32>,
     addresses: Array<MapData, PoolAddress>,
     numbers: BTreeMap<String, u32>,
-    /// Elements of `POOL_ADDRESSES`, with the number of their pool.
-    elements: HashMap<IpAddr, (u32, u32)>,
+    /// Elements of `POOL_ADDRESSES`, with what they hold.
+    elements: HashMap<IpAddr, (u32, PoolAddress)>,
     runs: BTreeMap<String, (u32, u32)>,
     pool_space: Space,
     address_space: Space,
@@ -45,7 +46,7 @@ impl Pools {
         for (element, address) in (0..).zip(addresses.iter()) {
             let address = address.context("cannot read a pool address")?;
             if address.flags & IN_USE != 0 {
-                elements.insert(family::to_ip(&address.address), (element, address.pool));
+                elements.insert(family::to_ip(&address.address), (element, address));
                 address_space.take(element);
                 pool_space.take(address.pool);
             }
@@ -76,7 +77,8 @@ impl Pools {
 
     /// Writes the pools of `to`. New flows use them at once; addresses that left keep their elements, for
     /// their sessions, until [`Pools::remove_unused`].
-    pub(super) fn write(&mut self, to: &BTreeMap<String, model::Pool>) -> Result<()> {
+    pub(super) fn write(&mut self, to: &BTreeMap<String, model::Pool>, host: &Host) -> Result<()> {
+        let of_host: HashSet<IpAddr> = host.addresses().map(IpNet::addr).collect();
         for space in [&mut self.pool_space, &mut self.address_space, &mut self.member_space] {
             space.begin_change();
         }
@@ -84,13 +86,18 @@ impl Pools {
             let number = self.number(pool)?;
             let length = pool.addresses.len() as u32;
             let start = self.member_space.run(length)?;
-            for (at, address) in (start..).zip(&pool.addresses) {
-                let element = self.element(*address, number)?;
+            let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) =
+                pool.addresses.iter().copied().partition(IpAddr::is_ipv4);
+            for (at, address) in (start..).zip(v4.iter().chain(&v6)) {
+                let flags = if of_host.contains(address) { IN_USE | OF_HOST } else { IN_USE };
+                let value = PoolAddress { address: family::from_ip(*address), pool: number, flags };
+                let element = self.element(*address, value)?;
                 self.members.set(at, element, 0).context("cannot write a pool member")?;
             }
             let value = Pool {
                 first: start,
-                count: length,
+                v4: v4.len() as u16,
+                v6: v6.len() as u16,
                 port_low: pool.ports.low,
                 port_high: pool.ports.high,
                 flags: 0,
@@ -141,7 +148,7 @@ impl Pools {
         let inherited = pool
             .addresses
             .iter()
-            .filter_map(|address| self.elements.get(address).map(|(_, number)| *number))
+            .filter_map(|address| self.elements.get(address).map(|(_, value)| value.pool))
             .find(|number| !taken.contains(number));
         let number = match inherited {
             Some(number) => number,
@@ -151,15 +158,14 @@ impl Pools {
         Ok(number)
     }
 
-    fn element(&mut self, address: IpAddr, pool: u32) -> Result<u32> {
+    fn element(&mut self, address: IpAddr, value: PoolAddress) -> Result<u32> {
         let element = match self.elements.get(&address) {
-            Some((element, same)) if *same == pool => return Ok(*element),
+            Some((element, same)) if *same == value => return Ok(*element),
             Some((element, _)) => *element,
             None => self.address_space.one()?,
         };
-        let value = PoolAddress { address: family::from_ip(address), pool, flags: IN_USE };
         self.addresses.set(element, value, 0).context("cannot write a pool address")?;
-        self.elements.insert(address, (element, pool));
+        self.elements.insert(address, (element, value));
         Ok(element)
     }
 }

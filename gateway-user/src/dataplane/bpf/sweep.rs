@@ -20,7 +20,9 @@ use gateway_common::{
     Family, V4, V6,
     config::Timeouts,
     counter::SessionClass,
-    session::{DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_IDLE, Session, SweepHeader, Tuple},
+    session::{
+        DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_IDLE, SWEEP_PORTS, Session, SweepHeader, Tuple,
+    },
 };
 
 /// Time that a slice may take; a tenth of [`crate::dataplane::SWEEP_INTERVAL`].
@@ -57,6 +59,7 @@ impl Sweep {
     /// Continues the walk for one slice, at most once through both tables.
     pub(super) fn slice(&mut self, timeouts: &Timeouts) -> Result<()> {
         let end = Instant::now() + SLICE;
+        self.program.run::<Tuple<V4>>(V4::AF, SWEEP_PORTS, &[])?;
         let mut tables_left = 2;
         while tables_left > 0 && Instant::now() < end {
             let more = if self.v6_next {
@@ -98,7 +101,7 @@ where
             .map(|(tuple, _)| *tuple)
             .collect();
         for batch in candidates.chunks(SWEEP_BATCH) {
-            program.run(F::AF, batch)?;
+            program.run(F::AF, SWEEP_IDLE, batch)?;
         }
         Ok(more)
     }
@@ -114,15 +117,15 @@ impl Program {
 
     /// The present tick, of the clock that the programs use.
     pub(super) fn now(&self) -> Result<u32> {
-        self.run::<Tuple<V4>>(V4::AF, &[]).map(|header| header.now)
+        self.run::<Tuple<V4>>(V4::AF, SWEEP_IDLE, &[]).map(|header| header.now)
     }
 
     /// Has the program look at the sessions of a batch.
-    fn run<T: Pod>(&self, family: u8, batch: &[T]) -> Result<SweepHeader> {
+    fn run<T: Pod>(&self, family: u8, action: u32, batch: &[T]) -> Result<SweepHeader> {
         let header = SweepHeader {
             family: family.into(),
             count: batch.len() as u32,
-            action: SWEEP_IDLE,
+            action,
             ..SweepHeader::default()
         };
         let mut input = Vec::with_capacity(size_of::<SweepHeader>() + size_of_val(batch));

@@ -1,0 +1,318 @@
+//! The claim of an address and a port for a session.
+//!
+//! The insertion of the outside tuple claims the port: it fails where another flow to the same destination
+//! has it, on whatever CPU. A client keeps to one address of the pool (paired pooling, RFC 4787 REQ-2); only
+//! where none of its ports is free, the others follow, from the emptier of two random ones on. On an address,
+//! the client's own port comes first, then random ones (RFC 6056); towards a destination that has many of the
+//! address's ports, or where these are all taken, every port that is not known to be used ([`ports`]).
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::generated::{bpf_get_prandom_u32, bpf_loop},
+};
+use gateway_common::{
+    DropReason, checksum,
+    parse::{Flow, Packet},
+    pool::{DRAINED, IN_USE, OF_HOST},
+    ports::{Search, Step},
+    session::Tuple,
+};
+
+use crate::{
+    count,
+    family::Datapath,
+    forward,
+    path::Context,
+    pool::{self, remainder},
+    ports,
+    session::{self, EEXIST},
+    socket,
+};
+
+/// Random ports of an address that are tried before the search through all of them.
+const RANDOM_TRIES: u32 = 8;
+/// Bound of `bpf_loop`, which is never reached: every call ends at the last address of the pool.
+const MAX_STEPS: u32 = 1 << 23;
+/// Not an error of the kernel: a socket of the host has the port.
+const TAKEN_BY_HOST: i32 = 1;
+
+/// Claims an address of the pool `number` and a port for the tuples in this CPU's scratch element: enters the
+/// outside element, and completes tuple and element by what was claimed.
+///
+/// The caller must hold no reference to the scratch element, which the callback changes.
+#[inline(always)]
+pub(crate) fn claim<F: Datapath>(
+    context: &Context<'_>,
+    packet: &Packet<F>,
+    number: u32,
+) -> Result<(), DropReason> {
+    let place = F::scratch().ok_or(DropReason::Internal)?;
+    let pool = pool::get(number).ok_or(DropReason::Internal)?;
+    let (first, count) = pool::members::<F>(pool);
+    let (low, high) = (pool.port_low, pool.port_high);
+    if count == 0 || low > high {
+        return Err(DropReason::PoolExhausted);
+    }
+    let secret = context.config.secret;
+    // SAFETY: the scratch element is this CPU's own, and the reference ends before the callback runs.
+    let scratch = unsafe { &mut *place };
+    scratch.towards.server = F::mapped(&packet.destination);
+    scratch.towards.port = packet.transport_layer.destination_port;
+    scratch.towards.proto = packet.proto;
+    scratch.claim = Claim {
+        search: Search::new(low, high, 0),
+        pool: number,
+        first,
+        count,
+        own: pool::own_address(secret, &F::mapped(&packet.source), first, count),
+        others: 0,
+        nth: 0,
+        step: 0,
+        low,
+        high,
+        ports: u32::from(high - low) + 1,
+        // SAFETY: the helper has no arguments.
+        random: unsafe { bpf_get_prandom_u32() },
+        secret,
+        client_sum: F::sum(&packet.source),
+        pseudo_header: u32::from(F::IS_V4 && matches!(packet.transport_layer.flow, Flow::EchoRequest)) ^ 1,
+        chosen: 0,
+        of_host: 0,
+        known: 0,
+        result: EEXIST,
+    };
+    let mut held = context.frame.context();
+    // SAFETY: the callback has the signature that the helper calls, and `held` outlives the call.
+    unsafe {
+        bpf_loop(MAX_STEPS, attempt::<F> as *mut c_void, (&raw mut held).cast(), 0);
+    }
+    // SAFETY: as above; the callback is through.
+    let claim = unsafe { &(*place).claim };
+    if claim.result != 0 { Err(refuse(claim)) } else { Ok(()) }
+}
+
+/// Gives back what was claimed.
+#[inline(always)]
+pub(crate) fn give_back<F: Datapath>(scratch: &session::Scratch<F>) {
+    let _ = F::remove_session(&scratch.outside);
+    if let Some(ports) = ports::find(&scratch.towards) {
+        ports::give_back(ports, u16::from_be_bytes(scratch.outside.destination_port));
+    }
+}
+
+/// State of the search for an address and a port. It is kept in the scratch element with the tuples: what comes
+/// back from a map is any value to the verifier, which so looks at one step for all.
+#[repr(C)]
+pub(crate) struct Claim {
+    search: Search,
+    /// Element of `POOLS`.
+    pool: u32,
+    /// First of the pool's members.
+    first: u32,
+    /// Number of the pool's members.
+    count: u32,
+    /// Which of them is the client's own.
+    own: u32,
+    /// With which of them the others begin.
+    others: u32,
+    /// Which address is in hand: 0 the client's own, then the others.
+    nth: u32,
+    /// Ports looked at on this address.
+    step: u32,
+    low: u16,
+    high: u16,
+    ports: u32,
+    random: u32,
+    secret: u32,
+    pub(crate) client_sum: u32,
+    /// 1 where the transport checksum covers the addresses.
+    pseudo_header: u32,
+    /// The element of `POOL_ADDRESSES` in hand.
+    pub(crate) chosen: u32,
+    /// Not 0 where the address in hand is the host's too.
+    of_host: u32,
+    /// 1 where `PORTS` knows which ports of the address are used.
+    known: u32,
+    /// 0, or the error of the last insertion.
+    result: i32,
+}
+
+impl Claim {
+    /// Leaves the address in hand.
+    #[inline(always)]
+    fn next_address(&mut self) -> i64 {
+        self.nth += 1;
+        self.step = 0;
+        0
+    }
+
+    /// A random port of the pool; one random number gives all of a search, as the steps of a Weyl sequence.
+    #[inline(always)]
+    fn random_port(&self) -> u16 {
+        let random = self.random.wrapping_add((self.nth + self.step).wrapping_mul(0x9e37_79b1)) >> 8;
+        self.low.wrapping_add(remainder(random, self.ports) as u16)
+    }
+
+    /// Change of the transport checksum when address and port change.
+    #[inline(always)]
+    pub(crate) fn transport_delta(&self, old: u32, old_port: [u8; 2], new: u32, new_port: [u8; 2]) -> u16 {
+        let ports = checksum::delta(u16::from_be_bytes(old_port).into(), u16::from_be_bytes(new_port).into());
+        if self.pseudo_header == 0 { ports } else { checksum::combine(ports, checksum::delta(old, new)) }
+    }
+}
+
+/// One port, or one step on the way to it; `bpf_loop` ends at the first 1.
+unsafe extern "C" fn attempt<F: Datapath>(_: u32, held: *const *mut xdp_md) -> i64 {
+    let Some(scratch) = F::scratch() else { return 1 };
+    // SAFETY: the scratch element is this CPU's own.
+    let scratch = unsafe { &mut *scratch };
+    if scratch.claim.step == 0 {
+        if scratch.claim.nth > scratch.claim.count {
+            return 1;
+        }
+        if !enter(scratch) {
+            return scratch.claim.next_address();
+        }
+    }
+    let session::Scratch { inside, outside, towards, claim, .. } = &mut *scratch;
+    if claim.step == RANDOM_TRIES + 1 && claim.known == 0 {
+        claim.known = ports::make(towards, ports::threshold(claim.ports));
+    }
+    let known = if claim.known == 0 { None } else { ports::find(towards) };
+    let port = if claim.step == 0 {
+        u16::from_be_bytes(inside.source_port)
+    } else if let Some(ports) = known {
+        match ports::step(ports, &mut claim.search) {
+            Step::Port(port) => port,
+            Step::Next => return 0,
+            Step::End => return claim.next_address(),
+        }
+    } else if claim.step <= RANDOM_TRIES {
+        claim.random_port()
+    } else {
+        // There is no room in `PORTS`, or what the destination has there is on its way out.
+        let scanned = claim.step - RANDOM_TRIES - 1;
+        if scanned >= claim.ports {
+            return claim.next_address();
+        }
+        claim.low.wrapping_add(remainder(claim.random.wrapping_add(scanned), claim.ports) as u16)
+    };
+    claim.step += 1;
+    if port < claim.low || port > claim.high {
+        return 0;
+    }
+    if let Some(ports) = known
+        && !ports::take(ports, port)
+    {
+        return 0;
+    }
+    outside.destination_port = port.to_be_bytes();
+    // Inserting where the key exists takes the bucket's lock for nothing.
+    if F::session(outside).is_some() {
+        return 0;
+    }
+    let error = if claim.of_host != 0 && is_of_host(held, outside) { TAKEN_BY_HOST } else { insert(scratch) };
+    // The bit of a port that the table does not have is cleared: nobody else would.
+    if error != 0
+        && error != EEXIST
+        && let Some(ports) = known
+    {
+        ports::give_back(ports, port);
+    }
+    if error == TAKEN_BY_HOST {
+        return 0;
+    }
+    scratch.claim.result = error;
+    i64::from(error != EEXIST)
+}
+
+/// Whether the host itself uses the port of the outside tuple.
+#[inline(always)]
+fn is_of_host<F: Datapath>(held: *const *mut xdp_md, outside: &Tuple<F>) -> bool {
+    // SAFETY: `open` passes the place of the program's context.
+    socket::has(unsafe { *held }, outside) != 0
+}
+
+/// Goes to the next address; `false` where it is not one to use.
+#[inline(always)]
+fn enter<F: Datapath>(scratch: &mut session::Scratch<F>) -> bool {
+    if scratch.claim.nth == 1 {
+        scratch.claim.others = emptier_of_two(scratch);
+    }
+    let session::Scratch { outside, towards, claim, .. } = scratch;
+    let at = if claim.nth == 0 { claim.own } else { remainder(claim.others + claim.nth - 1, claim.count) };
+    if claim.nth != 0 && at == claim.own {
+        return false;
+    }
+    let Some((element, address)) = pool::member(claim.first + at) else { return false };
+    // The records of a pool are not written at once: a member of another pool may stand in its place.
+    if address.flags & (IN_USE | DRAINED) != IN_USE
+        || address.pool != claim.pool
+        || !F::is_member(&address.address)
+    {
+        return false;
+    }
+    claim.chosen = element;
+    claim.of_host = address.flags & OF_HOST;
+    claim.search = Search::new(claim.low, claim.high, claim.random.wrapping_mul(claim.nth | 1));
+    towards.address = address.address;
+    outside.destination = F::unmapped(&address.address);
+    let threshold = ports::threshold(claim.ports);
+    claim.known =
+        if ports::crowd(towards, claim.secret) >= threshold { ports::make(towards, threshold) } else { 0 };
+    true
+}
+
+/// The member of the pool with fewer sessions to this destination, of two random ones.
+///
+/// Two choices come close to the best of all (Mitzenmacher, 2001), and the counts are there already. What runs
+/// out is ports towards a destination, so its sessions are the load that matters.
+#[inline(always)]
+fn emptier_of_two<F: Datapath>(scratch: &mut session::Scratch<F>) -> u32 {
+    let Claim { random, count, .. } = scratch.claim;
+    let (first, second) = (remainder(random >> 16, count), remainder(random & 0xffff, count));
+    if load(scratch, first) <= load(scratch, second) { first } else { second }
+}
+
+/// The number of sessions to this destination on a member of the pool.
+#[inline(always)]
+fn load<F: Datapath>(scratch: &mut session::Scratch<F>, at: u32) -> u32 {
+    let Some((_, address)) = pool::member(scratch.claim.first + at) else { return u32::MAX };
+    if address.flags & DRAINED != 0 {
+        return u32::MAX;
+    }
+    scratch.towards.address = address.address;
+    ports::crowd(&scratch.towards, scratch.claim.secret)
+}
+
+/// Claims the port of the outside tuple; 0, or the error of the insertion.
+#[inline(always)]
+fn insert<F: Datapath>(scratch: &mut session::Scratch<F>) -> i32 {
+    let session::Scratch { inside, outside, outside_session: answer, claim, .. } = scratch;
+    let pool_sum = F::sum(&outside.destination);
+    let (port, client_port) = (outside.destination_port, inside.source_port);
+    answer.pool_address = claim.chosen as u16;
+    answer.network_delta = checksum::combine(checksum::delta(pool_sum, claim.client_sum), forward::TTL_DELTA);
+    answer.transport_delta = claim.transport_delta(pool_sum, port, claim.client_sum, client_port);
+    match F::insert_session(outside, answer) {
+        Ok(()) => 0,
+        Err(error) => error,
+    }
+}
+
+/// Counts a search that found nothing.
+#[inline(always)]
+fn refuse(claim: &Claim) -> DropReason {
+    if claim.result != EEXIST {
+        return session::refusal(claim.result);
+    }
+    if let Some((element, _)) = pool::member(claim.first + claim.own) {
+        count::pool(element, |pool| {
+            pool.attempts += 1;
+            pool.allocation_errors += 1;
+        });
+    }
+    DropReason::PoolExhausted
+}
