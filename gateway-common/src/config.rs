@@ -1,6 +1,6 @@
 //! The one record that every packet reads first.
 
-use crate::pod;
+use crate::{counter::SessionClass, pod, tcp::State};
 
 /// Longest length of a tick, nanoseconds: coarse enough that an established flow writes its time stamp some
 /// times a second at most, fine enough for every timer of the RFCs.
@@ -30,18 +30,48 @@ pub const RELATED_V4: u32 = 2;
 /// Element of `PROGRAMS`: program `related_v6`.
 pub const RELATED_V6: u32 = 3;
 
+/// Server port whose UDP sessions have an idle time of their own.
+pub const DNS_PORT: u16 = 53;
+
 /// Idle times after which a session may be removed, in ticks.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     /// TCP, established (RFC 5382 REQ-5: at least 2 h 4 min).
     pub tcp_established: u32,
-    /// TCP, opening or closing (RFC 5382 REQ-5: at least 4 min).
-    pub tcp_transitory: u32,
+    /// TCP, not established yet (RFC 5382 REQ-5: at least 4 min; RFC 7857 2.1: may be less).
+    pub tcp_opening: u32,
+    /// TCP, closed by both sides or reset (RFC 5382 REQ-5: at least 4 min).
+    pub tcp_closing: u32,
+    /// TCP, refused by the server.
+    pub tcp_refused: u32,
     /// UDP (RFC 4787 REQ-5: at least 2 min, 5 min recommended).
     pub udp: u32,
+    /// UDP to the port of the DNS (RFC 4787 REQ-5a: may be less).
+    pub udp_dns: u32,
     /// ICMP queries (RFC 5508 REQ-2: at least 60 s).
     pub icmp: u32,
+}
+
+impl Timeouts {
+    /// Idle time after which a session under the inside tuple's protocol and server port, in this state, may be
+    /// removed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(&self, proto: u8, server_port: [u8; 2], state: State) -> u32 {
+        match SessionClass::of(proto) {
+            SessionClass::Tcp => match state {
+                State::Opening | State::Answered => self.tcp_opening,
+                // RFC 7857 2: a connection that one side has closed is alive.
+                State::Established | State::InsideFin | State::OutsideFin => self.tcp_established,
+                State::BothFins | State::Reset => self.tcp_closing,
+                State::Refused | State::Gone => self.tcp_refused,
+            },
+            SessionClass::Udp if u16::from_be_bytes(server_port) == DNS_PORT => self.udp_dns,
+            SessionClass::Udp => self.udp,
+            SessionClass::Icmp | SessionClass::Other => self.icmp,
+        }
+    }
 }
 
 /// Map `CONFIG`, element 0.
@@ -70,7 +100,7 @@ pub struct Config {
     pub tick_shift: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 52);
+const _: () = assert!(size_of::<Config>() == 64);
 
 pod!(Config);
 

@@ -22,6 +22,7 @@ pub mod quote;
 pub mod reason;
 pub mod route;
 pub mod session;
+pub mod tcp;
 pub mod verdict;
 
 pub use family::{Family, V4, V6};

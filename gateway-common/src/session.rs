@@ -60,7 +60,7 @@ pub struct Tuple<F: Family> {
     pub reserved: [u8; 2],
 }
 
-/// TCP flags a direction has shown, [`Session::tcp_seen`]: as on the wire.
+/// Flag of a TCP segment, as on the wire.
 pub const TCP_FIN: u8 = 0x01;
 /// See [`TCP_FIN`].
 pub const TCP_SYN: u8 = 0x02;
@@ -91,14 +91,17 @@ pub struct Session<F: Family> {
     pub network_delta: u16,
     /// Change of the TCP, UDP or ICMP checksum.
     pub transport_delta: u16,
-    /// TCP flags seen in this direction.
-    pub tcp_seen: u8,
+    /// Number of a [`crate::tcp::State`]. The inside element's is the session's; the outside element has a copy,
+    /// which may lag behind and says only whether a packet may go straight on.
+    pub state: u8,
     /// 0, [`KILLED`] or [`KILLED_SEEN`].
     pub flags: u8,
     /// Element of `ROUTE_COUNTERS`.
     pub counter: u32,
-    /// Tick at which the session began.
-    pub created: u32,
+    /// Inside element: the sequence number that [`crate::tcp::Step::mark`] tells of, network byte order; packets
+    /// of an established session leave what they acknowledge here. Outside element: the tick at which the
+    /// session began, host byte order.
+    pub mark: u32,
     /// Element of `POOL_ADDRESSES`.
     pub pool_address: u16,
     /// Slot of the interface that an inside element's packets come from.
@@ -168,6 +171,24 @@ impl<F: Family> Tuple<F> {
     }
 }
 
+impl<F: Family> Session<F> {
+    /// The word that [`Session::state`] is changed in, by compare and swap: number of words of 4 bytes before it.
+    pub const CONTROL: usize = core::mem::offset_of!(Self, transport_delta) / 4;
+
+    /// The control word as `word`, with another state.
+    #[inline(always)]
+    pub const fn with_state(word: u32, state: u8) -> u32 {
+        let [delta0, delta1, _, flags] = word.to_ne_bytes();
+        u32::from_ne_bytes([delta0, delta1, state, flags])
+    }
+
+    /// The state in a control word.
+    #[inline(always)]
+    pub const fn state_of(word: u32) -> u8 {
+        word.to_ne_bytes()[2]
+    }
+}
+
 /// The word that holds `first` and then `second`.
 #[inline(always)]
 const fn word(first: u32, second: u32) -> u64 {
@@ -208,6 +229,13 @@ const _: () = assert!(size_of::<Tuple<V6>>() == 40);
 const _: () = assert!(size_of::<Session<V4>>() == 64);
 const _: () = assert!(size_of::<Session<V6>>() == 80);
 const _: () = assert!(size_of::<SweepHeader>() == 24);
+const _: () = assert!(control_word_holds_the_state::<V4>() && control_word_holds_the_state::<V6>());
+
+const fn control_word_holds_the_state<F: Family>() -> bool {
+    core::mem::offset_of!(Session<F>, transport_delta) == Session::<F>::CONTROL * 4
+        && core::mem::offset_of!(Session<F>, state) == Session::<F>::CONTROL * 4 + 2
+        && core::mem::offset_of!(Session<F>, flags) == Session::<F>::CONTROL * 4 + 3
+}
 
 pod!(Tuple<V4>, Tuple<V6>, Session<V4>, Session<V6>, SweepHeader);
 

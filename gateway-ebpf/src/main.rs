@@ -41,6 +41,7 @@ mod route;
 mod session;
 mod socket;
 mod sweep;
+mod tcp;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use gateway_common::{

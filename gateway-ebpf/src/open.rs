@@ -10,19 +10,25 @@ use crate::{
     claim, config, count,
     family::Datapath,
     forward,
-    path::{self, Code, Context, Outcome},
+    path::{Code, Context, Outcome},
     ports, rewrite,
     session::{self, EEXIST, Subject},
+    tcp,
 };
 
-/// Opens a session for a packet from the inside and sends the packet on its way.
+/// Opens a session for a packet from the inside and sends the packet on its way. [`Code::OPEN`]: there is one by
+/// now.
 #[inline(never)]
 pub(crate) fn open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Code {
-    Code::from(try_open(context, subject))
+    match try_open(context, subject) {
+        Ok(Some(outcome)) => Code::outcome(outcome),
+        Ok(None) => Code::OPEN,
+        Err(reason) => Code::drop(reason),
+    }
 }
 
 #[inline(always)]
-fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<Outcome, DropReason> {
+fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<Option<Outcome>, DropReason> {
     let Subject { packet, route, back, forth: next_hop, .. } = subject;
     let Transport { source_port, destination_port, .. } = packet.transport_layer;
     forward::check(packet, next_hop)?;
@@ -50,10 +56,11 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     answer.next_hop = *back;
     answer.translated = packet.source;
     answer.translated_port = source_port;
-    answer.tcp_seen = 0;
+    let (state, mark) = tcp::opening(context.frame, packet)?;
+    answer.state = state as u8;
     answer.flags = 0;
     answer.counter = route.counter;
-    answer.created = now;
+    answer.mark = now;
 
     claim::claim(context, packet, route.object)?;
 
@@ -76,20 +83,12 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     forward.transport_delta = claim.transport_delta(claim.client_sum, source_port, pool_sum, port);
     forward.packets = 1;
     forward.bytes = u64::from(packet.length);
-    if matches!(packet.transport_layer.flow, Flow::Tcp) {
-        forward.tcp_seen = packet.transport_layer.detail;
-    }
+    forward.mark = mark;
     if let Err(error) = F::insert_session(&scratch.inside, forward) {
         // Give the port back. Nobody can have used it: no packet has left with it.
         claim::give_back(scratch);
-        if error == EEXIST
-            && let Some(session) = F::session(&scratch.inside)
-        {
-            // Another CPU opened the session with an earlier packet of this flow.
-            // SAFETY: the pointer is to a map value.
-            return path::established_code(context, packet, unsafe { &mut *session }, SIDE_INSIDE).result();
-        }
-        return Err(session::refusal(error));
+        // Another CPU opened the session with an earlier packet of this flow?
+        return if error == EEXIST { Ok(None) } else { Err(session::refusal(error)) };
     }
     ports::opened(&scratch.towards, context.config.secret);
     count::session(packet.proto, |sessions| sessions.created += 1);
@@ -99,7 +98,7 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     });
     rewrite::translate(context.frame, packet, forward, SIDE_INSIDE)?;
     forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
-    Ok(Outcome { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) })
+    Ok(Some(Outcome { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) }))
 }
 
 /// Whether a packet may open a session.

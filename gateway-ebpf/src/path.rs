@@ -22,7 +22,7 @@ use gateway_common::{
         Flow, Fragment, Packet,
     },
     route::Target,
-    session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, TCP_RST, TCP_SYN, Tuple},
+    session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, Tuple},
 };
 
 use crate::{
@@ -35,6 +35,7 @@ use crate::{
     pool, related, rewrite,
     route::{self, Query},
     session::{self, Subject},
+    tcp,
 };
 
 /// What the program does with a packet that it does not drop.
@@ -235,29 +236,30 @@ pub(crate) fn decide<F: Datapath, const RELATED: u32>(
         return if local { Ok(Outcome::HOST) } else { Err(DropReason::Malformed) };
     }
     take_side(context, subject);
-    let side = subject.tuple.side;
+    subject.cut = 0;
     let packet = &subject.packet;
     if related::is_error(packet) && !related::find(context, subject).is_open() {
         return hand_over::<RELATED>(ctx);
     }
     let packet = &subject.packet;
-    let mut cut = false;
     if packet.is_trackable()
         && let Some(session) = F::session(&subject.tuple)
     {
         // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
         let session = unsafe { &mut *session };
-        let confirmed =
-            if is_confirmed(context, session, side) { Code::OK } else { confirm(context, subject, session) };
-        cut = confirmed.is_open();
-        if !cut {
+        let confirmed = if is_confirmed(context, session, subject.tuple.side) {
+            Code::OK
+        } else {
+            confirm(context, subject, session)
+        };
+        if !confirmed.is_open() {
             confirmed.result()?;
-            subject.mtu = session.next_hop.mtu;
             count::route(session.counter, context.bytes);
-            return established_code(context, packet, session, side).result();
+            return follow(context, subject, session).result();
         }
+        subject.cut = 1;
     }
-    if side == SIDE_OUTSIDE {
+    if subject.tuple.side == SIDE_OUTSIDE {
         return from_outside(context, subject).result();
     }
     let code = from_inside(context, subject);
@@ -265,7 +267,14 @@ pub(crate) fn decide<F: Datapath, const RELATED: u32>(
         return code.result();
     }
     // The elements of a session that was cut are in the way of another one until the sweep has removed them.
-    if cut { Err(DropReason::NoSession) } else { open::open(context, subject).result() }
+    if subject.cut != 0 {
+        return Err(DropReason::NoSession);
+    }
+    let code = open::open(context, subject);
+    if !code.is_open() {
+        return code.result();
+    }
+    follow_other(context, subject).result()
 }
 
 /// Reads the packet at `network`, and prepares the key of its session.
@@ -298,10 +307,18 @@ fn fast_ip<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropRe
     let Some(session) = F::session_of(tuple(&packet, side)) else { return Ok(None) };
     // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
     let session = unsafe { &mut *session };
-    if !is_confirmed(context, session, side) || forward::check(&packet, &session.next_hop).is_err() {
+    if !is_confirmed(context, session, side)
+        || !tcp::goes_on(&packet, session)
+        || forward::check(&packet, &session.next_hop).is_err()
+    {
         return Ok(None);
     }
     count::route(session.counter, context.bytes);
+    if side == SIDE_INSIDE && matches!(packet.transport_layer.flow, Flow::Tcp) {
+        // For the check of resets, see `tcp`. Every segment behind the SYN acknowledges.
+        session.mark =
+            context.frame.read(packet.transport() + tcp::ACKNOWLEDGEMENT).ok_or(DropReason::Truncated)?;
+    }
     established(context, &packet, session, side).map(Some)
 }
 
@@ -341,7 +358,7 @@ fn side<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> u8 {
 
 /// A packet of a confirmed session: the path that has to be fast.
 #[inline(always)]
-pub(crate) fn established<F: Datapath>(
+fn established<F: Datapath>(
     context: &Context<'_>,
     packet: &Packet<F>,
     session: &mut Session<F>,
@@ -352,15 +369,7 @@ pub(crate) fn established<F: Datapath>(
     if session.last_seen != now {
         session.last_seen = now;
     }
-    if matches!(packet.transport_layer.flow, Flow::Tcp) {
-        let flags = packet.transport_layer.detail;
-        // A SYN begins the connection anew, also on a tuple that has been used before.
-        let seen = if flags & TCP_SYN != 0 { flags } else { session.tcp_seen | flags };
-        if session.tcp_seen != seen {
-            session.tcp_seen = seen;
-        }
-    }
-    if side == SIDE_OUTSIDE && session.packets == 0 && session.tcp_seen & TCP_RST == 0 {
+    if side == SIDE_OUTSIDE && session.packets == 0 && !matches!(packet.transport_layer.flow, Flow::Tcp) {
         count::pool(u32::from(session.pool_address), |pool| pool.established += 1);
     }
     session.packets += 1;
@@ -371,15 +380,23 @@ pub(crate) fn established<F: Datapath>(
     Ok(Outcome { verdict, slot: u32::from(session.next_hop.slot) })
 }
 
-/// [`established`] as a function of its own.
+/// A packet of a session that another CPU has opened meanwhile, with an earlier packet of the flow.
 #[inline(never)]
-pub(crate) fn established_code<F: Datapath>(
-    context: &Context<'_>,
-    packet: &Packet<F>,
-    session: &mut Session<F>,
-    side: u8,
-) -> Code {
-    Code::from(established(context, packet, session, side))
+fn follow_other<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    let Some(session) = F::session(&subject.tuple) else { return Code::drop(DropReason::Internal) };
+    // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
+    follow(context, subject, unsafe { &mut *session })
+}
+
+/// A packet of a confirmed session, whatever it does to it.
+#[inline(never)]
+fn follow<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, session: &mut Session<F>) -> Code {
+    subject.mtu = session.next_hop.mtu;
+    let tracked = tcp::track(context, subject, session);
+    if tracked.result().is_err() {
+        return tracked;
+    }
+    Code::from(established(context, &subject.packet, session, subject.tuple.side))
 }
 
 /// Looks again at a session that was decided under another generation: cuts it where the policy does not
@@ -395,6 +412,13 @@ fn confirm<F: Datapath>(context: &Context<'_>, subject: &Subject<F>, session: &m
     }
 }
 
+/// Whether the session's pool address is still in its pool: 1, else 0.
+#[inline(never)]
+fn keeps_address<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) -> u64 {
+    let address = if tuple.side == SIDE_INSIDE { session.translated } else { tuple.destination };
+    u64::from(pool::owns(session.pool_address, &F::mapped(&address)))
+}
+
 #[inline(always)]
 fn try_confirm<F: Datapath>(
     context: &Context<'_>,
@@ -406,12 +430,11 @@ fn try_confirm<F: Datapath>(
         return Ok(false);
     }
     let inside = tuple.side == SIDE_INSIDE;
-    let (client, pool_address) =
-        if inside { (packet.source, session.translated) } else { (session.translated, packet.destination) };
-    if !pool::owns(session.pool_address, &F::mapped(&pool_address)) {
+    if keeps_address(tuple, session) == 0 {
         session::cut(tuple, session);
         return Err(DropReason::NoSession);
     }
+    let client = if inside { packet.source } else { session.translated };
     let way = if inside {
         neighbor::back(context, packet)?;
         session.ingress = context.ingress.slot as u16;

@@ -7,16 +7,16 @@ use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_loop, programs::XdpCont
 use gateway_common::{
     Family, V4, V6,
     config::Timeouts,
-    counter::SessionClass,
     parse::Bytes as _,
     ports::Destination,
     session::{
         DEAD, KILLED, KILLED_SEEN, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_KILL, SWEEP_PORTS, Session,
-        SweepHeader, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tuple,
+        SweepHeader, Tuple,
     },
+    tcp::State,
 };
 
-use crate::{atomic, config, count, family::Datapath, packet::Frame, ports};
+use crate::{atomic, config, count, family::Datapath, packet::Frame, ports, tcp};
 
 /// Looks at the sessions listed in the frame and writes the counts back into it.
 #[inline(always)]
@@ -83,18 +83,17 @@ unsafe extern "C" fn visit_nth<F: Datapath>(index: u32, visit: *mut c_void) -> i
 fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut Session<F>) {
     let pair = tuple.pair(session);
     let answer = F::session(&pair);
-    // SAFETY: the pointer is to a map value; plain integers are read.
-    let (answer_seen, answer_tcp) =
-        answer.map_or((0, 0), |answer| unsafe { ((*answer).last_seen, (*answer).tcp_seen) });
+    // SAFETY: the pointer is to a map value; a plain integer is read.
+    let answer_seen = answer.map_or(0, |answer| unsafe { (*answer).last_seen });
     let generation = &raw mut session.generation;
     // SAFETY: the pointer is to a map value.
     unsafe {
         match generation.read_volatile() {
             DEAD if session.flags == KILLED => session.flags = KILLED_SEEN,
-            DEAD => remove(visit, tuple, &pair, session, answer_tcp),
+            DEAD => remove(visit, tuple, &pair, session),
             RETIRED => {
                 if atomic::replace(generation, RETIRED, DEAD) {
-                    remove(visit, tuple, &pair, session, answer_tcp);
+                    remove(visit, tuple, &pair, session);
                 }
             }
             observed if visit.action == SWEEP_KILL => {
@@ -106,7 +105,8 @@ fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut
             observed => {
                 let seen = session.last_seen.max(answer_seen);
                 let idle = visit.now.saturating_sub(seen);
-                if idle >= timeout(&visit.timeouts, tuple.proto, session.tcp_seen, answer_tcp)
+                let state = State::from_number(session.state);
+                if idle >= visit.timeouts.of(tuple.proto, tuple.destination_port, state)
                     && atomic::replace(generation, observed, RETIRED)
                 {
                     if let Some(answer) = answer {
@@ -124,15 +124,11 @@ fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut
 /// The inside element goes first: while the outside one is there, nobody can claim its port, so that neither
 /// removal can hit an element of a younger session.
 #[inline(always)]
-fn remove<F: Datapath>(
-    visit: &mut Visit,
-    inside: &Tuple<F>,
-    outside: &Tuple<F>,
-    session: &Session<F>,
-    answer_tcp: u8,
-) {
+fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>, session: &mut Session<F>) {
     let killed = session.flags != 0;
-    let closed = is_closed(session.tcp_seen, answer_tcp);
+    // No packet moves the state from here on: what it stands for is given back once.
+    let Some(state) = tcp::take(session) else { return };
+    let closed = state.is_closed();
     let pool_address = u32::from(session.pool_address);
     let _ = F::remove_session(inside);
     let _ = F::remove_session(outside);
@@ -160,27 +156,4 @@ fn remove<F: Datapath>(
         }
     });
     visit.removed += 1;
-}
-
-/// Idle time after which a session may go, ticks.
-#[inline(always)]
-fn timeout(timeouts: &Timeouts, proto: u8, inside: u8, outside: u8) -> u32 {
-    match SessionClass::of(proto) {
-        SessionClass::Tcp if is_established(inside, outside) => timeouts.tcp_established,
-        SessionClass::Tcp => timeouts.tcp_transitory,
-        SessionClass::Udp => timeouts.udp,
-        SessionClass::Icmp | SessionClass::Other => timeouts.icmp,
-    }
-}
-
-/// Both sides have spoken, and at most one has hung up.
-#[inline(always)]
-fn is_established(inside: u8, outside: u8) -> bool {
-    inside & TCP_ACK != 0 && outside & (TCP_SYN | TCP_ACK) != 0 && !is_closed(inside, outside)
-}
-
-/// Both sides have hung up, or one has reset the connection (RFC 7857 2: TRANS).
-#[inline(always)]
-fn is_closed(inside: u8, outside: u8) -> bool {
-    (inside | outside) & TCP_RST != 0 || (inside & outside) & TCP_FIN != 0
 }

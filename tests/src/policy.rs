@@ -93,7 +93,23 @@ impl Policy {
     /// Idle time of every kind of session.
     #[must_use]
     pub fn idle(mut self, time: std::time::Duration) -> Self {
-        self.0.timeouts = Timeouts { tcp_established: time, tcp_transitory: time, udp: time, icmp: time };
+        self.0.timeouts = Timeouts {
+            tcp_established: time,
+            tcp_opening: time,
+            tcp_closing: time,
+            udp: time,
+            udp_dns: time,
+            icmp: time,
+        };
+        self
+    }
+
+    /// Idle time of established connections, and of those that open or close.
+    #[must_use]
+    pub fn tcp_idle(mut self, established: std::time::Duration, others: std::time::Duration) -> Self {
+        let timeouts = &mut self.0.timeouts;
+        (timeouts.tcp_established, timeouts.tcp_opening, timeouts.tcp_closing) =
+            (established, others, others);
         self
     }
 

@@ -28,8 +28,10 @@ fn write(out: &mut String, state: &Snapshot, metrics: Option<SocketAddr>) -> fmt
     writeln!(out, "\n[timeouts]")?;
     for (key, value) in [
         ("tcp_established", state.timeouts.tcp_established),
-        ("tcp_transitory", state.timeouts.tcp_transitory),
+        ("tcp_opening", state.timeouts.tcp_opening),
+        ("tcp_closing", state.timeouts.tcp_closing),
         ("udp", state.timeouts.udp),
+        ("udp_dns", state.timeouts.udp_dns),
         ("icmp", state.timeouts.icmp),
     ] {
         writeln!(out, "{key} = \"{}\"", humantime::format_duration(value))?;

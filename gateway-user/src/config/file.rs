@@ -49,8 +49,10 @@ pub(super) struct Capacity {
 #[serde(deny_unknown_fields)]
 pub(super) struct Timeouts {
     pub(super) tcp_established: Option<Spanned<String>>,
-    pub(super) tcp_transitory: Option<Spanned<String>>,
+    pub(super) tcp_opening: Option<Spanned<String>>,
+    pub(super) tcp_closing: Option<Spanned<String>>,
     pub(super) udp: Option<Spanned<String>>,
+    pub(super) udp_dns: Option<Spanned<String>>,
     pub(super) icmp: Option<Spanned<String>>,
 }
 

@@ -83,8 +83,10 @@ fn gateway(file: &File, field: &'static str) -> (Option<usize>, String) {
         "sessions" => number(&file.capacity.sessions),
         "routes" => number(&file.capacity.routes),
         "tcp_established" => text("timeouts", &file.timeouts.tcp_established),
-        "tcp_transitory" => text("timeouts", &file.timeouts.tcp_transitory),
+        "tcp_opening" => text("timeouts", &file.timeouts.tcp_opening),
+        "tcp_closing" => text("timeouts", &file.timeouts.tcp_closing),
         "udp" => text("timeouts", &file.timeouts.udp),
+        "udp_dns" => text("timeouts", &file.timeouts.udp_dns),
         "icmp" => text("timeouts", &file.timeouts.icmp),
         _ => text("gateway", &file.gateway.name),
     }

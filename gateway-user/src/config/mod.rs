@@ -150,8 +150,10 @@ impl Loader<'_> {
         }
         for (key, text, timeout) in [
             ("timeouts.tcp_established", &file.timeouts.tcp_established, &mut state.timeouts.tcp_established),
-            ("timeouts.tcp_transitory", &file.timeouts.tcp_transitory, &mut state.timeouts.tcp_transitory),
+            ("timeouts.tcp_opening", &file.timeouts.tcp_opening, &mut state.timeouts.tcp_opening),
+            ("timeouts.tcp_closing", &file.timeouts.tcp_closing, &mut state.timeouts.tcp_closing),
             ("timeouts.udp", &file.timeouts.udp, &mut state.timeouts.udp),
+            ("timeouts.udp_dns", &file.timeouts.udp_dns, &mut state.timeouts.udp_dns),
             ("timeouts.icmp", &file.timeouts.icmp, &mut state.timeouts.icmp),
         ] {
             if let Some(text) = text {

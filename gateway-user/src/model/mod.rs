@@ -67,10 +67,14 @@ impl Default for Capacity {
 pub struct Timeouts {
     /// TCP, established (RFC 5382 REQ-5: not below 2 h 4 min).
     pub tcp_established: Duration,
-    /// TCP, opening or closing (RFC 5382 REQ-5: not below 4 min).
-    pub tcp_transitory: Duration,
+    /// TCP, not established yet (RFC 5382 REQ-5: not below 4 min; RFC 7857 2.1 allows less).
+    pub tcp_opening: Duration,
+    /// TCP, closed by both sides or reset (RFC 5382 REQ-5: not below 4 min).
+    pub tcp_closing: Duration,
     /// UDP (RFC 4787 REQ-5: not below 2 min).
     pub udp: Duration,
+    /// UDP to port 53, the DNS (RFC 4787 REQ-5a allows less).
+    pub udp_dns: Duration,
     /// ICMP queries (RFC 5508 REQ-2: not below 60 s).
     pub icmp: Duration,
 }
@@ -79,8 +83,10 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             tcp_established: Duration::from_mins(124),
-            tcp_transitory: Duration::from_mins(4),
+            tcp_opening: Duration::from_mins(4),
+            tcp_closing: Duration::from_mins(4),
             udp: Duration::from_mins(5),
+            udp_dns: Duration::from_secs(30),
             icmp: Duration::from_mins(1),
         }
     }

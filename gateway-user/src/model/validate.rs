@@ -128,7 +128,7 @@ pub fn check_name(noun: &str, name: &str) -> Result<(), ValueError> {
 pub fn below_standard(timeouts: &Timeouts) -> Vec<String> {
     let standard = [
         ("tcp_established", timeouts.tcp_established, Duration::from_mins(124), "RFC 5382 REQ-5"),
-        ("tcp_transitory", timeouts.tcp_transitory, Duration::from_mins(4), "RFC 5382 REQ-5"),
+        ("tcp_closing", timeouts.tcp_closing, Duration::from_mins(4), "RFC 5382 REQ-5"),
         ("udp", timeouts.udp, Duration::from_mins(2), "RFC 4787 REQ-5"),
         ("icmp", timeouts.icmp, Duration::from_mins(1), "RFC 5508 REQ-2"),
     ];
@@ -160,8 +160,10 @@ fn gateway(state: &Snapshot) -> Result<(), ValueError> {
     let timeouts = &state.timeouts;
     for (field, value) in [
         ("tcp_established", timeouts.tcp_established),
-        ("tcp_transitory", timeouts.tcp_transitory),
+        ("tcp_opening", timeouts.tcp_opening),
+        ("tcp_closing", timeouts.tcp_closing),
         ("udp", timeouts.udp),
+        ("udp_dns", timeouts.udp_dns),
         ("icmp", timeouts.icmp),
     ] {
         if value < Duration::from_secs(1) || value > MAX_TIMEOUT {

@@ -1,9 +1,9 @@
 //! The reference: a small router and NAT in plain Rust.
 //!
-//! It is written from the rules of the gateway and shares no code with the packet path: it parses on its
-//! own, looks routes up by going through all of them, and computes every checksum anew. What the programs
-//! are free to choose, the address and port of a session, it reads from their output and checks that the
-//! choice was legal. Everything else must be as it says.
+//! It is written from the rules of the gateway and shares no code with the packet path but the table of TCP's
+//! states, which has tests of its own: it parses on its own, looks routes up by going through all of them, and
+//! computes every checksum anew. What the programs are free to choose, the address and port of a session, it
+//! reads from their output and checks that the choice was legal. Everything else must be as it says.
 
 mod nat;
 mod neighbor;
@@ -18,13 +18,14 @@ use std::{collections::HashMap, net::IpAddr};
 use gateway_common::{
     DropReason, Verdict,
     parse::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN},
+    tcp::{self, State},
 };
 use gateway_user::model::{Pool, Snapshot, Target};
 
 use crate::{
     counters::{self, Counters},
     network::{Device, Network},
-    packet::{Mac, RST},
+    packet::Mac,
 };
 use nat::{Direction, Nat, NextHop, Side};
 use neighbor::Discovery;
@@ -223,8 +224,22 @@ impl Model {
         let Direction { next_hop, route, packets, .. } = &session.directions[side as usize];
         self.count_route(route, arrival);
         fits(ip, next_hop)?;
-        let reset = matches!(ip.kind, Kind::Tcp { flags } if flags & RST != 0);
-        if side == Side::Outside && *packets == 0 && !reset {
+        let answered = match ip.kind {
+            Kind::Tcp(segment) => {
+                let step = tcp::step(session.state, session.mark, side as u8, &segment);
+                let step = step.ok_or(DropReason::NoSession)?;
+                let moved = self.nat.session_mut(id);
+                (moved.state, moved.mark) = (step.state, step.mark);
+                if session.state.is_closed() && step.state == State::Opening {
+                    self.count_pool(&session, "attempts");
+                }
+                (session.state, step.state) == (State::Opening, State::Answered)
+            }
+            Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::OtherIcmp { .. } | Kind::Other => {
+                side == Side::Outside && *packets == 0
+            }
+        };
+        if answered {
             self.count_pool(&session, "established");
         }
         self.nat.session_mut(id).seen(side, ip);
@@ -362,7 +377,13 @@ impl Model {
         })?;
         let ingress = arrival.ingress.name;
         let id = self.nat.open(pool, ip, chosen, ingress, directions).map_err(Stop::Illegal)?;
-        self.nat.session_mut(id).seen(Side::Inside, ip);
+        let opened = self.nat.session_mut(id);
+        opened.seen(Side::Inside, ip);
+        if let Kind::Tcp(segment) = ip.kind
+            && let Some(step) = tcp::step(State::Refused, 0, Side::Inside as u8, &segment)
+        {
+            (opened.state, opened.mark) = (step.state, step.mark);
+        }
         let session = self.nat.session(id).clone();
         self.counters.count(format!("sessions {} created", session.class().name()), 1);
         self.counters.count(format!("pool {} attempts", pool.name), 1);

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use gateway_common::{DropReason, counter::SessionClass};
+use gateway_common::{DropReason, counter::SessionClass, tcp::State};
 use gateway_user::model::Pool;
 
 use super::{policy::Found, wire::Ip};
@@ -49,6 +49,9 @@ pub struct Session {
     pub server: Place,
     /// Its element is in the table, and no packet may use it any more.
     pub cut: bool,
+    pub(super) state: State,
+    /// See [`gateway_common::tcp::Step::mark`].
+    pub(super) mark: u32,
     pub(super) pool: String,
     /// Device that the client is behind.
     pub(super) ingress: String,
@@ -163,6 +166,8 @@ impl Nat {
             translated: chosen,
             server,
             cut: false,
+            state: State::Established,
+            mark: 0,
             pool: pool.name.clone(),
             ingress: ingress.to_owned(),
             directions,

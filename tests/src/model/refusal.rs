@@ -22,7 +22,7 @@ pub(super) fn answer(frame: &[u8], ingress: &Device, reason: DropReason, mtu: u1
     };
     let header = if ip.is_v4() { 20 } else { 40 };
     let silent = match ip.kind {
-        Kind::Tcp { flags } => flags & RST != 0,
+        Kind::Tcp(segment) => segment.flags & RST != 0,
         Kind::OtherIcmp { .. } => true,
         Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => false,
     };

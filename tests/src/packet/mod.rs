@@ -296,6 +296,17 @@ impl Packet {
         self
     }
 
+    /// With these TCP sequence and acknowledgement numbers.
+    pub fn numbers(mut self, first: u32, expected: u32) -> Self {
+        match &mut self.transport {
+            Transport::Tcp { sequence, acknowledgement, .. } => {
+                (*sequence, *acknowledgement) = (first, expected);
+            }
+            other => panic!("{other:?} has no sequence number"),
+        }
+        self
+    }
+
     /// With these TCP flags.
     pub fn flags(mut self, with: u8) -> Self {
         if let Transport::Tcp { source, destination, .. } = self.transport {

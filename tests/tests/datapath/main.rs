@@ -18,3 +18,4 @@ mod refusal;
 mod related;
 mod route;
 mod support;
+mod tcp;

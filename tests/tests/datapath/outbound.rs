@@ -52,7 +52,7 @@ fn a_port_below_the_range_of_the_pool_is_changed() {
 fn packets_of_an_established_flow_keep_its_address_and_port() {
     let Some(mut lab) = snat() else { return };
     lab.open("in0", &tcp("10.0.1.2:4000", "203.0.113.10:443", SYN));
-    for flags in [ACK, ACK | FIN, ACK | RST, SYN] {
+    for flags in [ACK, SYN, ACK | FIN, ACK | RST] {
         let segment = tcp("10.0.1.2:4000", "203.0.113.10:443", flags).payload([0xa5; 700]);
         let expected = sent("out0", ROUTER, Snat, &segment.clone().from("198.51.100.10:4000"));
         lab.check("in0", &segment, expected.by(ALL, "pool"));

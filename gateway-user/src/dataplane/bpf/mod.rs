@@ -26,6 +26,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -69,6 +70,10 @@ const STAGES: [(&str, u32); 4] = [
     ("related_v4", RELATED_V4),
     ("related_v6", RELATED_V6),
 ];
+
+/// How long a session is kept whose connection was refused: repeated SYNs that were under way are refused by
+/// then.
+const REFUSED: Duration = Duration::from_secs(10);
 
 /// First generation: 0 and 1 have meanings of their own in sessions.
 const FIRST_GENERATION: u32 = 2;
@@ -425,8 +430,11 @@ where
 fn timeouts(timeouts: &model::Timeouts, scale: Scale) -> config::Timeouts {
     config::Timeouts {
         tcp_established: scale.ticks(timeouts.tcp_established),
-        tcp_transitory: scale.ticks(timeouts.tcp_transitory),
+        tcp_opening: scale.ticks(timeouts.tcp_opening),
+        tcp_closing: scale.ticks(timeouts.tcp_closing),
+        tcp_refused: scale.ticks(timeouts.tcp_closing.min(REFUSED)),
         udp: scale.ticks(timeouts.udp),
+        udp_dns: scale.ticks(timeouts.udp_dns),
         icmp: scale.ticks(timeouts.icmp),
     }
 }

@@ -20,7 +20,8 @@ use gateway_common::{
     interface::NO_SLOT,
     parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP},
     pool::PoolCounters,
-    session::{DEAD, SIDE_INSIDE, Session, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tuple},
+    session::{DEAD, SIDE_INSIDE, Session, Tuple},
+    tcp::State,
 };
 
 use super::{
@@ -363,8 +364,9 @@ impl BpfObserve {
                 .get(&u32::from(session.pool_address))
                 .map(|counted| counted.pool.clone()),
             route: numbers.routes.get(&session.counter).map(|route| (route.table.to_string(), route.key)),
-            state: state(tuple.proto, session.tcp_seen, answer),
-            age: self.clock.since(now, session.created),
+            state: state(tuple.proto, session, answer),
+            // Without its other half, a session is being removed.
+            age: self.clock.since(now, answer.map_or(now, |answer| answer.mark)),
             idle: self.clock.since(now, seen),
             sent: counter(session),
             received: answer.map_or_else(Counter::default, counter),
@@ -373,19 +375,12 @@ impl BpfObserve {
 }
 
 /// The word for a session's state.
-fn state<F: Family>(proto: u8, inside: u8, answer: Option<&Session<F>>) -> &'static str {
-    let outside = answer.map_or(0, |answer| answer.tcp_seen);
-    let answered = answer.is_some_and(|answer| answer.packets > 0);
-    if proto != PROTO_TCP {
-        return if answered { "replied" } else { "active" };
-    }
-    if (inside | outside) & TCP_RST != 0 || (inside & outside) & TCP_FIN != 0 {
-        "closed"
-    } else if (inside | outside) & TCP_FIN != 0 {
-        "closing"
-    } else if inside & TCP_ACK != 0 && outside & TCP_SYN != 0 {
-        "established"
+fn state<F: Family>(proto: u8, session: &Session<F>, answer: Option<&Session<F>>) -> &'static str {
+    if proto == PROTO_TCP {
+        State::from_number(session.state).name()
+    } else if answer.is_some_and(|answer| answer.packets > 0) {
+        "replied"
     } else {
-        "opening"
+        "active"
     }
 }

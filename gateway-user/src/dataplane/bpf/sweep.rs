@@ -19,10 +19,10 @@ use aya::{Pod, programs::ProgramFd};
 use gateway_common::{
     Family, V4, V6,
     config::Timeouts,
-    counter::SessionClass,
     session::{
         DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_IDLE, SWEEP_PORTS, Session, SweepHeader, Tuple,
     },
+    tcp::State,
 };
 
 /// Time that a slice may take; a tenth of [`crate::dataplane::SWEEP_INTERVAL`].
@@ -95,9 +95,7 @@ where
             .keys
             .iter()
             .zip(&self.values)
-            .filter(|(tuple, session)| {
-                tuple.side == SIDE_INSIDE && may_go(now, timeouts, tuple.proto, session)
-            })
+            .filter(|(tuple, session)| tuple.side == SIDE_INSIDE && may_go(now, timeouts, tuple, session))
             .map(|(tuple, _)| *tuple)
             .collect();
         for batch in candidates.chunks(SWEEP_BATCH) {
@@ -136,13 +134,9 @@ impl Program {
 }
 
 /// Whether the inside element alone does not rule out that the session may go.
-fn may_go<F: Family>(now: u32, timeouts: &Timeouts, proto: u8, session: &Session<F>) -> bool {
-    let shortest = match SessionClass::of(proto) {
-        SessionClass::Tcp => timeouts.tcp_transitory.min(timeouts.tcp_established),
-        SessionClass::Udp => timeouts.udp,
-        SessionClass::Icmp | SessionClass::Other => timeouts.icmp,
-    };
-    matches!(session.generation, RETIRED | DEAD) || now.saturating_sub(session.last_seen) >= shortest
+fn may_go<F: Family>(now: u32, timeouts: &Timeouts, tuple: &Tuple<F>, session: &Session<F>) -> bool {
+    let timeout = timeouts.of(tuple.proto, tuple.destination_port, State::from_number(session.state));
+    matches!(session.generation, RETIRED | DEAD) || now.saturating_sub(session.last_seen) >= timeout
 }
 
 /// The memory of plain values.

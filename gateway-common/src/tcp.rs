@@ -1,0 +1,385 @@
+//! The life of a TCP connection as its NAT sees it (RFC 7857 2, RFC 5382 5): states, what moves them, and when
+//! a closed connection's port may serve another one.
+//!
+//! ```text
+//!             inside SYN             outside SYN              inside ACK
+//!   (none) ─────────────> Opening ────────────────> Answered ────────────> Established
+//!                            │                                              │        │
+//!                            │ outside RST that acknowledges        inside FIN    outside FIN
+//!                            │ the SYN                                      v        v
+//!                            v                                       InsideFin    OutsideFin
+//!                         Refused            a RST, from anywhere           │        │
+//!                            │               but Opening ──> Reset          └─> BothFins <─┘
+//!                            │                                 │ │                 │
+//!                            └── inside SYN ──> Opening <──────┘ └─ inside ACK ──> Established
+//! ```
+//!
+//! `Opening` and `Answered` are RFC 7857's INIT, told apart so that a connection counts as established only
+//! when both sides have agreed; `Reset` is its TRANS.
+//!
+//! # Resets
+//!
+//! Whoever can guess a connection's addresses and ports can forge a reset. One from outside counts, and is let
+//! in, only where its sequence number is one that the client expects: at the client's last acknowledgement or
+//! at most [`WINDOW`] ahead of it (RFC 5961 3.2; the NAT does not know how much is under way). A client that
+//! conforms to RFC 5961 answers any but the exact one by an acknowledgement, and that takes the session back to
+//! `Established`: a forged reset ends neither the connection nor the session, and a true one is never held
+//! against the client by a session that lives on for hours.
+
+use crate::session::{SIDE_INSIDE, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+
+/// How far a reset from outside may be ahead of the client's last acknowledgement, bytes: more than the receive
+/// buffers that systems come with, and one in 256 of all sequence numbers.
+pub const WINDOW: u32 = 1 << 24;
+
+/// Ticks (of 67 to 134 ms) that a closed connection rests at least before its port may serve another one: what
+/// was under way has arrived, and a client that does not believe in a reset has said so.
+pub const REST: u32 = 16;
+
+/// Where a session stands, [`crate::session::Session::state`].
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Both sides have spoken and none has hung up. Also: every session that is not TCP. The packets of such a
+    /// session go straight on, but for those that open and close.
+    Established = 0,
+    /// The inside has sent a SYN.
+    Opening = 1,
+    /// The outside has sent one too, and the inside has not acknowledged it.
+    Answered = 2,
+    /// The inside has hung up.
+    InsideFin = 3,
+    /// The outside has hung up.
+    OutsideFin = 4,
+    /// Both have.
+    BothFins = 5,
+    /// The connection was reset, perhaps.
+    Reset = 6,
+    /// The outside has refused the connection.
+    Refused = 7,
+    /// The session is being deleted: no packet moves it any more.
+    Gone = 8,
+}
+
+/// What a segment tells about its connection. Numbers are in host byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Flags as on the wire.
+    pub flags: u8,
+    /// Sequence number of its first byte, or of its SYN.
+    pub sequence: u32,
+    /// What it acknowledges, where it has [`TCP_ACK`].
+    pub acknowledgement: u32,
+    /// Bytes of payload.
+    pub payload: u32,
+}
+
+/// Where a segment leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The next state.
+    pub state: State,
+    /// The next [`crate::session::Session::mark`], host byte order. By state:
+    ///
+    /// * `Opening`, `InsideFin`, `BothFins`: the sequence number that follows the client's SYN or FIN;
+    /// * `Answered`, `Established`, `OutsideFin`: the one that the client expects from the server;
+    /// * else as it was.
+    pub mark: u32,
+}
+
+impl State {
+    /// Every state in the order of their numbers.
+    pub const ALL: &'static [Self] = &[
+        Self::Established,
+        Self::Opening,
+        Self::Answered,
+        Self::InsideFin,
+        Self::OutsideFin,
+        Self::BothFins,
+        Self::Reset,
+        Self::Refused,
+        Self::Gone,
+    ];
+
+    /// The state with this number; [`State::Gone`] for numbers that none has.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::Established,
+            1 => Self::Opening,
+            2 => Self::Answered,
+            3 => Self::InsideFin,
+            4 => Self::OutsideFin,
+            5 => Self::BothFins,
+            6 => Self::Reset,
+            7 => Self::Refused,
+            _ => Self::Gone,
+        }
+    }
+
+    /// The word for it in `gwctl session show`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Opening | Self::Answered => "opening",
+            Self::Established => "established",
+            Self::InsideFin | Self::OutsideFin => "closing",
+            Self::BothFins | Self::Reset | Self::Refused | Self::Gone => "closed",
+        }
+    }
+
+    /// Whether the connection has not come about yet.
+    #[inline(always)]
+    pub const fn is_half_open(self) -> bool {
+        matches!(self, Self::Opening | Self::Answered)
+    }
+
+    /// Whether the connection is over.
+    #[inline(always)]
+    pub const fn is_closed(self) -> bool {
+        matches!(self, Self::BothFins | Self::Reset | Self::Refused | Self::Gone)
+    }
+
+    /// Whether a connection in this state, with this mark and without a packet for `idle` ticks, may give its
+    /// port to one that begins with a SYN of this `sequence` number.
+    ///
+    /// After a reset the server remembers nothing. After two FINs it may for a while, and takes a SYN for a new
+    /// connection only if it is ahead of the old one (RFC 9293 3.6.1, RFC 7857 2).
+    #[inline(always)]
+    pub const fn is_reusable(self, mark: u32, sequence: u32, idle: u32) -> bool {
+        let ahead = sequence.wrapping_sub(mark) as i32 > 0;
+        idle >= REST
+            && (matches!(self, Self::Reset | Self::Refused) || matches!(self, Self::BothFins) && ahead)
+    }
+}
+
+impl Segment {
+    /// The sequence number that follows it.
+    #[inline(always)]
+    const fn end(&self) -> u32 {
+        // FIN and SYN count as a byte each.
+        let controls = self.has(TCP_FIN) as u32 + self.has(TCP_SYN) as u32;
+        self.sequence.wrapping_add(self.payload).wrapping_add(controls)
+    }
+
+    #[inline(always)]
+    const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// What `segment` from `side` does to a connection in `state` with `mark`. `None`: it is a reset that nobody
+/// would believe, and is dropped.
+#[inline(always)]
+pub const fn step(state: State, mark: u32, side: u8, segment: &Segment) -> Option<Step> {
+    if side == SIDE_INSIDE { Some(inside(state, mark, segment)) } else { outside(state, mark, segment) }
+}
+
+#[inline(always)]
+const fn inside(state: State, mark: u32, segment: &Segment) -> Step {
+    let stay = Step { state, mark };
+    let acknowledges = segment.has(TCP_ACK);
+    if segment.has(TCP_RST) {
+        return match state {
+            State::Opening | State::Answered | State::Established | State::InsideFin | State::OutsideFin => {
+                Step { state: State::Reset, mark }
+            }
+            State::BothFins | State::Reset | State::Refused | State::Gone => stay,
+        };
+    }
+    if segment.has(TCP_SYN) && !acknowledges {
+        return match state {
+            State::Opening | State::BothFins | State::Reset | State::Refused => {
+                Step { state: State::Opening, mark: segment.end() }
+            }
+            // A client that has forgotten its connection: the server will tell it.
+            State::Answered | State::Established | State::InsideFin | State::OutsideFin | State::Gone => stay,
+        };
+    }
+    let fin = segment.has(TCP_FIN);
+    match state {
+        State::Established if fin => Step { state: State::InsideFin, mark: segment.end() },
+        // Where the segment is one of many that go straight on, nobody looks for its ACK.
+        State::Established => Step { state, mark: segment.acknowledgement },
+        State::Answered | State::Reset if fin && acknowledges => {
+            Step { state: State::InsideFin, mark: segment.end() }
+        }
+        State::Answered | State::Reset if acknowledges => {
+            Step { state: State::Established, mark: segment.acknowledgement }
+        }
+        State::InsideFin if fin => Step { state, mark: segment.end() },
+        State::OutsideFin if fin => Step { state: State::BothFins, mark: segment.end() },
+        State::OutsideFin if acknowledges => Step { state, mark: segment.acknowledgement },
+        State::Opening
+        | State::Answered
+        | State::InsideFin
+        | State::OutsideFin
+        | State::BothFins
+        | State::Reset
+        | State::Refused
+        | State::Gone => stay,
+    }
+}
+
+#[inline(always)]
+const fn outside(state: State, mark: u32, segment: &Segment) -> Option<Step> {
+    let stay = Step { state, mark };
+    if segment.has(TCP_RST) {
+        let (believable, state) = match state {
+            State::Opening => (segment.has(TCP_ACK) && segment.acknowledgement == mark, State::Refused),
+            State::Answered | State::Established | State::OutsideFin => {
+                (segment.sequence.wrapping_sub(mark) < WINDOW, State::Reset)
+            }
+            // What the client expects is not known any more; what the server may have acknowledged is.
+            State::InsideFin => {
+                let acknowledged = mark.wrapping_sub(segment.acknowledgement) < WINDOW;
+                (!segment.has(TCP_ACK) || acknowledged, State::Reset)
+            }
+            State::BothFins | State::Reset | State::Refused | State::Gone => (true, state),
+        };
+        return if believable { Some(Step { state, mark }) } else { None };
+    }
+    Some(match state {
+        State::Opening if segment.has(TCP_SYN) => Step { state: State::Answered, mark: segment.end() },
+        State::Established if segment.has(TCP_FIN) => Step { state: State::OutsideFin, mark },
+        State::InsideFin if segment.has(TCP_FIN) => Step { state: State::BothFins, mark },
+        State::Opening
+        | State::Answered
+        | State::Established
+        | State::InsideFin
+        | State::OutsideFin
+        | State::BothFins
+        | State::Reset
+        | State::Refused
+        | State::Gone => stay,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::SIDE_OUTSIDE;
+
+    const MARK: u32 = 1_000;
+
+    const fn segment(flags: u8, sequence: u32, acknowledgement: u32) -> Segment {
+        Segment { flags, sequence, acknowledgement, payload: 0 }
+    }
+
+    /// From inside: SYN, SYN and ACK, ACK, FIN, RST.
+    const INSIDE: [Segment; 5] = [
+        segment(TCP_SYN, 5_000, 0),
+        segment(TCP_SYN | TCP_ACK, 5_000, 7_000),
+        segment(TCP_ACK, 5_000, 7_000),
+        segment(TCP_FIN | TCP_ACK, 5_000, 7_000),
+        segment(TCP_RST, 5_000, 7_000),
+    ];
+
+    /// From outside: SYN and ACK, SYN, ACK, FIN; resets: exact, ahead, behind, and behind but acknowledging.
+    const OUTSIDE: [Segment; 8] = [
+        segment(TCP_SYN | TCP_ACK, 6_000, MARK),
+        segment(TCP_SYN, 6_000, 0),
+        segment(TCP_ACK, MARK, 5_000),
+        segment(TCP_FIN | TCP_ACK, MARK, 5_000),
+        segment(TCP_RST, MARK, 0),
+        segment(TCP_RST, MARK + WINDOW - 1, 0),
+        segment(TCP_RST, MARK.wrapping_sub(1), 0),
+        segment(TCP_RST | TCP_ACK, MARK.wrapping_sub(1), MARK),
+    ];
+
+    fn letter(state: State) -> char {
+        match state {
+            State::Established => 'E',
+            State::Opening => 'O',
+            State::Answered => 'A',
+            State::InsideFin => 'I',
+            State::OutsideFin => 'U',
+            State::BothFins => 'B',
+            State::Reset => 'R',
+            State::Refused => 'X',
+            State::Gone => 'G',
+        }
+    }
+
+    #[test]
+    fn every_segment_leads_from_every_state_to_the_one_it_should() {
+        // A row a state, a column a segment of `INSIDE`, then of `OUTSIDE`; `-`: dropped.
+        let table = [
+            "E EEEIR EEEURR--",
+            "O OOOOR AAOO---X",
+            "A AEEIR AAAARR--",
+            "I IIIIR IIIBRRRR",
+            "U UUUBR UUUURR--",
+            "B OBBBB BBBBBBBB",
+            "R OEEIR RRRRRRRR",
+            "X OXXXX XXXXXXXX",
+            "G GGGGG GGGGGGGG",
+        ];
+        for row in table {
+            let mut words = row.split(' ').map(|word| word.chars());
+            let mut from = words.next().expect("a state");
+            let from = from.next().expect("a letter");
+            let state = State::ALL.iter().copied().find(|state| letter(*state) == from).expect("a state");
+            for (side, segments) in [(SIDE_INSIDE, &INSIDE[..]), (SIDE_OUTSIDE, &OUTSIDE[..])] {
+                let actual = segments
+                    .iter()
+                    .map(|segment| step(state, MARK, side, segment).map_or('-', |step| letter(step.state)));
+                let expected: String = words.next().expect("a word a side").collect();
+                assert_eq!(actual.collect::<String>(), expected, "{state:?}, side {side}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_mark_is_what_its_state_says() {
+        let mark = |state, side, segment: &Segment| step(state, MARK, side, segment).expect("a step").mark;
+        let [syn, _, ack, fin, _] = INSIDE;
+        // What follows the SYN, its data included.
+        assert_eq!(mark(State::Refused, SIDE_INSIDE, &syn), 5_001);
+        assert_eq!(mark(State::BothFins, SIDE_INSIDE, &Segment { payload: 10, ..syn }), 5_011);
+        // What the client will expect, and what it expects.
+        assert_eq!(mark(State::Opening, SIDE_OUTSIDE, &OUTSIDE[0]), 6_001);
+        assert_eq!(mark(State::Answered, SIDE_INSIDE, &ack), 7_000);
+        assert_eq!(mark(State::Established, SIDE_INSIDE, &ack), 7_000);
+        assert_eq!(mark(State::OutsideFin, SIDE_INSIDE, &ack), 7_000);
+        // What follows the FIN, and nothing later.
+        assert_eq!(mark(State::Established, SIDE_INSIDE, &Segment { payload: 10, ..fin }), 5_011);
+        assert_eq!(mark(State::OutsideFin, SIDE_INSIDE, &fin), 5_001);
+        assert_eq!(mark(State::InsideFin, SIDE_INSIDE, &ack), MARK);
+        assert_eq!(mark(State::BothFins, SIDE_INSIDE, &ack), MARK);
+        // The outside never moves it but by its SYN.
+        for state in State::ALL {
+            for segment in &OUTSIDE[2..] {
+                assert!(step(*state, MARK, SIDE_OUTSIDE, segment).is_none_or(|step| step.mark == MARK));
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_wrap() {
+        let low = 5;
+        let reset = segment(TCP_RST, low, 0);
+        let near = step(State::Established, u32::MAX - 5, SIDE_OUTSIDE, &reset);
+        assert_eq!(near.map(|step| step.state), Some(State::Reset));
+        assert!(State::BothFins.is_reusable(u32::MAX - 5, low, REST));
+        assert!(!State::BothFins.is_reusable(low, u32::MAX - 5, REST));
+    }
+
+    #[test]
+    fn a_port_is_used_again_only_when_the_server_will_take_it() {
+        for state in State::ALL {
+            let after_rest = state.is_reusable(MARK, MARK + 1, REST);
+            assert_eq!(after_rest, matches!(state, State::BothFins | State::Reset | State::Refused));
+            assert!(!state.is_reusable(MARK, MARK + 1, REST - 1), "{state:?} has not rested");
+        }
+        assert!(!State::BothFins.is_reusable(MARK, MARK, REST));
+        assert!(State::Reset.is_reusable(MARK, MARK - 1, REST));
+    }
+
+    #[test]
+    fn numbers_of_states_round_trip() {
+        for (number, state) in State::ALL.iter().enumerate() {
+            assert_eq!(*state as usize, number);
+            assert_eq!(State::from_number(*state as u8), *state);
+        }
+    }
+}

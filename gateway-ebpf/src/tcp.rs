@@ -1,0 +1,172 @@
+//! Moves the state of TCP sessions, by the rules of [`gateway_common::tcp`].
+//!
+//! The state is a byte of the inside element's control word and changes by compare and swap only, so that each
+//! transition happens once, on one CPU. What goes with a transition, the mark and the copy in the outside
+//! element, is written after it: a packet of the same flow on another CPU may see the one and not the other,
+//! and then takes the slow path once more, or leaves an older acknowledgement.
+
+use gateway_common::{
+    DropReason,
+    parse::{Bytes as _, Flow, Packet},
+    session::{SIDE_INSIDE, Session, TCP_FIN, TCP_RST, TCP_SYN, Tuple},
+    tcp::{self, Segment, State, Step},
+};
+
+use crate::{
+    atomic, count,
+    family::Datapath,
+    forward,
+    packet::Frame,
+    path::{Code, Context},
+    session::Subject,
+};
+
+/// Offset of the acknowledgement number in the header.
+pub(crate) const ACKNOWLEDGEMENT: usize = 8;
+const SEQUENCE: usize = 4;
+const DATA_OFFSET: usize = 12;
+
+/// Attempts at a transition that other CPUs make at the same time.
+const ATTEMPTS: u32 = 3;
+
+/// Whether a packet of `session` goes straight on: it neither opens nor closes the connection, and the
+/// connection is established. Sessions of other protocols always are.
+#[inline(always)]
+pub(crate) fn goes_on<F: Datapath>(packet: &Packet<F>, session: &Session<F>) -> bool {
+    session.state == State::Established as u8
+        && (packet.transport_layer.detail & (TCP_SYN | TCP_FIN | TCP_RST) == 0
+            || !matches!(packet.transport_layer.flow, Flow::Tcp))
+}
+
+/// State and mark of a new session.
+#[inline(always)]
+pub(crate) fn opening<F: Datapath>(
+    frame: &Frame<'_>,
+    packet: &Packet<F>,
+) -> Result<(State, u32), DropReason> {
+    if !matches!(packet.transport_layer.flow, Flow::Tcp) {
+        return Ok((State::Established, 0));
+    }
+    let segment = segment(frame, packet)?;
+    // As the SYN of a connection that comes after one that was refused.
+    let step = tcp::step(State::Refused, 0, SIDE_INSIDE, &segment).ok_or(DropReason::Internal)?;
+    Ok((step.state, step.mark.to_be()))
+}
+
+/// Moves the state of the session, if it is TCP. A reset that nobody would believe is dropped.
+#[inline(never)]
+pub(crate) fn track<F: Datapath>(
+    context: &Context<'_>,
+    subject: &Subject<F>,
+    session: &mut Session<F>,
+) -> Code {
+    let Subject { packet, tuple, .. } = subject;
+    if !matches!(packet.transport_layer.flow, Flow::Tcp) {
+        return Code::OK;
+    }
+    // What is dropped for other reasons moves nothing.
+    let tracked = forward::check(packet, &session.next_hop);
+    match tracked.and_then(|()| try_track(context, packet, tuple, session)) {
+        Ok(()) => Code::OK,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_track<F: Datapath>(
+    context: &Context<'_>,
+    packet: &Packet<F>,
+    tuple: &Tuple<F>,
+    session: &mut Session<F>,
+) -> Result<(), DropReason> {
+    let segment = segment(context.frame, packet)?;
+    let other = F::session(&tuple.pair(session));
+    let (owner, copy) = if tuple.side == SIDE_INSIDE {
+        (&raw mut *session, other)
+    } else {
+        (other.ok_or(DropReason::NoSession)?, Some(&raw mut *session))
+    };
+    for _ in 0..ATTEMPTS {
+        // SAFETY: the pointers are to map values; the fields are plain integers.
+        unsafe {
+            let word = owner.cast::<u32>().add(Session::<F>::CONTROL);
+            let observed = word.read_volatile();
+            let state = State::from_number(Session::<F>::state_of(observed));
+            let mark = u32::from_be((&raw const (*owner).mark).read_volatile());
+            let step = tcp::step(state, mark, tuple.side, &segment).ok_or(DropReason::NoSession)?;
+            if step.state != state
+                && !atomic::replace(word, observed, Session::<F>::with_state(observed, step.state as u8))
+            {
+                continue;
+            }
+            arrive(owner, copy, state, step, mark);
+            return Ok(());
+        }
+    }
+    Err(DropReason::Internal)
+}
+
+/// Ends the transitions of a session that is being deleted, and returns the state it had. `None`: packets moved
+/// it all the while.
+#[inline(always)]
+pub(crate) fn take<F: Datapath>(session: &mut Session<F>) -> Option<State> {
+    for _ in 0..ATTEMPTS {
+        // SAFETY: the reference is to a map value; the word is a `u32`.
+        unsafe {
+            let word = (&raw mut *session).cast::<u32>().add(Session::<F>::CONTROL);
+            let observed = word.read_volatile();
+            if atomic::replace(word, observed, Session::<F>::with_state(observed, State::Gone as u8)) {
+                return Some(State::from_number(Session::<F>::state_of(observed)));
+            }
+        }
+    }
+    None
+}
+
+/// What goes with a transition out of `before`.
+///
+/// # Safety
+/// The pointers are to the map values of one session.
+#[inline(always)]
+unsafe fn arrive<F: Datapath>(
+    owner: *mut Session<F>,
+    copy: Option<*mut Session<F>>,
+    before: State,
+    step: Step,
+    mark: u32,
+) {
+    // SAFETY: the caller vouches for the pointers; the fields are plain integers.
+    unsafe {
+        if step.mark != mark {
+            (&raw mut (*owner).mark).write_volatile(step.mark.to_be());
+        }
+        if let Some(copy) = copy
+            && (*copy).state != step.state as u8
+        {
+            (&raw mut (*copy).state).write_volatile(step.state as u8);
+        }
+        let pool_address = u32::from((*owner).pool_address);
+        if before.is_closed() && matches!(step.state, State::Opening) {
+            count::pool(pool_address, |pool| pool.attempts += 1);
+        }
+        if matches!((before, step.state), (State::Opening, State::Answered)) {
+            count::pool(pool_address, |pool| pool.established += 1);
+        }
+    }
+}
+
+/// Reads what a segment tells about its connection.
+#[inline(always)]
+fn segment<F: Datapath>(frame: &Frame<'_>, packet: &Packet<F>) -> Result<Segment, DropReason> {
+    let at = packet.transport();
+    let sequence: u32 = frame.read(at + SEQUENCE).ok_or(DropReason::Truncated)?;
+    let acknowledgement: u32 = frame.read(at + ACKNOWLEDGEMENT).ok_or(DropReason::Truncated)?;
+    let offset: u8 = frame.read(at + DATA_OFFSET).ok_or(DropReason::Truncated)?;
+    let headers = (at - packet.network()) as u32 + u32::from(offset >> 4) * 4;
+    Ok(Segment {
+        flags: packet.transport_layer.detail,
+        sequence: u32::from_be(sequence),
+        acknowledgement: u32::from_be(acknowledgement),
+        payload: u32::from(packet.length).saturating_sub(headers),
+    })
+}

@@ -1,0 +1,218 @@
+//! The life of TCP sessions: what opens and closes them, which resets are believed, and when they go.
+
+use std::{thread::sleep, time::Duration};
+
+use gateway_common::{
+    DropReason::NoSession,
+    Verdict::{Reply, Snat},
+};
+use gateway_tests::packet::{ACK, FIN, Packet, RST, SYN, tcp};
+
+use crate::support::{Expected, Lab, POOL, ROUTER, dropped, nat, sent, snat, standard};
+
+const ALL: &str = "0.0.0.0/0";
+/// Sequence number of the client's SYN.
+const CLIENT: u32 = 5_000;
+/// Sequence number of the server's SYN.
+const SERVER: u32 = 900_000;
+/// Idle time of what is not established.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// A segment of the client.
+fn forth(flags: u8, sequence: u32, acknowledgement: u32) -> Packet {
+    tcp("10.0.1.2:4000", "203.0.113.10:443", flags).numbers(sequence, acknowledgement).payload([])
+}
+
+/// A segment of the server.
+fn back(flags: u8, sequence: u32, acknowledgement: u32) -> Packet {
+    tcp("203.0.113.10:443", "198.51.100.10:4000", flags).numbers(sequence, acknowledgement).payload([])
+}
+
+/// What comes of a segment of the session.
+fn passes(segment: &Packet) -> Expected {
+    if segment.source == gateway_tests::packet::ip("10.0.1.2") {
+        sent("out0", ROUTER, Snat, &segment.clone().from("198.51.100.10:4000")).by(ALL, "pool")
+    } else {
+        sent("in0", "10.0.1.2", Reply, &segment.clone().to("10.0.1.2:4000")).by(ALL, "pool")
+    }
+}
+
+/// Lets a segment through and checks the state of the only session afterwards.
+#[track_caller]
+fn leads(lab: &mut Lab, segment: &Packet, to: &str) {
+    let device = if segment.source == gateway_tests::packet::ip("10.0.1.2") { "in0" } else { "out0" };
+    lab.check(device, segment, passes(segment));
+    assert_eq!(state(lab), to);
+}
+
+#[track_caller]
+fn state(lab: &Lab) -> &'static str {
+    let sessions = lab.sessions();
+    assert_eq!(sessions.len(), 1, "{sessions:?}");
+    sessions[0].state
+}
+
+/// Opens a session and shakes hands.
+#[track_caller]
+fn shake_hands(lab: &mut Lab) {
+    let syn = forth(SYN, CLIENT, 0);
+    lab.check("in0", &syn, passes(&syn).opening("tcp", POOL));
+    assert_eq!(state(lab), "opening");
+    let answer = back(SYN | ACK, SERVER, CLIENT + 1);
+    lab.check("out0", &answer, passes(&answer).establishing(POOL));
+    assert_eq!(state(lab), "opening");
+    leads(lab, &forth(ACK, CLIENT + 1, SERVER + 1), "established");
+}
+
+/// Times as short as a test can wait for, but for established connections.
+fn short() -> Option<Lab> {
+    standard(|policy| nat(policy).tcp_idle(Duration::from_mins(10), SHORT))
+}
+
+#[test]
+fn a_connection_is_established_when_the_client_has_answered_the_servers_syn() {
+    let Some(mut lab) = snat() else { return };
+    shake_hands(&mut lab);
+    // What is repeated changes nothing and is not counted as another answer.
+    leads(&mut lab, &back(SYN | ACK, SERVER, CLIENT + 1), "established");
+    leads(&mut lab, &forth(SYN, CLIENT, 0), "established");
+}
+
+#[test]
+fn a_simultaneous_open_establishes_the_connection() {
+    let Some(mut lab) = snat() else { return };
+    let syn = forth(SYN, CLIENT, 0);
+    lab.check("in0", &syn, passes(&syn).opening("tcp", POOL));
+    let other = back(SYN, SERVER, 0);
+    lab.check("out0", &other, passes(&other).establishing(POOL));
+    leads(&mut lab, &forth(SYN | ACK, CLIENT, SERVER + 1), "established");
+    leads(&mut lab, &back(SYN | ACK, SERVER, CLIENT + 1), "established");
+}
+
+#[test]
+fn a_connection_is_closed_by_two_fins_and_lives_on_one() {
+    let Some(mut lab) = snat() else { return };
+    shake_hands(&mut lab);
+    leads(&mut lab, &forth(FIN | ACK, CLIENT + 1, SERVER + 1), "closing");
+    leads(&mut lab, &back(ACK, SERVER + 1, CLIENT + 2).payload([1; 500]), "closing");
+    leads(&mut lab, &back(FIN | ACK, SERVER + 501, CLIENT + 2), "closed");
+    leads(&mut lab, &forth(ACK, CLIENT + 2, SERVER + 502), "closed");
+}
+
+#[test]
+fn the_server_may_hang_up_first() {
+    let Some(mut lab) = snat() else { return };
+    shake_hands(&mut lab);
+    leads(&mut lab, &back(FIN | ACK, SERVER + 1, CLIENT + 1), "closing");
+    leads(&mut lab, &forth(ACK, CLIENT + 1, SERVER + 2).payload([1; 500]), "closing");
+    leads(&mut lab, &forth(FIN | ACK, CLIENT + 501, SERVER + 2), "closed");
+}
+
+#[test]
+fn a_reset_is_believed_where_the_client_expects_the_next_byte() {
+    let Some(mut lab) = snat() else { return };
+    shake_hands(&mut lab);
+    // The client acknowledges 1,000 bytes on the path that is fast.
+    leads(&mut lab, &forth(ACK, CLIENT + 1, SERVER + 1_001), "established");
+    for forged in [0, SERVER, SERVER + 1_000, SERVER + (1 << 25)] {
+        lab.check("out0", &back(RST, forged, 0), dropped(NoSession).by(ALL, "pool"));
+        assert_eq!(state(&lab), "established");
+    }
+    leads(&mut lab, &back(RST, SERVER + 1_001, 0), "closed");
+}
+
+#[test]
+fn a_client_that_does_not_believe_in_a_reset_keeps_its_session() {
+    let Some(mut lab) = snat() else { return };
+    shake_hands(&mut lab);
+    leads(&mut lab, &back(RST, SERVER + 5_000, 0), "closed");
+    // The server goes on, which proves nothing; the acknowledgement with which RFC 5961 has the client answer
+    // does.
+    leads(&mut lab, &back(ACK, SERVER + 1, CLIENT + 1).payload([1; 100]), "closed");
+    leads(&mut lab, &forth(ACK, CLIENT + 1, SERVER + 101), "established");
+}
+
+#[test]
+fn a_client_may_reset_its_connection() {
+    let Some(mut lab) = snat() else { return };
+    shake_hands(&mut lab);
+    leads(&mut lab, &forth(RST | ACK, CLIENT + 1, SERVER + 1), "closed");
+}
+
+#[test]
+fn a_refusal_is_believed_where_it_acknowledges_the_syn() {
+    let Some(mut lab) = snat() else { return };
+    let syn = forth(SYN, CLIENT, 0);
+    lab.check("in0", &syn, passes(&syn).opening("tcp", POOL));
+    for forged in [back(RST, 0, 0), back(RST | ACK, 0, CLIENT), back(RST, CLIENT + 1, 0)] {
+        lab.check("out0", &forged, dropped(NoSession).by(ALL, "pool"));
+        assert_eq!(state(&lab), "opening");
+    }
+    leads(&mut lab, &back(RST | ACK, 0, CLIENT + 1), "closed");
+}
+
+#[test]
+fn a_syn_on_a_closed_session_begins_another_connection() {
+    let Some(mut lab) = snat() else { return };
+    shake_hands(&mut lab);
+    for round in 0..2 {
+        let close = if round == 0 { forth(RST, CLIENT + 1, 0) } else { back(RST | ACK, 0, CLIENT + 7_001) };
+        leads(&mut lab, &close, "closed");
+        let syn = forth(SYN, CLIENT + 7_000, 0);
+        lab.check("in0", &syn, passes(&syn).counting(&format!("pool nat {POOL} attempts")));
+        assert_eq!(state(&lab), "opening");
+    }
+    let answer = back(SYN | ACK, SERVER, CLIENT + 7_001);
+    lab.check("out0", &answer, passes(&answer).establishing(POOL));
+    leads(&mut lab, &forth(ACK, CLIENT + 7_001, SERVER + 1), "established");
+}
+
+#[test]
+fn closed_and_half_open_connections_go_early_and_established_ones_stay() {
+    let Some(mut lab) = short() else { return };
+    shake_hands(&mut lab);
+    let half_open = tcp("10.0.1.2:4001", "203.0.113.10:443", SYN);
+    let refused = tcp("10.0.1.2:4002", "203.0.113.10:443", SYN).numbers(CLIENT, 0).payload([]);
+    let reset = tcp("10.0.1.2:4003", "203.0.113.10:443", SYN);
+    for syn in [&half_open, &refused, &reset] {
+        lab.open("in0", syn);
+    }
+    lab.prepare("out0", &tcp("203.0.113.10:443", "198.51.100.10:4002", RST | ACK).numbers(0, CLIENT + 1));
+    lab.prepare("in0", &reset.flags(RST));
+    sleep(SHORT + Duration::from_millis(300));
+    for _ in 0..20 {
+        lab.sweep();
+    }
+    assert_eq!(lab.session_balance(), (4, 3, 1));
+    assert_eq!(state(&lab), "established");
+    let counters = lab.counters();
+    assert_eq!(counters.packets("sessions tcp closed"), 2);
+    assert_eq!(counters.packets("sessions tcp expired"), 1);
+}
+
+#[test]
+fn the_states_of_ipv6_connections_move_as_those_of_ipv4() {
+    let Some(mut lab) = snat() else { return };
+    let forth = |flags, sequence, acknowledgement| {
+        tcp("[2001:db8:1::2]:4000", "[2001:db8:77::1]:443", flags)
+            .numbers(sequence, acknowledgement)
+            .payload([])
+    };
+    let back = |flags, sequence, acknowledgement| {
+        tcp("[2001:db8:77::1]:443", "[2001:db8:100::10]:4000", flags)
+            .numbers(sequence, acknowledgement)
+            .payload([])
+    };
+    for (device, segment, to) in [
+        ("in0", forth(SYN, CLIENT, 0), "opening"),
+        ("out0", back(SYN | ACK, SERVER, CLIENT + 1), "opening"),
+        ("in0", forth(ACK, CLIENT + 1, SERVER + 1), "established"),
+        ("out0", back(RST, SERVER, 0), "established"),
+        ("out0", back(FIN | ACK, SERVER + 1, CLIENT + 1), "closing"),
+        ("in0", forth(FIN | ACK, CLIENT + 1, SERVER + 2), "closed"),
+    ] {
+        lab.prepare(device, &segment);
+        assert_eq!(state(&lab), to);
+    }
+    assert_eq!(lab.counters().packets("drops no_session"), 1);
+}
