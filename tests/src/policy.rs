@@ -34,9 +34,17 @@ impl Policy {
     /// Adds a pool, or replaces it. Addresses are separated by blanks.
     pub fn pool(mut self, name: &str, addresses: &str, ports: &str) -> Self {
         let addresses = addresses.split_whitespace().flat_map(|word| refused(Pool::parse_addresses(word)));
-        let pool =
-            Pool { name: name.to_owned(), addresses: addresses.collect(), ports: refused(ports.parse()) };
+        let pool = Pool::new(name, addresses.collect(), refused(ports.parse()));
         self.0.pools.insert(name.to_owned(), pool);
+        self
+    }
+
+    /// Drains these addresses of a pool, and no others. They are separated by blanks.
+    pub fn drain(mut self, name: &str, addresses: &str) -> Self {
+        let addresses = addresses.split_whitespace().flat_map(|word| refused(Pool::parse_addresses(word)));
+        if let Some(pool) = self.0.pools.get_mut(name) {
+            pool.drained = addresses.collect();
+        }
         self
     }
 

@@ -19,6 +19,8 @@
 //! | `POST /v1/pools/NAME` | `pool add NAME` | [`types::PoolRequest`] | [`types::Change`] |
 //! | `PATCH /v1/pools/NAME` | `pool set NAME` | [`types::PoolRequest`] | [`types::Change`] |
 //! | `DELETE /v1/pools/NAME` | `pool del NAME` | | [`types::Change`] |
+//! | `POST /v1/pools/NAME/drained` | `pool drain NAME` | [`types::DrainRequest`] | [`types::Change`] |
+//! | `DELETE /v1/pools/NAME/drained?address=...` | `pool undrain NAME` | [`types::DrainRequest`] | [`types::Change`] |
 //! | `GET /v1/interfaces` | `interface show` | | [`types::InterfaceRow`]s |
 //! | `POST /v1/interfaces/NAME` | `interface add NAME` | [`types::InterfaceRequest`] | [`types::Change`] |
 //! | `DELETE /v1/interfaces/NAME` | `interface del NAME` | | [`types::Change`] |

@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use super::{
     ApiError,
     types::{
-        BindingRequest, InterfaceRequest, PoolRequest, RouteFlush, RouteGet, RouteQuery, RouteRequest,
-        RouteSelector, TableRequest,
+        BindingRequest, DrainRequest, InterfaceRequest, PoolRequest, RouteFlush, RouteGet, RouteQuery,
+        RouteRequest, RouteSelector, TableRequest,
     },
 };
 use crate::{
@@ -133,7 +133,7 @@ impl PoolRequest {
     pub(super) fn add(&self, name: String) -> Result<Command, ApiError> {
         check_name("pool", &name).map_err(about("pool"))?;
         let addresses = self.addresses()?.unwrap_or_default();
-        Ok(Command::PoolAdd(Pool { name, addresses, ports: self.ports()?.unwrap_or(PortRange::POOL) }))
+        Ok(Command::PoolAdd(Pool::new(name, addresses, self.ports()?.unwrap_or(PortRange::POOL))))
     }
 
     pub(super) fn set(&self, name: String) -> Result<Command, ApiError> {
@@ -166,6 +166,13 @@ impl PoolRequest {
             }
         }
         Ok(())
+    }
+}
+
+impl DrainRequest {
+    pub(super) fn addresses(&self) -> Result<Vec<IpAddr>, ApiError> {
+        let parsed: Result<Vec<_>, _> = self.address.split(',').map(Pool::parse_addresses).collect();
+        parsed.map(|addresses| addresses.concat()).map_err(about("pool"))
     }
 }
 

@@ -98,7 +98,12 @@ pub(super) fn table(table: &Table) -> TableRow {
 
 /// A pool.
 pub(super) fn pool(pool: &Pool) -> PoolRow {
-    PoolRow { name: pool.name.clone(), addresses: pool.addresses.clone(), ports: pool.ports }
+    PoolRow {
+        name: pool.name.clone(),
+        addresses: pool.addresses.clone(),
+        ports: pool.ports,
+        drained: pool.drained.iter().copied().collect(),
+    }
 }
 
 /// Interfaces as configured, with what became of each.
@@ -170,6 +175,7 @@ pub(super) fn pool_addresses(stats: Vec<PoolAddressStats>) -> Vec<PoolAddressRow
         connections_established: stats.counters.established,
         port_allocation_errors: stats.counters.allocation_errors,
         idle_timeouts: stats.counters.idle_timeouts,
+        drained: stats.drained,
     };
     stats.into_iter().map(row).collect()
 }

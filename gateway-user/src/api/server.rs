@@ -21,10 +21,10 @@ use super::{
     sessions::Page,
     status::Context,
     types::{
-        BindingRequest, Change, DropRow, Export, InterfaceRequest, InterfaceRow, InterfaceStats, List,
-        MapRow, PoolAddressRow, PoolRequest, PoolRow, RouteFlush, RouteGet, RouteMatch, RouteQuery,
-        RouteRequest, RouteRow, RouteSelector, SessionCount, SessionQuery, SessionRow, Status, TableRequest,
-        TableRow, Version,
+        BindingRequest, Change, DrainRequest, DropRow, Export, InterfaceRequest, InterfaceRow,
+        InterfaceStats, List, MapRow, PoolAddressRow, PoolRequest, PoolRow, RouteFlush, RouteGet, RouteMatch,
+        RouteQuery, RouteRequest, RouteRow, RouteSelector, SessionCount, SessionQuery, SessionRow, Status,
+        TableRequest, TableRow, Version,
     },
 };
 use crate::{
@@ -65,6 +65,7 @@ fn router(context: Context) -> Router {
         .route("/tables/{name}/bindings", post(table_bind).delete(table_unbind))
         .route("/pools", get(pool_show))
         .route("/pools/{name}", get(pool_show_one).post(pool_add).patch(pool_set).delete(pool_del))
+        .route("/pools/{name}/drained", post(pool_drain).delete(pool_undrain))
         .route("/interfaces", get(interface_show))
         .route("/interfaces/{name}", post(interface_add).delete(interface_del))
         .route("/activate", post(activate))
@@ -208,6 +209,24 @@ async fn pool_set(
 
 async fn pool_del(State(context): Ctx, ConnectInfo(peer): From, Path(name): Path<String>) -> Changed {
     change(&context, peer, Command::PoolDel { name }).await
+}
+
+async fn pool_drain(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<DrainRequest>,
+) -> Changed {
+    change(&context, peer, Command::PoolDrain { name, addresses: request.addresses()? }).await
+}
+
+async fn pool_undrain(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Query(request): Query<DrainRequest>,
+) -> Changed {
+    change(&context, peer, Command::PoolUndrain { name, addresses: request.addresses()? }).await
 }
 
 // ---- interfaces ---------------------------------------------------------------------------------------

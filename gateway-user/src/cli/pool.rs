@@ -6,7 +6,7 @@ use hyper::Method;
 use super::{context::Context, failure::Failure};
 use crate::api::{
     segment,
-    types::{PoolRequest, PoolRow},
+    types::{DrainRequest, PoolRequest, PoolRow},
 };
 
 #[derive(Debug, Subcommand)]
@@ -18,6 +18,12 @@ pub(super) enum Verb {
     /// Change what is named of a pool; sessions keep their addresses and ports
     #[command(after_help = "gwctl pool set nat address 198.51.100.10,198.51.100.12")]
     Set(Set),
+    /// Have addresses of a pool take no new sessions; those that they have go on
+    #[command(after_help = "gwctl pool drain nat address 198.51.100.10")]
+    Drain(Drain),
+    /// Have drained addresses take new sessions again
+    #[command(after_help = "gwctl pool undrain nat address 198.51.100.10")]
+    Undrain(Drain),
     /// Remove a pool that no route uses
     #[command(alias = "delete", after_help = "gwctl pool del nat")]
     Del(Name),
@@ -53,6 +59,16 @@ pub(super) struct Set {
 }
 
 #[derive(Args, Debug)]
+pub(super) struct Drain {
+    /// Name of the pool
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Addresses of the pool, or prefixes of them
+    #[arg(long, value_name = "ADDR[,ADDR...]", required = true)]
+    address: String,
+}
+
+#[derive(Args, Debug)]
 pub(super) struct Name {
     /// Name of the pool
     #[arg(value_name = "NAME")]
@@ -81,6 +97,12 @@ impl Verb {
                 let pool = PoolRequest { addresses: address, ports, ..PoolRequest::default() };
                 context.change(Method::PATCH, &path(&name), &pool).await
             }
+            Self::Drain(Drain { name, address }) => {
+                context.change(Method::POST, &drained(&name), &DrainRequest { address }).await
+            }
+            Self::Undrain(Drain { name, address }) => {
+                context.delete(&drained(&name), &DrainRequest { address }).await
+            }
             Self::Del(Name { name }) => context.delete(&path(&name), &()).await,
             Self::Show(Show { name }) => {
                 let path = name.map_or_else(|| "/v1/pools".to_owned(), |name| path(&name));
@@ -92,4 +114,8 @@ impl Verb {
 
 fn path(name: &str) -> String {
     format!("/v1/pools/{}", segment(name))
+}
+
+fn drained(name: &str) -> String {
+    format!("{}/drained", path(name))
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::{self, Write as _},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use crate::model::{MAIN_TABLE, Pool, Route, RouteKey, Snapshot, Table, TableKind};
@@ -49,11 +49,17 @@ fn write(out: &mut String, state: &Snapshot, metrics: Option<SocketAddr>) -> fmt
 }
 
 fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
-    let addresses: Vec<_> = pool.addresses.iter().map(|address| format!("\"{address}\"")).collect();
+    let list = |addresses: &mut dyn Iterator<Item = &IpAddr>| {
+        addresses.map(|address| format!("\"{address}\"")).collect::<Vec<_>>().join(", ")
+    };
     writeln!(out, "\n[[pool]]")?;
     writeln!(out, "name = {}", quote(&pool.name))?;
-    writeln!(out, "addresses = [{}]", addresses.join(", "))?;
-    writeln!(out, "ports = \"{}\"", pool.ports)
+    writeln!(out, "addresses = [{}]", list(&mut pool.addresses.iter()))?;
+    writeln!(out, "ports = \"{}\"", pool.ports)?;
+    if !pool.drained.is_empty() {
+        writeln!(out, "drained = [{}]", list(&mut pool.drained.iter()))?;
+    }
+    Ok(())
 }
 
 fn write_table(out: &mut String, table: &Table) -> fmt::Result {

@@ -70,6 +70,8 @@ pub(super) struct Pool {
     pub(super) name: Spanned<String>,
     pub(super) addresses: Vec<Spanned<String>>,
     pub(super) ports: Option<Spanned<String>>,
+    #[serde(default)]
+    pub(super) drained: Vec<Spanned<String>>,
     pub(super) per_destination: Option<Spanned<IgnoredAny>>,
     pub(super) mapping: Option<Spanned<IgnoredAny>>,
     pub(super) refuse: Option<Spanned<IgnoredAny>>,

@@ -33,6 +33,7 @@ pub(super) fn locate(
                     .find(|text| error.message.contains(text.get_ref().as_str()))
                     .or(pool.addresses.first())
                     .map_or(start(&pool.name), start),
+                "drained" => pool.drained.first().map_or(start(&pool.name), start),
                 "ports" => pool.ports.as_ref().map_or(start(&pool.name), start),
                 _ => start(&pool.name),
             });

@@ -202,16 +202,19 @@ impl Loader<'_> {
             }
         }
         let name = pool.name.get_ref().clone();
-        let mut addresses = Vec::new();
-        for text in &pool.addresses {
-            let parsed = Pool::parse_addresses(text.get_ref());
-            addresses.extend(
-                parsed.map_err(|error| self.source.value(text.span().start, "pool.addresses", error))?,
-            );
-        }
+        let parse = |key, texts: &[Spanned<String>]| {
+            let mut addresses = Vec::new();
+            for text in texts {
+                let parsed = Pool::parse_addresses(text.get_ref());
+                addresses.extend(parsed.map_err(|error| self.source.value(text.span().start, key, error))?);
+            }
+            Ok(addresses)
+        };
+        let addresses = parse("pool.addresses", &pool.addresses)?;
+        let drained = parse("pool.drained", &pool.drained)?.into_iter().collect();
         let ports = pool.ports.as_ref().map(|ports| self.parse(ports, "pool.ports"));
-        let added =
-            Pool { name: name.clone(), addresses, ports: ports.transpose()?.unwrap_or(PortRange::POOL) };
+        let ports = ports.transpose()?.unwrap_or(PortRange::POOL);
+        let added = Pool { drained, ..Pool::new(&name, addresses, ports) };
         match state.pools.insert(name, added) {
             None => Ok(()),
             Some(_) => Err(self.source.twice("pool", &pool.name)),

@@ -224,7 +224,9 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                     IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, number]),
                 ];
                 let ports = PortRange { low: 1024 + number, high: 2048 };
-                state.pools.insert(name.clone(), Pool { name, addresses, ports });
+                let drained = addresses[..usize::from(number % 2)].iter().copied().collect();
+                let pool = Pool { drained, ..Pool::new(&name, addresses, ports) };
+                state.pools.insert(name, pool);
             }
             let mut bound = BTreeSet::new();
             for (name, bindings, routes) in tables {

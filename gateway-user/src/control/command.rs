@@ -66,6 +66,20 @@ pub enum Command {
         /// Ports.
         ports: Option<PortRange>,
     },
+    /// From now on, these addresses take no new sessions; those that they have go on.
+    PoolDrain {
+        /// Name.
+        name: String,
+        /// Addresses of the pool.
+        addresses: Vec<IpAddr>,
+    },
+    /// From now on, they do again.
+    PoolUndrain {
+        /// Name.
+        name: String,
+        /// Addresses of the pool.
+        addresses: Vec<IpAddr>,
+    },
     /// Removes a pool that no route uses.
     PoolDel {
         /// Name.
@@ -122,13 +136,15 @@ impl Command {
                 next.pools.insert(pool.name.clone(), pool.clone());
             }
             Self::PoolSet { name, addresses, ports } => {
-                let known: Vec<_> = state.pools.keys().map(String::as_str).collect();
-                let pool = next.pools.get_mut(name).ok_or_else(|| not_found("pool", name, known))?;
+                let pool = pool_mut(&mut next, name)?;
                 if let Some(addresses) = addresses {
                     pool.addresses.clone_from(addresses);
+                    pool.drained.retain(|address| addresses.contains(address));
                 }
                 pool.ports = ports.unwrap_or(pool.ports);
             }
+            Self::PoolDrain { name, addresses } => pool_drain(&mut next, name, addresses)?,
+            Self::PoolUndrain { name, addresses } => pool_undrain(&mut next, name, addresses)?,
             Self::PoolDel { name } => pool_del(&mut next, name)?,
             Self::InterfaceAdd(interface) => {
                 if next.interfaces.contains_key(&interface.name) {
@@ -156,9 +172,11 @@ impl Command {
             Self::TableBind { name, binding } | Self::TableUnbind { name, binding } => {
                 Subject::Binding(name.clone(), binding.clone())
             }
-            Self::PoolAdd(Pool { name, .. }) | Self::PoolSet { name, .. } | Self::PoolDel { name } => {
-                Subject::Pool(name.clone())
-            }
+            Self::PoolAdd(Pool { name, .. })
+            | Self::PoolSet { name, .. }
+            | Self::PoolDrain { name, .. }
+            | Self::PoolUndrain { name, .. }
+            | Self::PoolDel { name } => Subject::Pool(name.clone()),
             Self::InterfaceAdd(Interface { name, .. }) | Self::InterfaceDel { name } => {
                 Subject::Interface(name.clone())
             }
@@ -185,7 +203,7 @@ impl fmt::Display for Command {
             Self::TableDel { name } => write!(f, "table del {name}"),
             Self::TableBind { name, binding } => write!(f, "table bind {name} from {binding}"),
             Self::TableUnbind { name, binding } => write!(f, "table unbind {name} from {binding}"),
-            Self::PoolAdd(Pool { name, addresses, ports }) => {
+            Self::PoolAdd(Pool { name, addresses, ports, .. }) => {
                 write!(f, "pool add {name} address {} ports {ports}", list(addresses))
             }
             Self::PoolSet { name, addresses, ports } => {
@@ -194,6 +212,12 @@ impl fmt::Display for Command {
                     write!(f, " address {}", list(addresses))?;
                 }
                 ports.map_or(Ok(()), |ports| write!(f, " ports {ports}"))
+            }
+            Self::PoolDrain { name, addresses } => {
+                write!(f, "pool drain {name} address {}", list(addresses))
+            }
+            Self::PoolUndrain { name, addresses } => {
+                write!(f, "pool undrain {name} address {}", list(addresses))
             }
             Self::PoolDel { name } => write!(f, "pool del {name}"),
             Self::InterfaceAdd(Interface { name, role, mode }) => {
@@ -306,6 +330,40 @@ fn table_unbind(state: &mut Snapshot, name: &str, binding: &Binding) -> Result<(
     Err(ApiError::new("binding", ErrorKind::NotFound, message)
         .hint(format!("see what is with `table show {name}`"))
         .field("from"))
+}
+
+fn pool_mut<'a>(state: &'a mut Snapshot, name: &str) -> Result<&'a mut Pool, ApiError> {
+    if !state.pools.contains_key(name) {
+        return Err(not_found("pool", name, state.pools.keys().map(String::as_str)));
+    }
+    let pool = state.pools.get_mut(name);
+    pool.ok_or_else(|| ApiError::new("pool", ErrorKind::Internal, format!("pool `{name}` vanished")))
+}
+
+fn pool_drain(state: &mut Snapshot, name: &str, addresses: &[IpAddr]) -> Result<(), ApiError> {
+    let pool = pool_mut(state, name)?;
+    if let Some(stranger) = addresses.iter().find(|address| !pool.addresses.contains(address)) {
+        return Err(stranger_to(pool, *stranger));
+    }
+    pool.drained.extend(addresses);
+    Ok(())
+}
+
+fn pool_undrain(state: &mut Snapshot, name: &str, addresses: &[IpAddr]) -> Result<(), ApiError> {
+    let pool = pool_mut(state, name)?;
+    if let Some(stranger) = addresses.iter().find(|address| !pool.addresses.contains(address)) {
+        return Err(stranger_to(pool, *stranger));
+    }
+    pool.drained.retain(|address| !addresses.contains(address));
+    Ok(())
+}
+
+/// The error of a command about an address that the pool does not have.
+fn stranger_to(pool: &Pool, address: IpAddr) -> ApiError {
+    let message = format!("address {address} is not in pool `{}`", pool.name);
+    ApiError::new("pool", ErrorKind::NotFound, message)
+        .hint(format!("see its addresses with `pool show {}`", pool.name))
+        .field("address")
 }
 
 fn pool_del(state: &mut Snapshot, name: &str) -> Result<(), ApiError> {

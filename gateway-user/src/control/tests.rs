@@ -84,7 +84,7 @@ fn parse(text: &str) -> Command {
     };
     let addresses =
         |from: usize| words[from..].iter().map(|word| word.parse().expect("an address")).collect();
-    let pool = |ports| Pool { name: name(1), addresses: addresses(2), ports };
+    let pool = |ports| Pool::new(name(1), addresses(2), ports);
     match words[0] {
         "interface" => Command::InterfaceAdd(Interface {
             name: name(1),
@@ -95,6 +95,8 @@ fn parse(text: &str) -> Command {
         "pool" => Command::PoolAdd(pool(PortRange::POOL)),
         "pool-low" => Command::PoolAdd(pool(PortRange { low: 80, high: 90 })),
         "pool-set" => Command::PoolSet { name: name(1), addresses: Some(addresses(2)), ports: None },
+        "pool-drain" => Command::PoolDrain { name: name(1), addresses: addresses(2) },
+        "pool-undrain" => Command::PoolUndrain { name: name(1), addresses: addresses(2) },
         "pool-del" => Command::PoolDel { name: name(1) },
         "table" => Command::TableAdd { name: name(1), kind: TableKind::Egress },
         "border" => Command::TableAdd { name: name(1), kind: TableKind::Border },
@@ -189,6 +191,9 @@ async fn what_is_so_already_moves_nothing() {
 #[case("pool new 224.0.0.1", "pool.invalid", "`224.0.0.1` is a multicast address")]
 #[case("pool new 127.0.0.1", "pool.invalid", "`127.0.0.1` is a loopback address")]
 #[case("pool-low new 198.51.100.30", "pool.invalid", "port 80 is below 1024")]
+#[case("pool-drain new 198.51.100.30", "pool.not_found", "pool `new` does not exist")]
+#[case("pool-drain nat 198.51.100.20", "pool.not_found", "address 198.51.100.20 is not in pool `nat`")]
+#[case("pool-undrain nat 198.51.100.20", "pool.not_found", "address 198.51.100.20 is not in pool `nat`")]
 #[case("pool-set new 198.51.100.30", "pool.not_found", "pool `new` does not exist")]
 #[case(
     "pool-set nat 2001:db8::1",

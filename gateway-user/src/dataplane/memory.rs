@@ -158,6 +158,7 @@ impl Observe for Memory {
                     pool: pool.name.clone(),
                     address,
                     ports: pool.ports.count(),
+                    drained: pool.drained.contains(&address),
                     counters: state.pools.get(&address).copied().unwrap_or_default(),
                 })
                 .collect()

@@ -149,6 +149,8 @@ pub struct PoolAddressStats {
     pub address: IpAddr,
     /// Ports the pool may use on it.
     pub ports: u32,
+    /// Whether it takes no new sessions.
+    pub drained: bool,
     /// Counters.
     pub counters: PoolCounters,
 }

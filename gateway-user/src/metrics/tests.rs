@@ -73,7 +73,7 @@ fn snapshot() -> Snapshot {
         RouteKey { prefix: "203.0.113.0/24".parse().expect("a prefix"), selector: Selector::default() },
         Route { target: Target::Pool("nat".to_owned()), log: false, comment: None },
     );
-    let nat = Pool { name: "nat".to_owned(), addresses: vec![ADDRESS], ports: PortRange::POOL };
+    let nat = Pool::new("nat", vec![ADDRESS], PortRange::POOL);
     Snapshot {
         active: true,
         interfaces: BTreeMap::from([interface("eth1", Role::Inside), interface("eth0", Role::Outside)]),

@@ -1,6 +1,6 @@
 //! Pools of outside addresses.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
 use gateway_common::pool::{FIRST_PORT, LAST_PORT, MAX_ADDRESSES_PER_POOL};
 use serde::{Deserialize, Serialize};
@@ -92,9 +92,17 @@ pub struct Pool {
     pub addresses: Vec<IpAddr>,
     /// Ports used on each address.
     pub ports: PortRange,
+    /// Those of the addresses that take no new sessions.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub drained: BTreeSet<IpAddr>,
 }
 
 impl Pool {
+    /// A pool none of whose addresses is drained.
+    pub fn new(name: impl Into<String>, addresses: Vec<IpAddr>, ports: PortRange) -> Self {
+        Self { name: name.into(), addresses, ports, drained: BTreeSet::new() }
+    }
+
     /// Reads one entry of an address list: an address, or a prefix that stands for all its addresses
     /// (those of a pool are not hosts of a subnet, so that the first and the last count too).
     pub fn parse_addresses(text: &str) -> Result<Vec<IpAddr>, ValueError> {

@@ -230,6 +230,10 @@ fn one_pool(pool: &Pool) -> Result<(), ValueError> {
         return Err(ValueError::invalid("ports", message)
             .hint(format!("the ports below {FIRST_PORT} stay with hosts: use {FIRST_PORT}-65535")));
     }
+    if let Some(stranger) = pool.drained.iter().find(|address| !pool.addresses.contains(address)) {
+        let message = format!("address {stranger} is drained, and not one of pool `{}`", pool.name);
+        return Err(ValueError::invalid("drained", message).hint("name addresses of the pool"));
+    }
     pool.addresses.iter().try_for_each(|address| check_unicast("addresses", *address))
 }
 

@@ -1,16 +1,24 @@
 //! `pool show`, `stats pools`.
 
+use std::net::IpAddr;
+
 use super::{Cell, Column, Columns, Rated, Tone};
 use crate::api::types::{PoolAddressRow, PoolRow};
 
 impl Columns for PoolRow {
     fn columns() -> Vec<Column> {
-        vec![Column::text("POOL"), Column::text("ADDRESSES"), Column::text("PORTS")]
+        vec![Column::text("POOL"), Column::text("ADDRESSES"), Column::text("PORTS"), Column::text("DRAINED")]
     }
 
     fn cells(&self) -> Vec<Cell> {
-        let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
-        vec![Cell::new(&self.name), Cell::new(&addresses.join(",")), Cell::new(&self.ports)]
+        let list =
+            |addresses: &[IpAddr]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        vec![
+            Cell::new(&self.name),
+            Cell::new(&list(&self.addresses)),
+            Cell::new(&self.ports),
+            Cell::of(Some(&list(&self.drained)).filter(|list| !list.is_empty())),
+        ]
     }
 }
 
@@ -19,6 +27,7 @@ impl Columns for PoolAddressRow {
         vec![
             Column::text("POOL"),
             Column::text("ADDRESS"),
+            Column::text("STATE"),
             Column::number("PORTS"),
             Column::number("SESSIONS"),
             Column::number("ATTEMPTS"),
@@ -32,6 +41,7 @@ impl Columns for PoolAddressRow {
         vec![
             Cell::new(&self.pool),
             Cell::new(&self.address),
+            Cell::new(if self.drained { "drained" } else { "active" }),
             Cell::new(&self.ports),
             Cell::new(&self.sessions),
             Cell::new(&self.connection_attempts),

@@ -176,7 +176,12 @@ fn a_change_is_made_once_and_its_opposite_undoes_it() -> Result<()> {
         route flush table servers
         route show table servers
         pool set nat ports 2000-3000
+        pool drain nat address 198.51.100.11
         pool show
+        stats pools
+        pool undrain nat address 198.51.100.11
+        pool drain nat address 198.51.100.99
+        pool drain nowhere address 198.51.100.11
         pool del nat
         pool del nat
         table unbind servers from 10.0.2.0/24

@@ -12,6 +12,7 @@ use gateway_common::{
 use gateway_tests::{
     gateway::Action,
     packet::{Packet, SYN, echo_request, ip, tcp, udp},
+    policy::Policy,
 };
 
 use crate::support::{Lab, POOL, POOL6, ROUTER, ROUTER6, dropped, sent, snat, standard, translated};
@@ -242,4 +243,39 @@ fn a_port_that_the_host_talks_from_is_not_given_towards_the_same_server() {
     socket.connect("203.0.113.10:53").expect("a way to the server");
     assert_ne!(lab.open("in0", &udp("10.0.1.2:4000", "203.0.113.10:53")).1, 4000);
     assert_eq!(lab.open("in0", &udp("10.0.1.2:4000", "203.0.113.11:53")).1, 4000);
+}
+
+#[test]
+fn a_drained_address_keeps_its_sessions_and_takes_no_more() {
+    for (pair, route) in [
+        (["198.51.100.10", "198.51.100.11"], "0.0.0.0/0 via pool nat"),
+        (["2001:db8:100::10", "2001:db8:100::11"], "::/0 via pool nat"),
+    ] {
+        let policy = |policy: Policy| policy.pool("nat", &pair.join(" "), "1024-65535").routes(route);
+        let Some(mut lab) = standard(policy) else { return };
+        let query = |client: u16, port: u16| {
+            if pair[0].contains(':') {
+                udp(&format!("[2001:db8:4::{client}]:{port}"), "[2001:db8:f::1]:53")
+            } else {
+                udp(&format!("10.0.2.{client}:{port}"), "203.0.113.10:53")
+            }
+        };
+        let before: Vec<_> = (1..=16).map(|client| lab.open("in0", &query(client, 4000)).0).collect();
+        assert!(before.contains(&ip(pair[0])) && before.contains(&ip(pair[1])));
+        lab.change(|policy| policy.drain("nat", pair[0]));
+        for client in 1..=16 {
+            // What there is goes on, also through the look at the new policy.
+            assert_eq!(lab.open("in0", &query(client, 4000)).0, before[usize::from(client) - 1]);
+            assert_eq!(lab.open("in0", &query(client, 4001)).0, ip(pair[1]));
+        }
+        // All of them: no session, and no leak.
+        lab.change(|policy| policy.drain("nat", &pair.join(" ")));
+        assert_eq!(lab.prepare("in0", &query(1, 4002)).action, Action::Drop);
+        assert_eq!(lab.open("in0", &query(1, 4001)).0, ip(pair[1]));
+        // And back: everyone has the address that was theirs.
+        lab.change(|policy| policy.drain("nat", ""));
+        for client in 1..=16 {
+            assert_eq!(lab.open("in0", &query(client, 4003)).0, before[usize::from(client) - 1]);
+        }
+    }
 }

@@ -302,6 +302,14 @@ pub struct PoolRequest {
     pub refuse: Option<String>,
 }
 
+/// `pool drain`, `pool undrain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Addresses or prefixes, separated by commas.
+    pub address: String,
+}
+
 /// A pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolRow {
@@ -311,6 +319,9 @@ pub struct PoolRow {
     pub addresses: Vec<IpAddr>,
     /// Ports of each address: `"1024-65535"`.
     pub ports: PortRange,
+    /// Those of the addresses that take no new sessions.
+    #[serde(default)]
+    pub drained: Vec<IpAddr>,
 }
 
 /// An address of a pool, and how much of it is in use.
@@ -332,6 +343,9 @@ pub struct PoolAddressRow {
     pub port_allocation_errors: u64,
     /// Sessions removed because they were idle.
     pub idle_timeouts: u64,
+    /// Whether it takes no new sessions.
+    #[serde(default)]
+    pub drained: bool,
 }
 
 // ---- interfaces ---------------------------------------------------------------------------------------

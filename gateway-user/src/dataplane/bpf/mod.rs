@@ -310,6 +310,7 @@ impl BpfDataplane {
                         pool: pool.name.clone(),
                         address: *address,
                         ports: pool.ports.count(),
+                        drained: pool.drained.contains(address),
                     };
                     pool_addresses.insert(*element, counted);
                 }

@@ -43,4 +43,5 @@ pub(super) struct CountedAddress {
     pub(super) pool: String,
     pub(super) address: IpAddr,
     pub(super) ports: u32,
+    pub(super) drained: bool,
 }

@@ -223,6 +223,7 @@ impl Observe for BpfObserve {
                     pool: counted.pool.clone(),
                     address: counted.address,
                     ports: counted.ports,
+                    drained: counted.drained,
                     counters,
                 })
             })

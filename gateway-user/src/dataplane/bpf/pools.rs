@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData};
 use gateway_common::{
     family,
-    pool::{IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, OF_HOST, Pool, PoolAddress},
+    pool::{DRAINED, IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, OF_HOST, Pool, PoolAddress},
 };
 use ipnet::IpNet;
 
@@ -89,7 +89,10 @@ impl Pools {
             let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) =
                 pool.addresses.iter().copied().partition(IpAddr::is_ipv4);
             for (at, address) in (start..).zip(v4.iter().chain(&v6)) {
-                let flags = if of_host.contains(address) { IN_USE | OF_HOST } else { IN_USE };
+                let flag = |condition, flag| if condition { flag } else { 0 };
+                let flags = IN_USE
+                    | flag(of_host.contains(address), OF_HOST)
+                    | flag(pool.drained.contains(address), DRAINED);
                 let value = PoolAddress { address: family::from_ip(*address), pool: number, flags };
                 let element = self.element(*address, value)?;
                 self.members.set(at, element, 0).context("cannot write a pool member")?;
