@@ -32,7 +32,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let object = build_object()?;
     let mut program = std::process::Command::new(cargo::target_dir().join("release").join(PROGRAM));
     program.arg("--object").arg(object).arg("--output").arg(cargo::target_dir().join("bench"));
+    if let Some(commit) = commit() {
+        program.arg("--commit").arg(commit);
+    }
     cargo::run(program.args(&options.arguments))
+}
+
+/// What is measured, as git describes it; not known where there is no repository.
+fn commit() -> Option<String> {
+    let describe = ["describe", "--always", "--dirty", "--abbrev=12"];
+    let said = std::process::Command::new("git").current_dir(cargo::root()).args(describe).output().ok()?;
+    let text = String::from_utf8(said.stdout).ok()?;
+    said.status.success().then(|| text.trim().to_owned())
 }
 
 /// Builds the kernel's side; returns the path of the object.

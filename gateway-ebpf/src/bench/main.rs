@@ -38,11 +38,21 @@ const OTHER: u32 = 2;
 #[btf_map]
 static FRAMES: Array<[u32; 16], MAX_FRAMES> = Array::new();
 
-/// Which frame is next, and how many there are.
+/// Which flow is next. There may be more flows than frames: each frame stands for as many as there are laps
+/// through all frames, with a source port that is one higher in every lap. All counts are powers of two.
 #[repr(C)]
 struct Turn {
-    next: u32,
-    count: u32,
+    /// The flow whose turn it was.
+    last: u32,
+    /// The next one is the last one times this, plus 1. With 1 flows come in their order; with other numbers
+    /// that are 1 modulo 4 in one that no processor foresees (Hull and Dobell 1962: each of them once).
+    factor: u32,
+    /// Number of flows, less 1.
+    flows: u32,
+    /// Number of frames, less 1.
+    frames: u32,
+    /// The power of two that is the number of frames.
+    shift: u32,
 }
 
 #[btf_map]
@@ -55,7 +65,7 @@ static SUBJECTS: ProgramArray<3> = ProgramArray::new();
 /// A table like the one for IPv4 sessions, with the same sizes of keys and values. User space gives it the
 /// same capacity. Keys are what stands on the wire from the source address on.
 #[btf_map]
-static TABLE: HashMap<[u32; 4], [u64; 8], 2_097_152> = HashMap::new();
+static TABLE: HashMap<[u64; 2], [u64; 8], 2_097_152> = HashMap::new();
 
 /// Where frames go and which ones are expected.
 #[repr(C)]
@@ -127,15 +137,23 @@ fn measure_other(ctx: XdpContext) -> u32 {
 #[xdp]
 fn look_up(ctx: XdpContext) -> u32 {
     or_aborted(|| {
-        let frame = restore(&ctx)?;
-        // SAFETY: the IP addresses and the 8 bytes behind them are words 7 to 10 of the element.
-        let key = unsafe { &*(&raw const (*frame)[7]).cast::<[u32; 4]>() };
+        let key = restore(&ctx)?;
         let value = TABLE.get_ptr(key)?;
         // SAFETY: the pointer is to a map value, which nobody removes.
         if unsafe { (*value)[0] } == 0 {
             return None;
         }
         continue_with::<NOTHING>(&ctx)
+    })
+}
+
+/// Puts what [`look_up`] looks up into [`TABLE`].
+#[xdp]
+fn fill(ctx: XdpContext) -> u32 {
+    or_aborted(|| {
+        let key = restore(&ctx)?;
+        TABLE.insert(key, [1; 8], 0).ok()?;
+        Some(xdp_action::XDP_TX)
     })
 }
 
@@ -158,7 +176,7 @@ fn generate(ctx: XdpContext) -> u32 {
 fn relay(ctx: XdpContext) -> u32 {
     or_aborted(|| {
         let frame = frame(&ctx)?;
-        if is_udp(frame) {
+        if is_of_a_flow(frame) {
             let plan = PLAN.get(0)?;
             // SAFETY: the frame holds these bytes.
             unsafe { *(frame as *mut [u32; 3]) = plan.ethernet };
@@ -168,12 +186,12 @@ fn relay(ctx: XdpContext) -> u32 {
     })
 }
 
-/// Counts and drops UDP packets; the host gets all others.
+/// Counts and drops UDP and TCP packets; the host gets all others.
 #[xdp]
 fn count(ctx: XdpContext) -> u32 {
     or_aborted(|| {
         let Some(frame) = frame(&ctx) else { return Some(xdp_action::XDP_PASS) };
-        if !is_udp(frame) {
+        if !is_of_a_flow(frame) {
             return Some(xdp_action::XDP_PASS);
         }
         let plan = PLAN.get(0)?;
@@ -204,28 +222,34 @@ fn frame(ctx: &XdpContext) -> Option<usize> {
 }
 
 #[inline(always)]
-fn is_udp(frame: usize) -> bool {
+fn is_of_a_flow(frame: usize) -> bool {
     // SAFETY: `frame` is the start of a frame of `FRAME` bytes.
-    unsafe { *((frame + 12) as *const u16) == 0x0800_u16.to_be() && *((frame + 23) as *const u8) == 17 }
+    let (kind, proto) = unsafe { (*((frame + 12) as *const u16), *((frame + 23) as *const u8)) };
+    kind == 0x0800_u16.to_be() && (proto == 17 || proto == 6)
 }
 
-/// Writes the next frame over the packet.
+/// Writes the next frame over the packet. Returns what stands on the wire from the source address on.
 ///
 /// In the words in which a gateway reads headers: a processor is slow to read what was written in smaller
 /// pieces a moment ago, and on a real packet nothing was.
 #[inline(always)]
-fn restore(ctx: &XdpContext) -> Option<*const [u32; 16]> {
+fn restore(ctx: &XdpContext) -> Option<[u64; 2]> {
     let turn = TURN.get_ptr_mut(0)?;
     // SAFETY: the pointer is to a map value; one program runs at a time.
-    let this = unsafe {
-        let this = (*turn).next;
-        (*turn).next = if this + 1 < (*turn).count { this + 1 } else { 0 };
-        this
+    let (this, lap) = unsafe {
+        let Turn { last, factor, flows, frames, shift } = *turn;
+        let this = last.wrapping_mul(factor).wrapping_add(1) & flows;
+        (*turn).last = this;
+        (this & frames, this >> (shift & 31))
     };
     let from = FRAMES.get_ptr(this)?;
     let to = frame(ctx)?;
     // SAFETY: `from` is an element of 64 bytes, `to` the start of a frame of `FRAME` bytes.
     unsafe {
+        let [a, b, c, d] = (*from)[9].to_ne_bytes();
+        let [a, b] = u16::from_be_bytes([a, b]).wrapping_add(lap as u16).to_be_bytes();
+        let ports = u32::from_ne_bytes([a, b, c, d]);
+        let key = [word((*from)[7], (*from)[8]), word(ports, (*from)[10])];
         let from = from.cast::<u8>().add(LEAD) as usize;
         copy::<u16>(from, to, 0);
         copy::<u32>(from, to, 2);
@@ -237,15 +261,24 @@ fn restore(ctx: &XdpContext) -> Option<*const [u32; 16]> {
         copy::<u32>(from, to, 22);
         copy::<u32>(from, to, 26);
         copy::<u32>(from, to, 30);
-        copy::<u32>(from, to, 34);
+        ((to + 34) as *mut u32).write_volatile(ports);
         copy::<u32>(from, to, 38);
         copy::<u32>(from, to, 42);
         copy::<u32>(from, to, 46);
         copy::<u32>(from, to, 50);
-        copy::<u32>(from, to, 54);
+        // Payload, for UDP and TCP alike: the opposite of what the port has changed, so that checksums hold.
+        ((to + 54) as *mut u16).write_volatile((!(lap as u16)).to_be());
+        copy::<u16>(from, to, 56);
         copy::<u16>(from, to, 58);
+        Some(key)
     }
-    Some(from)
+}
+
+/// The word that holds `first` and then `second`.
+#[inline(always)]
+fn word(first: u32, second: u32) -> u64 {
+    let (low, high) = if cfg!(target_endian = "little") { (first, second) } else { (second, first) };
+    u64::from(low) | u64::from(high) << 32
 }
 
 /// # Safety

@@ -6,9 +6,15 @@ use anyhow::{Context as _, Result};
 use nix::sys::utsname::uname;
 use serde::Serialize;
 
+use crate::Options;
+
 /// What the figures depend on beside the gateway.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Environment {
+    /// What was measured, as `git describe` calls it.
+    commit: Option<String>,
+    /// Whether it was measured for a short time only.
+    fast: bool,
     /// Release of the kernel.
     kernel: String,
     /// Name of the processor.
@@ -29,13 +35,15 @@ pub(crate) struct Environment {
 
 impl Environment {
     /// Looks around.
-    pub(crate) fn read() -> Result<Self> {
+    pub(crate) fn read(options: &Options) -> Result<Self> {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
         let field = |name: &str| {
             let line = cpuinfo.lines().find(|line| line.starts_with(name))?;
             Some(line.split_once(':')?.1.trim().to_owned())
         };
         Ok(Self {
+            commit: options.commit.clone(),
+            fast: options.fast,
             kernel: uname()?.release().to_string_lossy().into_owned(),
             processor: field("model name").unwrap_or_else(|| "unknown".to_owned()),
             processors: thread::available_parallelism()?.get(),
@@ -48,9 +56,26 @@ impl Environment {
     }
 }
 
+impl Environment {
+    /// In one line.
+    pub(crate) fn brief(&self) -> String {
+        let Self { commit, fast, kernel, processor, processors, load, .. } = self;
+        let commit = commit.as_deref().unwrap_or("unknown commit");
+        let fast = if *fast { ", short run" } else { "" };
+        format!("{commit}, kernel {kernel}, {processors} x {processor}, load {load}{fast}")
+    }
+}
+
 impl fmt::Display for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kernel, processor, processors, clock_mhz, clock_source, mitigations, jit, load } = self;
+        let Self { commit, fast, kernel, processor, processors, .. } = self;
+        let Self { clock_mhz, clock_source, mitigations, jit, load, .. } = self;
+        if let Some(commit) = commit {
+            writeln!(f, "commit      {commit}")?;
+        }
+        if *fast {
+            writeln!(f, "fast        few rounds and short turns: take the figures as rough")?;
+        }
         write!(f, "kernel      {kernel}, BPF JIT {}", if *jit { "on" } else { "off" })?;
         write!(f, "\nprocessor   {processors} x {processor}")?;
         if let Some(mhz) = clock_mhz {

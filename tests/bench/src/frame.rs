@@ -7,6 +7,12 @@ use gateway_common::checksum::{fold, sum};
 /// Bytes of a frame: the least that Ethernet carries, without the check sequence.
 pub(crate) const LENGTH: usize = 60;
 
+/// How many templates of flows there are, see [`Flow::template`].
+pub(crate) const TEMPLATES: usize = 1 << 14;
+
+/// How many flows they stand for, at most.
+pub(crate) const MANY: u32 = 1 << 22;
+
 /// Bytes before a frame in an element of the map `FRAMES`.
 const LEAD: usize = 2;
 
@@ -43,6 +49,18 @@ impl Flow {
         let client = Ipv4Addr::new(10, 0, 1, 2 + (number % 200) as u8);
         let server = Ipv4Addr::new(203, 0, 113, 1 + (number % 250) as u8);
         Self { source: (client, 2_000 + (number / 200) as u16), destination: (server, 443) }
+    }
+
+    /// Flow `number` of [`TEMPLATES`] of different clients and servers, each of which stands for
+    /// [`MANY`] / [`TEMPLATES`] flows: the port of the client goes up by 1 for each.
+    ///
+    /// No two clients of a server have the same port, so each flow may keep its own when it is translated.
+    pub(crate) fn template(number: usize) -> Self {
+        let (client, server) = (number % 128, number / 128);
+        Self {
+            source: (Ipv4Addr::new(10, 0, 1, 2 + client as u8), 1_024 + 500 * client as u16),
+            destination: (Ipv4Addr::new(203, 0, 113, 1 + server as u8), 443),
+        }
     }
 
     /// The answers to what `frame` has become on its way.
@@ -155,6 +173,18 @@ mod tests {
     fn flows_are_different() {
         let flows: HashSet<_> = (0..65_536).map(|number| Flow::outward(number).source).collect();
         assert_eq!(flows.len(), 65_536);
+    }
+
+    #[test]
+    fn many_flows_are_different() {
+        let laps = (MANY as usize / TEMPLATES) as u16;
+        let mut flows = HashSet::new();
+        for number in 0..TEMPLATES {
+            let Flow { source: (client, port), destination } = Flow::template(number);
+            for lap in [0, laps - 1] {
+                assert!(flows.insert((destination, port + lap)), "port {port} of {client} meets another");
+            }
+        }
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, ProgramArray, xdp::DevMap},
+    maps::{Array, Map, MapData, PerCpuArray, ProgramArray, xdp::DevMap},
     programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, TestRunResult, Xdp},
 };
 use nix::time::{ClockId, clock_gettime};
@@ -13,7 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::frame::{self, LENGTH};
 
 /// Programs of the object.
-const PROGRAMS: &[&str] = &[NOTHING, CONTROL, MEASURE, MEASURE_OTHER, LOOK_UP, GENERATE, RELAY, COUNT];
+const PROGRAMS: &[&str] = &[NOTHING, CONTROL, MEASURE, MEASURE_OTHER, LOOK_UP, FILL, GENERATE, RELAY, COUNT];
 /// Does nothing.
 pub(crate) const NOTHING: &str = "nothing";
 /// Restores the frame.
@@ -24,6 +24,7 @@ pub(crate) const MEASURE: &str = "measure";
 pub(crate) const MEASURE_OTHER: &str = "measure_other";
 /// Restores the frame and looks it up in a table.
 pub(crate) const LOOK_UP: &str = "look_up";
+const FILL: &str = "fill";
 const GENERATE: &str = "generate";
 /// Sends every packet on.
 pub(crate) const RELAY: &str = "relay";
@@ -42,6 +43,9 @@ const XDP_ABORTED: u32 = 0;
 /// What a program answers that sends a packet out of another device.
 pub(crate) const XDP_REDIRECT: u32 = 4;
 
+/// Gives the flow after the present one, see `Turn` in the kernel's side. From Numerical Recipes 7.1.
+const SCATTER: u32 = 1_664_525;
+
 /// `struct xdp_md`.
 type Context = [u32; 6];
 
@@ -49,9 +53,8 @@ type Context = [u32; 6];
 pub(crate) struct Kernel {
     programs: Ebpf,
     frames: Array<MapData, [u32; 16]>,
-    turn: Array<MapData, [u32; 2]>,
+    turn: Array<MapData, [u32; 5]>,
     subjects: ProgramArray<MapData>,
-    table: HashMap<MapData, [u32; 4], [u64; 8]>,
     plan: Array<MapData, [u32; 6]>,
     devices: DevMap<MapData>,
     generated: PerCpuArray<MapData, u64>,
@@ -66,6 +69,9 @@ pub(crate) struct Ran {
     pub(crate) frame: [u8; LENGTH],
     /// Nanoseconds of processor time for a packet.
     pub(crate) nanoseconds: f64,
+    /// Time that went by for a packet, as the kernel measured it around the program: better than processor time
+    /// for a single one.
+    pub(crate) elapsed: Duration,
 }
 
 /// Where packets of a stream go and what is expected at the end.
@@ -79,6 +85,15 @@ pub(crate) struct Plan {
     pub(crate) mask: [u8; 4],
     /// Destination and source MAC address that the relay writes.
     pub(crate) ethernet: [[u8; 6]; 2],
+}
+
+/// In which order flows take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// One after the other.
+    Ascending,
+    /// So that no processor foresees which is next.
+    Scattered,
 }
 
 /// Frames that arrived so far.
@@ -101,7 +116,6 @@ impl Kernel {
             frames: take(&mut programs, "FRAMES")?,
             turn: take(&mut programs, "TURN")?,
             subjects: take(&mut programs, "SUBJECTS")?,
-            table: take(&mut programs, "TABLE")?,
             plan: take(&mut programs, "PLAN")?,
             devices: take(&mut programs, "DEVICES")?,
             generated: take(&mut programs, "GENERATED")?,
@@ -127,22 +141,38 @@ impl Kernel {
         self.subjects.set(SUBJECT_OTHER, program, 0).context("the other program cannot be tail called")
     }
 
-    /// Says which frames take turns, beginning with the first.
+    /// Says which frames take turns, in this order, beginning with the first. Their number is a power of two.
     pub(crate) fn set_frames(&mut self, frames: &[[u8; LENGTH]]) -> Result<()> {
+        self.set_templates(frames)?;
+        self.set_turns(frames.len(), frames.len() as u32, Order::Ascending)
+    }
+
+    /// Gives the frames that stand for many flows. [`Kernel::set_turns`] says how.
+    pub(crate) fn set_templates(&mut self, frames: &[[u8; LENGTH]]) -> Result<()> {
         for (index, frame) in (0..).zip(frames) {
             self.frames.set(index, frame::element(frame), 0)?;
         }
-        Ok(self.turn.set(0, [0, frames.len() as u32], 0)?)
+        Ok(())
     }
 
-    /// Puts the frames into the table that [`LOOK_UP`] reads.
-    pub(crate) fn fill_table(&mut self, frames: &[[u8; LENGTH]]) -> Result<()> {
-        for frame in frames {
-            // From the source address on.
-            let [.., a, b, c, d, _, _, _, _, _] = frame::element(frame);
-            self.table.insert([a, b, c, d], [1; 8], 0)?;
-        }
-        Ok(())
+    /// Says that so many flows take turns, made of the first frames. Both numbers are powers of two. Ascending,
+    /// flow 0 is the first.
+    pub(crate) fn set_turns(&mut self, frames: usize, flows: u32, order: Order) -> Result<()> {
+        ensure!(
+            frames.is_power_of_two() && flows.is_power_of_two() && flows as usize >= frames,
+            "{frames} frames cannot stand for {flows} flows"
+        );
+        let factor = match order {
+            Order::Ascending => 1,
+            Order::Scattered => SCATTER,
+        };
+        let turn = [flows - 1, factor, flows - 1, frames as u32 - 1, frames.ilog2()];
+        Ok(self.turn.set(0, turn, 0)?)
+    }
+
+    /// Puts the next `count` flows into the table that [`LOOK_UP`] reads.
+    pub(crate) fn fill_table(&self, ingress: u32, count: u32) -> Result<()> {
+        self.run(FILL, ingress, count).map(|_| ())
     }
 
     /// Runs a program on `repeat` packets as if they had arrived on `ingress`, a device of the namespace that
@@ -156,7 +186,7 @@ impl Kernel {
             bail!("the program `{name}` failed");
         }
         let nanoseconds = time.as_secs_f64() * 1e9 / f64::from(repeat);
-        Ok(Ran { action: done.return_value, frame, nanoseconds })
+        Ok(Ran { action: done.return_value, frame, nanoseconds, elapsed: done.duration })
     }
 
     /// Sends frames out of the device that the plan names, until a signal interrupts the call. `ingress` is any

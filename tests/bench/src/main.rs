@@ -4,21 +4,25 @@
 //! hour says little about another, or about the same one tomorrow. Needs root; packets stay in network
 //! namespaces that this program makes and removes.
 
+mod chart;
 mod cpu;
 mod environment;
 mod frame;
 mod generator;
 mod kernel;
 mod network;
+mod open;
 mod path;
 mod report;
+mod single;
 mod statistic;
+mod subject;
 mod throughput;
 mod verifier;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
 
 use crate::{environment::Environment, report::Report};
@@ -30,14 +34,17 @@ pub(crate) struct Options {
     /// Which figures; all when none is named
     #[arg(value_name = "FIGURE")]
     figures: Vec<Figure>,
+    /// A short run, for a rough look: fewer rounds, shorter turns
+    #[arg(long)]
+    fast: bool,
     /// How often everything takes its turn
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 9, default_value_if("fast", "true", "3"), value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Packets of one turn of `path`
-    #[arg(long, default_value_t = 400_000, value_parser = clap::value_parser!(u32).range(1000..=10_000_000))]
+    /// Packets of one turn of `path` and `scale`
+    #[arg(long, default_value_t = 400_000, default_value_if("fast", "true", "100000"), value_parser = clap::value_parser!(u32).range(1000..=10_000_000))]
     packets: u32,
-    /// Milliseconds of one turn of `throughput`
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(50..=10_000))]
+    /// Milliseconds of one turn of `throughput` and `open`
+    #[arg(long, default_value_t = 500, default_value_if("fast", "true", "200"), value_parser = clap::value_parser!(u64).range(50..=10_000))]
     milliseconds: u64,
     /// Another build of the gateway's object for the kernel, measured beside the daemon's by `path`, on the
     /// same maps
@@ -49,7 +56,10 @@ pub(crate) struct Options {
     /// The kernel's side of the benchmarks
     #[arg(long, hide = true)]
     object: PathBuf,
-    /// Directory for the figures as JSON
+    /// What is measured, as `git describe` calls it
+    #[arg(long, hide = true)]
+    commit: Option<String>,
+    /// Directory for the figures as JSON and SVG
     #[arg(long, hide = true)]
     output: PathBuf,
 }
@@ -66,10 +76,23 @@ impl Options {
 enum Figure {
     /// Nanoseconds that the program takes for a packet of an established session
     Path,
+    /// New flows per second, next to nft masquerade
+    Open,
     /// Packets per second that arrive, next to nft masquerade and others
     Throughput,
     /// Instructions that the verifier looks at
     Verifier,
+}
+
+impl Figure {
+    fn measure(self, options: &Options) -> Result<Report> {
+        match self {
+            Self::Path => path::measure(options),
+            Self::Open => open::measure(options),
+            Self::Throughput => throughput::measure(options),
+            Self::Verifier => verifier::measure(options),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -84,20 +107,22 @@ fn main() -> ExitCode {
 
 fn run(options: &Options) -> Result<()> {
     let figures = if options.figures.is_empty() { Figure::value_variants() } else { &options.figures };
-    let environment = Environment::read()?;
+    let environment = Environment::read(options)?;
     println!("{environment}");
-    let mut missed = Vec::new();
+    let output = &options.output;
+    fs::create_dir_all(output).with_context(|| format!("cannot make the directory {}", output.display()))?;
+    let mut reports: Vec<Report> = Vec::new();
     for figure in figures {
-        let mut report: Report = match figure {
-            Figure::Path => path::measure(options)?,
-            Figure::Throughput => throughput::measure(options)?,
-            Figure::Verifier => verifier::measure(options)?,
-        };
+        let mut report = figure.measure(options)?;
         report.environment = Some(environment.clone());
         println!("\n{report}");
-        report.write(&options.output)?;
-        missed.extend(report.missed());
+        report.write(output)?;
+        reports.push(report);
+        // After each: what was measured stays, even if the next one fails.
+        chart::draw(&output.join("bench.svg"), &environment.brief(), reports.iter())?;
     }
+    println!("\nwritten: {}", output.join("bench.svg").display());
+    let missed: Vec<String> = reports.iter().flat_map(Report::missed).collect();
     if options.check && !missed.is_empty() {
         bail!("targets missed: {}", missed.join("; "));
     }

@@ -76,8 +76,9 @@ impl Network {
         Ok(network)
     }
 
-    /// A daemon for this network that does not run yet. Capacities are the defaults.
-    pub(crate) fn gatewayd(&self) -> Result<Gatewayd> {
+    /// A daemon for this network that does not run yet. Capacities and idle times are the defaults, unless `more`
+    /// of the configuration says otherwise.
+    pub(crate) fn gatewayd(&self, more: &str) -> Result<Gatewayd> {
         let Self { inside, outside, .. } = self;
         let config = format!(
             r#"
@@ -96,7 +97,7 @@ addresses = ["{POOL}"]
 [[table]]
 name = "main"
 routes = [{{ to = "0.0.0.0/0", via = "pool nat" }}]
-"#
+{more}"#
         );
         Gatewayd::new(&self.sandbox, &self.gateway, &config)
     }

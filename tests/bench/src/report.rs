@@ -1,4 +1,4 @@
-//! What is said about a figure: a table for people, JSON for machines.
+//! What is said about a figure: a table for people, JSON for machines, bars for the chart.
 
 use std::{fmt, fs, path::Path};
 
@@ -7,14 +7,13 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::environment::Environment;
+use crate::{environment::Environment, statistic::Samples};
 
 /// A figure, measured.
 #[derive(Serialize)]
 pub(crate) struct Report {
     schema: &'static str,
     figure: &'static str,
-    #[serde(skip)]
     title: String,
     /// Where it was taken.
     pub(crate) environment: Option<Environment>,
@@ -23,20 +22,45 @@ pub(crate) struct Report {
     /// Everything that was measured.
     values: Vec<Value>,
     targets: Vec<Target>,
+    /// What must be known to read the numbers.
+    notes: Vec<String>,
+    #[serde(skip)]
+    unit: &'static str,
+    #[serde(skip)]
+    bars: Vec<Bar>,
+    #[serde(skip)]
+    limit: Option<f64>,
+}
+
+/// A bar of the chart.
+pub(crate) struct Bar {
+    /// What was measured.
+    pub(crate) name: String,
+    /// In the unit of the report.
+    pub(crate) samples: Samples,
+    /// Whether it is what the gateway is compared with.
+    pub(crate) is_control: bool,
 }
 
 /// What a figure should be.
 #[derive(Serialize)]
-struct Target {
+pub(crate) struct Target {
     what: String,
     wanted: String,
-    measured: f64,
+    measured: Samples,
     met: bool,
 }
 
+impl Target {
+    /// Whether the median is what it should be.
+    pub(crate) fn met(&self) -> bool {
+        self.met
+    }
+}
+
 impl Report {
-    /// An empty report; the first heading is of words, the others are of numbers.
-    pub(crate) fn new(figure: &'static str, title: String, headings: &[&str]) -> Self {
+    /// An empty report; the first heading is of words, the others are of numbers. `unit` is that of the bars.
+    pub(crate) fn new(figure: &'static str, title: String, unit: &'static str, headings: &[&str]) -> Self {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(headings.iter().copied());
@@ -54,6 +78,10 @@ impl Report {
             table,
             values: Vec::new(),
             targets: Vec::new(),
+            notes: Vec::new(),
+            unit,
+            bars: Vec::new(),
+            limit: None,
         }
     }
 
@@ -68,16 +96,65 @@ impl Report {
         Ok(())
     }
 
-    /// Compares something with the most it may be.
-    pub(crate) fn at_most(&mut self, what: &str, measured: f64, limit: f64) {
-        let (wanted, met) = (format!("at most {limit}"), measured <= limit);
-        self.targets.push(Target { what: what.to_owned(), wanted, measured, met });
+    /// Adds a bar for the gateway to the chart.
+    pub(crate) fn bar(&mut self, name: &str, samples: &Samples) {
+        self.bars.push(Bar { name: name.to_owned(), samples: samples.clone(), is_control: false });
     }
 
-    /// Compares something with the least it may be.
-    pub(crate) fn at_least(&mut self, what: &str, measured: f64, limit: f64) {
-        let (wanted, met) = (format!("at least {limit}"), measured >= limit);
-        self.targets.push(Target { what: what.to_owned(), wanted, measured, met });
+    /// Adds a bar for what the gateway is compared with.
+    pub(crate) fn control(&mut self, name: &str, samples: &Samples) {
+        self.bars.push(Bar { name: name.to_owned(), samples: samples.clone(), is_control: true });
+    }
+
+    /// Draws a line through the bars, where a target is in their unit.
+    pub(crate) fn draw_limit(&mut self, limit: f64) {
+        self.limit = Some(limit);
+    }
+
+    /// Says what must be known to read the numbers.
+    pub(crate) fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    /// Compares the median of something with the most it may be.
+    pub(crate) fn at_most(&mut self, what: &str, measured: &Samples, limit: f64) {
+        let met = measured.median() <= limit;
+        self.target(what, format!("at most {limit}"), measured, met);
+    }
+
+    /// Compares the median of something with the least it may be.
+    pub(crate) fn at_least(&mut self, what: &str, measured: &Samples, limit: f64) {
+        let met = measured.median() >= limit;
+        self.target(what, format!("at least {limit}"), measured, met);
+    }
+
+    fn target(&mut self, what: &str, wanted: String, measured: &Samples, met: bool) {
+        self.targets.push(Target { what: what.to_owned(), wanted, measured: measured.clone(), met });
+    }
+
+    /// What it says above its table.
+    pub(crate) fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// Unit of the bars.
+    pub(crate) fn unit(&self) -> &'static str {
+        self.unit
+    }
+
+    /// Bars of the chart, in order.
+    pub(crate) fn bars(&self) -> &[Bar] {
+        &self.bars
+    }
+
+    /// Where a line goes through the bars.
+    pub(crate) fn limit(&self) -> Option<f64> {
+        self.limit
+    }
+
+    /// What the figure should be.
+    pub(crate) fn targets(&self) -> &[Target] {
+        &self.targets
     }
 
     /// The targets that were missed, in words.
@@ -87,8 +164,6 @@ impl Report {
 
     /// Writes the figure to `directory`.
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make the directory {}", directory.display()))?;
         let path = directory.join(format!("{}.json", self.figure));
         fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
             .with_context(|| format!("cannot write {}", path.display()))
@@ -98,6 +173,9 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}\n{}", self.title, self.table.trim_fmt())?;
+        for note in &self.notes {
+            write!(f, "\nnote:   {note}")?;
+        }
         for target in &self.targets {
             write!(f, "\n{} {target}", if target.met { "met:   " } else { "MISSED:" })?;
         }

@@ -7,6 +7,7 @@ use crate::{
     Options, cpu,
     network::{Network, programs_of},
     report::Report,
+    statistic::Samples,
 };
 
 /// The most that the kernel's verifier looks at, `BPF_COMPLEXITY_LIMIT_INSNS`.
@@ -31,10 +32,10 @@ struct Cost {
 pub(crate) fn measure(_: &Options) -> Result<Report> {
     let title = "Verifier: instructions looked at for each program".to_owned();
     let headings = ["PROGRAM", "VERIFIED", "OF THE LIMIT", "BPF BYTES", "MACHINE BYTES"];
-    let mut report = Report::new("verifier", title, &headings);
+    let mut report = Report::new("verifier", title, "instructions", &headings);
     cpu::pin_to(cpu::COMMON)?;
     let network = Network::new()?;
-    let mut daemon = network.gatewayd()?;
+    let mut daemon = network.gatewayd("")?;
     daemon.start_again(&["--detach-on-exit"])?;
     let programs = programs_of(&daemon)?;
     ensure!(!programs.is_empty(), "the daemon has no programs");
@@ -58,8 +59,11 @@ pub(crate) fn measure(_: &Options) -> Result<Report> {
             machine_bytes.to_string(),
         ]);
         let what = format!("instructions that the verifier looks at for {program}");
-        report.at_most(&what, f64::from(*verified_instructions), f64::from(TARGET));
+        let measured = Samples::from(f64::from(*verified_instructions));
+        report.bar(program, &measured);
+        report.at_most(&what, &measured, f64::from(TARGET));
         report.value(cost)?;
     }
+    report.draw_limit(f64::from(TARGET));
     Ok(report)
 }
