@@ -10,10 +10,13 @@ mod environment;
 mod frame;
 mod generator;
 mod kernel;
+mod memory;
 mod network;
 mod open;
 mod path;
+mod ports;
 mod report;
+mod scale;
 mod single;
 mod statistic;
 mod subject;
@@ -76,6 +79,12 @@ impl Options {
 enum Figure {
     /// Nanoseconds that the program takes for a packet of an established session
     Path,
+    /// The same with a million sessions, next to a thousand
+    Scale,
+    /// Kernel memory per session
+    Memory,
+    /// Connections to one destination, and what finding a port for the last ones costs
+    Ports,
     /// New flows per second, next to nft masquerade
     Open,
     /// Packets per second that arrive, next to nft masquerade and others
@@ -88,6 +97,9 @@ impl Figure {
     fn measure(self, options: &Options) -> Result<Report> {
         match self {
             Self::Path => path::measure(options),
+            Self::Scale => scale::measure(options),
+            Self::Memory => memory::measure(options),
+            Self::Ports => ports::measure(options),
             Self::Open => open::measure(options),
             Self::Throughput => throughput::measure(options),
             Self::Verifier => verifier::measure(options),
