@@ -12,9 +12,11 @@
 //! [`Session::generation`] is also the state. A live session carries the generation of the policy that last
 //! confirmed it. The sweep retires an idle session by writing 0 into both elements, which every packet
 //! reads as "look again": the packet confirms the session and so revives it. A session that is still at 0
-//! one sweep later is marked [`DEAD`] and its elements are deleted. A session that a route or an operator
-//! cuts is marked [`DEAD`] at once and deleted by the second sweep that meets it. The time between mark and
-//! deletion keeps a packet that is reading an element from seeing it reused for another flow.
+//! one sweep later is marked [`DEAD`] and its elements are deleted. A session that is cut, by a route, an
+//! operator or a packet that needs the port of a closed one, is marked [`DEAD`] at once and queued for the sweep
+//! ([`Cut`]), which deletes it the second time that it runs; where the queue is full, the second time that it
+//! meets it. The time between mark and deletion keeps a packet that is reading an element from seeing it reused
+//! for another flow.
 //!
 //! The inside element decides: the outside element's generation only says whether its copy is fresh.
 
@@ -33,10 +35,27 @@ pub const RETIRED: u32 = 0;
 /// [`Session::generation`] of a session being deleted.
 pub const DEAD: u32 = u32::MAX;
 
-/// [`Session::flags`] of an inside element that a route or an operator cut.
-pub const KILLED: u8 = 1;
-/// The sweep has seen [`KILLED`] and removes the session at its next visit.
-pub const KILLED_SEEN: u8 = 2;
+/// [`Session::flags`] of an inside element that was cut and is not queued.
+pub const CUT: u8 = 1;
+/// The sweep has seen [`CUT`] and removes the session at its next visit.
+pub const CUT_SEEN: u8 = 2;
+/// The session was cut and has a [`Cut`] in the queue.
+pub const CUT_QUEUED: u8 = 3;
+
+/// Element of the queue of sessions that were cut.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut<F: Family> {
+    /// Inside tuple.
+    pub tuple: Tuple<F>,
+    /// How often the sweep had run.
+    pub sweeps: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Room in the queue for each family: more than this in one turn of the sweep wait for its walk.
+pub const MAX_CUTS: u32 = 8_192;
 
 /// Key of the session tables: a flow as one side sends it.
 ///
@@ -94,7 +113,7 @@ pub struct Session<F: Family> {
     /// Number of a [`crate::tcp::State`]. The inside element's is the session's; the outside element has a copy,
     /// which may lag behind and says only whether a packet may go straight on.
     pub state: u8,
-    /// 0, [`KILLED`] or [`KILLED_SEEN`].
+    /// 0, [`CUT`], [`CUT_SEEN`] or [`CUT_QUEUED`].
     pub flags: u8,
     /// Element of `ROUTE_COUNTERS`.
     pub counter: u32,
@@ -207,7 +226,7 @@ pub struct SweepHeader {
     pub family: u32,
     /// Number of tuples that follow.
     pub count: u32,
-    /// [`SWEEP_IDLE`], [`SWEEP_KILL`] or [`SWEEP_PORTS`].
+    /// [`SWEEP_IDLE`], [`SWEEP_KILL`] or [`SWEEP_TURN`].
     pub action: u32,
     /// Sessions marked as retired by this run.
     pub retired: u32,
@@ -221,8 +240,9 @@ pub struct SweepHeader {
 pub const SWEEP_IDLE: u32 = 0;
 /// Remove sessions whatever their age.
 pub const SWEEP_KILL: u32 = 1;
-/// Before that, take back the ports of destinations that have become quiet, see [`crate::ports`].
-pub const SWEEP_PORTS: u32 = 2;
+/// Before that, begin a turn: remove what was cut, and take back the ports of destinations that have become
+/// quiet, see [`crate::ports`].
+pub const SWEEP_TURN: u32 = 2;
 
 const _: () = assert!(size_of::<Tuple<V4>>() == 16);
 const _: () = assert!(size_of::<Tuple<V6>>() == 40);

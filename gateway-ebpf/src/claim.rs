@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use gateway_common::{
     DropReason, checksum,
-    parse::{Flow, Packet},
+    parse::{Flow, PROTO_TCP, Packet},
     pool::{DRAINED, IN_USE, OF_HOST},
     ports::{Search, Step},
     session::Tuple,
@@ -33,6 +33,8 @@ use crate::{
 
 /// Random ports of an address that are tried before the search through all of them.
 const RANDOM_TRIES: u32 = 8;
+/// Ports of an address without a free one that are looked at for closed connections.
+const SAMPLES: u32 = 64;
 /// Bound of `bpf_loop`, which is never reached: every call ends at the last address of the pool.
 const MAX_STEPS: u32 = 1 << 23;
 /// Not an error of the kernel: a socket of the host has the port.
@@ -89,8 +91,19 @@ pub(crate) fn claim<F: Datapath>(
         bpf_loop(MAX_STEPS, attempt::<F> as *mut c_void, (&raw mut held).cast(), 0);
     }
     // SAFETY: as above; the callback is through.
-    let claim = unsafe { &(*place).claim };
-    if claim.result != 0 { Err(refuse(claim)) } else { Ok(()) }
+    let scratch = unsafe { &mut *place };
+    match scratch.claim.result {
+        0 => Ok(()),
+        EEXIST => {
+            let reason = refuse(&scratch.claim);
+            if packet.proto == PROTO_TCP && enter_own(scratch) {
+                // SAFETY: as above.
+                unsafe { bpf_loop(SAMPLES, cut_closed::<F> as *mut c_void, (&raw mut held).cast(), 0) };
+            }
+            Err(reason)
+        }
+        error => Err(session::refusal(error)),
+    }
 }
 
 /// Gives back what was claimed.
@@ -302,12 +315,35 @@ fn insert<F: Datapath>(scratch: &mut session::Scratch<F>) -> i32 {
     }
 }
 
+/// Goes back to the client's own address; `false` where it is not one to use.
+#[inline(always)]
+fn enter_own<F: Datapath>(scratch: &mut session::Scratch<F>) -> bool {
+    let session::Scratch { outside, claim, .. } = scratch;
+    let Some((_, address)) = pool::member(claim.first + claim.own) else { return false };
+    outside.destination = F::unmapped(&address.address);
+    claim.step = 0;
+    F::is_member(&address.address)
+}
+
+/// Looks at a random port of an address that has no free one, and cuts the session there if its connection is
+/// closed. The flow that found no port is refused all the same: what is cut rests until the sweep has removed
+/// it, and a client repeats its SYN after a second.
+unsafe extern "C" fn cut_closed<F: Datapath>(_: u32, _: *mut c_void) -> i64 {
+    let Some(scratch) = F::scratch() else { return 1 };
+    // SAFETY: the scratch element is this CPU's own.
+    let session::Scratch { outside, outside_session, claim, cut, .. } = unsafe { &mut *scratch };
+    claim.step += 1;
+    outside.destination_port = claim.random_port().to_be_bytes();
+    if let Some(answer) = F::session(outside) {
+        // SAFETY: the pointer is to a map value. The session that found no port would have begun now.
+        session::cut_if_closed(outside, unsafe { &*answer }, outside_session.last_seen, cut);
+    }
+    0
+}
+
 /// Counts a search that found nothing.
 #[inline(always)]
 fn refuse(claim: &Claim) -> DropReason {
-    if claim.result != EEXIST {
-        return session::refusal(claim.result);
-    }
     if let Some((element, _)) = pool::member(claim.first + claim.own) {
         count::pool(element, |pool| {
             pool.attempts += 1;

@@ -1,5 +1,6 @@
 //! What the packet path needs of a family beyond [`Family`]: its maps and its header fields.
 
+use aya_ebpf::btf_maps::Queue;
 use gateway_common::{
     DropReason, Family, V4, V6,
     family::{MappedAddress, is_v4},
@@ -7,7 +8,7 @@ use gateway_common::{
     parse::{self, Bytes as _, Packet},
     quote::{self, Quote},
     route::Route,
-    session::{Session, Tuple},
+    session::{Cut, MAX_CUTS, Session, Tuple},
 };
 
 use crate::{packet::Frame, route, session};
@@ -55,6 +56,8 @@ pub(crate) trait Datapath: Family {
     fn insert_session(tuple: &Tuple<Self>, session: &Session<Self>) -> Result<(), i32>;
     /// Removes a session element.
     fn remove_session(tuple: &Tuple<Self>) -> Result<(), i32>;
+    /// The queue of sessions that were cut.
+    fn cuts() -> &'static Queue<Cut<Self>, { MAX_CUTS as usize }>;
     /// Room for this CPU's packet.
     fn subject() -> Option<*mut session::Subject<Self>>;
     /// Scratch space of this CPU.
@@ -160,6 +163,11 @@ impl Datapath for V4 {
     #[inline(always)]
     fn remove_session(tuple: &Tuple<Self>) -> Result<(), i32> {
         session::SESSIONS_V4.remove(tuple)
+    }
+
+    #[inline(always)]
+    fn cuts() -> &'static Queue<Cut<Self>, { MAX_CUTS as usize }> {
+        &session::CUTS_V4
     }
 
     #[inline(always)]
@@ -273,6 +281,11 @@ impl Datapath for V6 {
     #[inline(always)]
     fn remove_session(tuple: &Tuple<Self>) -> Result<(), i32> {
         session::SESSIONS_V6.remove(tuple)
+    }
+
+    #[inline(always)]
+    fn cuts() -> &'static Queue<Cut<Self>, { MAX_CUTS as usize }> {
+        &session::CUTS_V6
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    btf_maps::{HashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, PerCpuArray, Queue},
     macros::btf_map,
 };
 use gateway_common::{
@@ -12,7 +12,8 @@ use gateway_common::{
     ports::Destination,
     quote::Quote,
     route::Route,
-    session::{DEAD, KILLED, RETIRED, SIDE_INSIDE, Session, Tuple},
+    session::{CUT, CUT_QUEUED, Cut, DEAD, MAX_CUTS, RETIRED, SIDE_INSIDE, Session, Tuple},
+    tcp::State,
 };
 
 use crate::{atomic, claim::Claim, family::Datapath};
@@ -43,6 +44,17 @@ pub(crate) static SESSIONS_V4: HashMap<Tuple<V4>, Session<V4>, 2_097_152> = Hash
 pub(crate) static SESSIONS_V6: HashMap<Tuple<V6>, Session<V6>, 2_097_152, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
 
+/// Sessions that were cut, for the sweep to remove.
+#[btf_map]
+pub(crate) static CUTS_V4: Queue<Cut<V4>, { MAX_CUTS as usize }> = Queue::new();
+
+#[btf_map]
+pub(crate) static CUTS_V6: Queue<Cut<V6>, { MAX_CUTS as usize }> = Queue::new();
+
+/// Turns that the sweep has made.
+#[btf_map]
+static SWEEPS: Array<u32, 1> = Array::new();
+
 /// Room to build a session in: two tuples and two values would fill half of the program's stack.
 #[repr(C)]
 pub(crate) struct Scratch<F: Family> {
@@ -53,6 +65,8 @@ pub(crate) struct Scratch<F: Family> {
     /// The pool's address and the destination of the outside tuple.
     pub(crate) towards: Destination,
     pub(crate) claim: Claim,
+    /// A session that is cut.
+    pub(crate) cut: Cut<F>,
 }
 
 #[btf_map]
@@ -162,19 +176,75 @@ pub(crate) fn confirm<F: Datapath>(session: &mut Session<F>, generation: u32) ->
 /// element is given to another flow at once.
 #[inline(always)]
 pub(crate) fn cut<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) {
-    let inside = if tuple.side == SIDE_INSIDE { *tuple } else { tuple.pair(session) };
-    let Some(owner) = F::session(&inside) else { return };
-    // SAFETY: the pointer is to a map value; the fields are plain integers.
+    let Some(scratch) = F::scratch() else { return };
+    // SAFETY: the scratch element is this CPU's own.
+    let cut = unsafe { &mut (*scratch).cut };
+    cut.tuple = if tuple.side == SIDE_INSIDE { *tuple } else { tuple.pair(session) };
+    if let Some(owner) = F::session(&cut.tuple) {
+        // SAFETY: the pointer is to the map value of the tuple.
+        unsafe { cut_owner(cut, owner) };
+    }
+}
+
+/// Cuts the session of an outside tuple if its connection is closed and rests: its port may serve another.
+/// `cut` is room in the scratch element.
+#[inline(always)]
+pub(crate) fn cut_if_closed<F: Datapath>(
+    outside: &Tuple<F>,
+    answer: &Session<F>,
+    now: u32,
+    cut: &mut Cut<F>,
+) {
+    if !State::from_number(answer.state).is_closed() {
+        return;
+    }
+    cut.tuple = outside.pair(answer);
+    let Some(owner) = F::session(&cut.tuple) else { return };
+    // SAFETY: the pointer is to the map value of the tuple; plain integers are read.
+    unsafe {
+        let idle = now.saturating_sub((*owner).last_seen.max(answer.last_seen));
+        if State::from_number((*owner).state).is_reusable(idle) {
+            cut_owner(cut, owner);
+        }
+    }
+}
+
+/// Cuts the session of the tuple in `cut`.
+///
+/// # Safety
+/// `owner` is to the map value of that tuple.
+#[inline(always)]
+unsafe fn cut_owner<F: Datapath>(cut: &mut Cut<F>, owner: *mut Session<F>) {
+    // SAFETY: the caller vouches for the pointer; the fields are plain integers.
     unsafe {
         let generation = &raw mut (*owner).generation;
         let observed = generation.read_volatile();
-        if observed == DEAD {
+        if observed == DEAD || !atomic::replace(generation, observed, DEAD) {
             return;
         }
-        // First: the sweep removes at once what is dead and was not cut.
-        (&raw mut (*owner).flags).write_volatile(KILLED);
-        if !atomic::replace(generation, observed, DEAD) {
-            (&raw mut (*owner).flags).write_volatile(0);
+        // Before it is in the queue: the sweep looks for the mark.
+        (&raw mut (*owner).flags).write_volatile(CUT_QUEUED);
+        cut.sweeps = sweeps();
+        let cut: &Cut<F> = cut;
+        if F::cuts().push(cut, 0).is_err() {
+            (&raw mut (*owner).flags).write_volatile(CUT);
         }
     }
+}
+
+/// Begins a turn of the sweep and returns its number.
+#[inline(always)]
+pub(crate) fn next_sweep() -> u32 {
+    let Some(count) = SWEEPS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the pointer is to a map value that only the sweep writes.
+    unsafe {
+        *count = (*count).wrapping_add(1);
+        *count
+    }
+}
+
+#[inline(always)]
+fn sweeps() -> u32 {
+    // SAFETY: the pointer is to a map value.
+    SWEEPS.get_ptr(0).map_or(0, |count| unsafe { count.read_volatile() })
 }

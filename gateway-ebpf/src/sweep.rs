@@ -10,13 +10,16 @@ use gateway_common::{
     parse::Bytes as _,
     ports::Destination,
     session::{
-        DEAD, KILLED, KILLED_SEEN, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_KILL, SWEEP_PORTS, Session,
-        SweepHeader, Tuple,
+        CUT, CUT_QUEUED, CUT_SEEN, DEAD, MAX_CUTS, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_KILL, SWEEP_TURN,
+        Session, SweepHeader, Tuple,
     },
     tcp::State,
 };
 
-use crate::{atomic, config, count, family::Datapath, packet::Frame, ports, tcp};
+use crate::{atomic, config, count, family::Datapath, packet::Frame, ports, session, tcp};
+
+/// Turns that a session which was cut waits for its removal: at least one whole turn of the daemon's, 50 ms.
+const GRACE: u32 = 2;
 
 /// Looks at the sessions listed in the frame and writes the counts back into it.
 #[inline(always)]
@@ -24,12 +27,10 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
     let header: [u32; 6] = frame.read(0)?;
     let [family, count, action, ..] = header;
     let config = config::config()?;
-    if action == SWEEP_PORTS {
-        ports::collect(config.secret);
-    }
     let mut visit = Visit {
         frame: frame.context(),
         action,
+        turn: 0,
         now: config::now(config),
         secret: config.secret,
         timeouts: config.timeouts,
@@ -38,6 +39,15 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
     };
     let count = count.min(SWEEP_BATCH as u32);
     let visit_pointer = (&raw mut visit).cast();
+    if action == SWEEP_TURN {
+        ports::collect(config.secret);
+        visit.turn = session::next_sweep();
+        // SAFETY: as below.
+        unsafe {
+            bpf_loop(MAX_CUTS, visit_cut::<V4> as *mut c_void, visit_pointer, 0);
+            bpf_loop(MAX_CUTS, visit_cut::<V6> as *mut c_void, visit_pointer, 0);
+        }
+    }
     // SAFETY: the callbacks have the signature that the helper calls, and `visit` outlives the call.
     unsafe {
         if family == u32::from(V4::AF) {
@@ -53,6 +63,7 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
 struct Visit {
     frame: *mut xdp_md,
     action: u32,
+    turn: u32,
     now: u32,
     secret: u32,
     timeouts: Timeouts,
@@ -79,6 +90,29 @@ unsafe extern "C" fn visit_nth<F: Datapath>(index: u32, visit: *mut c_void) -> i
     0
 }
 
+/// Removes the first of the sessions that were cut, if it has waited long enough.
+unsafe extern "C" fn visit_cut<F: Datapath>(_: u32, visit: *mut c_void) -> i64 {
+    // SAFETY: `run` passes its `Visit`.
+    let visit = unsafe { &mut *visit.cast::<Visit>() };
+    let Ok(Some(cut)) = F::cuts().peek() else { return 1 };
+    if visit.turn.wrapping_sub(cut.sweeps) < GRACE {
+        return 1;
+    }
+    // Nobody else takes elements out: one sweep runs at a time.
+    let _ = F::cuts().pop();
+    if let Some(session) = F::session(&cut.tuple) {
+        // SAFETY: the pointer is to a map value.
+        let session = unsafe { &mut *session };
+        // Whoever cuts marks before the element is in the queue; what is not marked is another session.
+        if session.generation == DEAD && session.flags == CUT_QUEUED {
+            // For the walk, should the removal fail.
+            session.flags = CUT_SEEN;
+            remove(visit, &cut.tuple, &cut.tuple.pair(session), session);
+        }
+    }
+    0
+}
+
 #[inline(always)]
 fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut Session<F>) {
     let pair = tuple.pair(session);
@@ -89,8 +123,9 @@ fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut
     // SAFETY: the pointer is to a map value.
     unsafe {
         match generation.read_volatile() {
-            DEAD if session.flags == KILLED => session.flags = KILLED_SEEN,
-            DEAD => remove(visit, tuple, &pair, session),
+            DEAD if session.flags == CUT_QUEUED => {}
+            DEAD if session.flags == CUT_SEEN => remove(visit, tuple, &pair, session),
+            DEAD => session.flags = CUT_SEEN,
             RETIRED => {
                 if atomic::replace(generation, RETIRED, DEAD) {
                     remove(visit, tuple, &pair, session);
@@ -98,7 +133,7 @@ fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut
             }
             observed if visit.action == SWEEP_KILL => {
                 if atomic::replace(generation, observed, DEAD) {
-                    session.flags = KILLED;
+                    session.flags = CUT;
                     visit.retired += 1;
                 }
             }
@@ -125,10 +160,10 @@ fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut
 /// removal can hit an element of a younger session.
 #[inline(always)]
 fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>, session: &mut Session<F>) {
-    let killed = session.flags != 0;
     // No packet moves the state from here on: what it stands for is given back once.
     let Some(state) = tcp::take(session) else { return };
     let closed = state.is_closed();
+    let killed = session.flags != 0 && !closed;
     let pool_address = u32::from(session.pool_address);
     let _ = F::remove_session(inside);
     let _ = F::remove_session(outside);

@@ -114,7 +114,8 @@ impl Model {
     /// Removes the sessions that were cut.
     pub fn sweep(&mut self) {
         for session in self.nat.sweep() {
-            self.counters.count(format!("sessions {} killed", session.class().name()), 1);
+            let end = if session.state.is_closed() { "closed" } else { "killed" };
+            self.counters.count(format!("sessions {} {end}", session.class().name()), 1);
             self.count_pool(&session, "closed");
         }
     }

@@ -442,20 +442,13 @@ impl Ip {
         let word = |at: usize| u16::from_be_bytes([segment[at], segment[at + 1]]);
         let (request, reply) = if self.is_v4() { (8, 0) } else { (128, 129) };
         let (kind, ports) = match (self.proto, segment[0], segment[1]) {
-            (PROTO_TCP, ..) => (Kind::Tcp(self.tcp(segment)), (word(0), word(2))),
+            (PROTO_TCP, ..) => (Kind::Tcp(tcp(segment)), (word(0), word(2))),
             (PROTO_UDP, ..) => (Kind::Udp, (word(0), word(2))),
             (_, kind, 0) if kind == request => (Kind::EchoRequest, (word(4), 0)),
             (_, kind, 0) if kind == reply => (Kind::EchoReply, (0, word(4))),
             (_, kind, _) => (Kind::OtherIcmp { kind }, (0, 0)),
         };
         Ok(Self { kind, ports, ..self })
-    }
-
-    fn tcp(&self, segment: &[u8]) -> Segment {
-        let number = |at: usize| u32::from_be_bytes(segment[at..at + 4].try_into().expect("4 bytes"));
-        let payload = segment.len().saturating_sub(usize::from(segment[12] >> 4) * 4);
-        let (flags, payload) = (segment[13], payload as u32);
-        Segment { flags, sequence: number(4), acknowledgement: number(8), payload }
     }
 
     /// By how much the transport checksum is wrong, as a one's complement number; `None` where there is no
@@ -488,6 +481,13 @@ impl Kind {
     pub(super) fn is_syn(self) -> bool {
         matches!(self, Self::Tcp(segment) if segment.flags & (SYN | ACK) == SYN)
     }
+}
+
+/// What a TCP segment says.
+fn tcp(segment: &[u8]) -> Segment {
+    let number = |at: usize| u32::from_be_bytes(segment[at..at + 4].try_into().expect("4 bytes"));
+    let payload = segment.len().saturating_sub(usize::from(segment[12] >> 4) * 4) as u32;
+    Segment { flags: segment[13], sequence: number(4), acknowledgement: number(8), payload }
 }
 
 /// The sum of two one's complement numbers; zero is 0.

@@ -297,13 +297,14 @@ impl Packet {
     }
 
     /// With these TCP sequence and acknowledgement numbers.
+    ///
+    /// # Panics
+    /// If it is not TCP.
     pub fn numbers(mut self, first: u32, expected: u32) -> Self {
-        match &mut self.transport {
-            Transport::Tcp { sequence, acknowledgement, .. } => {
-                (*sequence, *acknowledgement) = (first, expected);
-            }
-            other => panic!("{other:?} has no sequence number"),
-        }
+        let Transport::Tcp { sequence, acknowledgement, .. } = &mut self.transport else {
+            panic!("{:?} has no sequence number", self.transport);
+        };
+        (*sequence, *acknowledgement) = (first, expected);
         self
     }
 

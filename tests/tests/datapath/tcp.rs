@@ -3,12 +3,12 @@
 use std::{thread::sleep, time::Duration};
 
 use gateway_common::{
-    DropReason::NoSession,
+    DropReason::{NoSession, PoolExhausted},
     Verdict::{Reply, Snat},
 };
 use gateway_tests::packet::{ACK, FIN, Packet, RST, SYN, tcp};
 
-use crate::support::{Expected, Lab, POOL, ROUTER, dropped, nat, sent, snat, standard};
+use crate::support::{Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, sent, snat, standard};
 
 const ALL: &str = "0.0.0.0/0";
 /// Sequence number of the client's SYN.
@@ -188,6 +188,38 @@ fn closed_and_half_open_connections_go_early_and_established_ones_stay() {
     let counters = lab.counters();
     assert_eq!(counters.packets("sessions tcp closed"), 2);
     assert_eq!(counters.packets("sessions tcp expired"), 1);
+}
+
+#[test]
+fn where_no_port_is_free_those_of_closed_connections_are_used_again() {
+    let Some(mut lab) = standard(|policy| nat(policy).pool("nat", &format!("{POOL} {POOL6}"), "5000-5003"))
+    else {
+        return;
+    };
+    let syn = |client: u16| tcp("10.0.1.2:1", "203.0.113.10:443", SYN).from_port(4000 + client);
+    let places: Vec<_> = (0..4).map(|client| lab.open("in0", &syn(client))).collect();
+    let refused = |lab: &mut Lab, client| {
+        let expected = dropped(PoolExhausted).by(ALL, "pool").counting("pool nat 198.51.100.10 attempts");
+        lab.check("in0", &syn(client), expected.counting("pool nat 198.51.100.10 allocation_errors"));
+    };
+    for client in [1, 2] {
+        lab.prepare("in0", &syn(client).flags(RST));
+    }
+    refused(&mut lab, 4);
+    lab.sweep_all();
+    // They rest for some ticks.
+    refused(&mut lab, 4);
+    sleep(Duration::from_millis(2_400));
+    refused(&mut lab, 4);
+    let before = lab.counters();
+    (0..3).for_each(|_| lab.sweep());
+    let swept = lab.counters().since(&before);
+    assert_eq!(swept.to_string(), "  pool nat 198.51.100.10 closed: 2\n  sessions tcp closed: 2\n");
+    for client in [4, 5] {
+        let place = lab.open("in0", &syn(client));
+        assert!([places[1], places[2]].contains(&place), "{place:?} is of {places:?}");
+    }
+    refused(&mut lab, 6);
 }
 
 #[test]

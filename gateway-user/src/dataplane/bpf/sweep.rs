@@ -19,9 +19,7 @@ use aya::{Pod, programs::ProgramFd};
 use gateway_common::{
     Family, V4, V6,
     config::Timeouts,
-    session::{
-        DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_IDLE, SWEEP_PORTS, Session, SweepHeader, Tuple,
-    },
+    session::{DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_IDLE, SWEEP_TURN, Session, SweepHeader, Tuple},
     tcp::State,
 };
 
@@ -59,7 +57,7 @@ impl Sweep {
     /// Continues the walk for one slice, at most once through both tables.
     pub(super) fn slice(&mut self, timeouts: &Timeouts) -> Result<()> {
         let end = Instant::now() + SLICE;
-        self.program.run::<Tuple<V4>>(V4::AF, SWEEP_PORTS, &[])?;
+        self.program.run::<Tuple<V4>>(V4::AF, SWEEP_TURN, &[])?;
         let mut tables_left = 2;
         while tables_left > 0 && Instant::now() < end {
             let more = if self.v6_next {
