@@ -7,6 +7,8 @@
 mod chart;
 mod cpu;
 mod environment;
+mod expiry;
+mod flood;
 mod frame;
 mod generator;
 mod kernel;
@@ -89,6 +91,10 @@ enum Figure {
     Open,
     /// Packets per second that arrive, next to nft masquerade and others
     Throughput,
+    /// What established traffic loses while a million sessions expire
+    Expiry,
+    /// Established sessions lost while more new flows come than there is room for
+    Flood,
     /// Instructions that the verifier looks at
     Verifier,
 }
@@ -102,6 +108,8 @@ impl Figure {
             Self::Ports => ports::measure(options),
             Self::Open => open::measure(options),
             Self::Throughput => throughput::measure(options),
+            Self::Expiry => expiry::measure(options),
+            Self::Flood => flood::measure(options),
             Self::Verifier => verifier::measure(options),
         }
     }

@@ -66,7 +66,7 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
 /// The sizes of all maps of a gateway full of sessions, the largest first.
 fn sizes(options: &Options, capacity: u32) -> Result<Vec<Size>> {
     let mut single = Single::new(options, &format!("[capacity]\nsessions = {capacity}\n"))?;
-    single.within(|single| single.open_many(capacity))?;
+    single.within(|single| single.probe.open_many(&single.daemon, capacity))?;
     let mut ids = BTreeSet::new();
     for program in programs_of(&single.daemon)? {
         ids.extend(program.map_ids()?.context("the kernel does not tell the maps of a program")?);

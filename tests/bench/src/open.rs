@@ -17,7 +17,7 @@ use crate::{
     network::number_in,
     report::Report,
     statistic::Samples,
-    subject::{Bench, RAMP, Rates, Subject},
+    subject::{Bench, RAMP, Rates, Subject, count},
 };
 
 /// What takes turns.
@@ -125,7 +125,7 @@ fn turn(bench: &mut Bench, subject: Subject, time: Duration) -> Result<Rates> {
     let (made, arrived) = (bench.kernel.generated()?, bench.kernel.arrived()?.expected);
     let rates = generator::during(&bench.kernel, &bench.network.clients, bench.clients, || {
         std::thread::sleep(RAMP);
-        bench.count(&poller, time)
+        count(&bench.kernel, &poller, time)
     })?;
     let (made, arrived) = (bench.kernel.generated()? - made, bench.kernel.arrived()?.expected - arrived);
     ensure!(made < u64::from(MANY), "the generator made {made} flows, which are not all different");

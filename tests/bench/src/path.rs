@@ -114,9 +114,10 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
 fn run(single: &mut Single, case: Case, options: &Options) -> Result<Outcome> {
     let variants = if single.other.is_some() { &VARIANTS[..] } else { &VARIANTS[..4] };
     single.within(|single| {
-        let ingress = if case.direction == Direction::Out { single.inside } else { single.outside };
+        let ingress =
+            if case.direction == Direction::Out { single.probe.inside } else { single.probe.outside };
         let frames = open(single, case)?;
-        let Single { kernel, daemon, .. } = single;
+        let (kernel, daemon) = (&mut single.probe.kernel, &single.daemon);
         kernel.set_frames(&frames)?;
         kernel.fill_table(ingress, frames.len() as u32)?;
         let before = Seen::read(daemon)?;
@@ -152,10 +153,10 @@ fn open(single: &mut Single, case: Case) -> Result<Vec<[u8; LENGTH]>> {
     let mut frames = Vec::with_capacity(case.flows);
     for number in 0..case.flows {
         let flow = Flow::outward(number);
-        let first = single.open(&flow, protocol)?;
+        let first = single.probe.open(&flow, protocol)?;
         frames.push(match case.direction {
-            Direction::Out => single.macs.out(&flow, later),
-            Direction::Back => single.macs.back(&Flow::answering(&first.frame), later),
+            Direction::Out => single.probe.macs.out(&flow, later),
+            Direction::Back => single.probe.macs.back(&Flow::answering(&first.frame), later),
         });
     }
     shuffle(&mut frames);

@@ -17,7 +17,7 @@ use crate::{
     frame::{Flow, Transport},
     kernel::{CONTROL, MEASURE},
     report::Report,
-    single::{Single, is_translated},
+    single::{Probe, Single, is_translated},
     statistic::Samples,
 };
 
@@ -89,7 +89,7 @@ fn rounds(options: &Options) -> Result<(Samples, Vec<Outcome>)> {
         }
         let flows = flows(round);
         let mut times: Vec<Samples> = vec![Samples::default(); outcomes.len()];
-        let count = single.within(|single| fill(single, &flows, &mut times))?;
+        let count = single.within(|single| fill(&mut single.probe, &flows, &mut times))?;
         opened.push(f64::from(count));
         for (outcome, times) in outcomes.iter_mut().zip(&times) {
             outcome.p50.push(times.quantile(0.5));
@@ -100,7 +100,7 @@ fn rounds(options: &Options) -> Result<(Samples, Vec<Outcome>)> {
 }
 
 /// Opens connections until one is refused; returns how many there are then.
-fn fill(single: &mut Single, flows: &[Flow], times: &mut [Samples]) -> Result<u32> {
+fn fill(probe: &mut Probe, flows: &[Flow], times: &mut [Samples]) -> Result<u32> {
     for (number, flow) in (0..).zip(flows) {
         let near = OCCUPANCIES.iter().position(|percent| {
             number >= PORTS / 100 * percent - WINDOW / 2 && number < PORTS / 100 * percent + WINDOW / 2
@@ -108,14 +108,14 @@ fn fill(single: &mut Single, flows: &[Flow], times: &mut [Samples]) -> Result<u3
         if let Some(place) = near {
             let times = &mut times[place * KINDS.len()..][..KINDS.len()];
             let new = Flow { destination: nobody(number), ..*flow };
-            times[1].push(time(single, MEASURE, &new)?.1);
-            times[2].push(time(single, CONTROL, &new)?.1);
-            let (translated, nanoseconds) = time(single, MEASURE, flow)?;
+            times[1].push(time(probe, MEASURE, &new)?.1);
+            times[2].push(time(probe, CONTROL, &new)?.1);
+            let (translated, nanoseconds) = time(probe, MEASURE, flow)?;
             times[0].push(nanoseconds);
             if !translated {
                 return Ok(number);
             }
-        } else if !is_translated(&single.out(flow, Transport::Udp)?) {
+        } else if !is_translated(&probe.out(flow, Transport::Udp)?) {
             return Ok(number);
         }
     }
@@ -123,9 +123,9 @@ fn fill(single: &mut Single, flows: &[Flow], times: &mut [Samples]) -> Result<u3
 }
 
 /// Runs a program on the first packet of a flow. Returns whether it was translated, and nanoseconds.
-fn time(single: &mut Single, program: &str, flow: &Flow) -> Result<(bool, f64)> {
-    single.kernel.set_frames(&[single.macs.out(flow, Transport::Udp)])?;
-    let ran = single.kernel.run(program, single.inside, 1)?;
+fn time(probe: &mut Probe, program: &str, flow: &Flow) -> Result<(bool, f64)> {
+    probe.kernel.set_frames(&[probe.macs.out(flow, Transport::Udp)])?;
+    let ran = probe.kernel.run(program, probe.inside, 1)?;
     Ok((is_translated(&ran), ran.elapsed.as_secs_f64() * 1e9))
 }
 

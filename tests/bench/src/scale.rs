@@ -12,7 +12,7 @@ use crate::{
     frame::TEMPLATES,
     kernel::{CONTROL, Kernel, LOOK_UP, MEASURE, Order},
     report::Report,
-    single::{Seen, Single},
+    single::{Probe, Seen, Single},
     statistic::Samples,
 };
 
@@ -80,8 +80,8 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
 fn outcomes(options: &Options) -> Result<[Outcome; 2]> {
     let mut single = Single::new(options, "")?;
     single.within(|single| {
-        single.open_many(SESSIONS)?;
-        let Single { kernel, daemon, inside, .. } = single;
+        single.probe.open_many(&single.daemon, SESSIONS)?;
+        let Single { probe: Probe { kernel, inside, .. }, daemon, .. } = single;
         kernel.set_turns(TEMPLATES, SESSIONS, Order::Ascending)?;
         kernel.fill_table(*inside, SESSIONS)?;
         let before = Seen::read(daemon)?;

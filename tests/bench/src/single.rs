@@ -23,18 +23,23 @@ const TABLE_CAPACITY: u32 = 2 * 1_048_576;
 /// The gateway's program, as its object calls it.
 const ENTRY: &str = "gateway";
 
-/// A running gateway and the programs to measure it with.
-pub(crate) struct Single {
+/// Single packets, and a gateway to run on them.
+pub(crate) struct Probe {
     pub(crate) kernel: Kernel,
+    /// Ifindex of the gateway's devices.
+    pub(crate) inside: u32,
+    pub(crate) outside: u32,
+    pub(crate) macs: Macs,
+}
+
+/// A running gateway that only single packets come to.
+pub(crate) struct Single {
+    pub(crate) probe: Probe,
     /// Another build of the gateway.
     pub(crate) other: Option<Ebpf>,
     // Ends before its namespaces do.
     pub(crate) daemon: Gatewayd,
     pub(crate) network: Network,
-    /// Ifindex of the gateway's devices.
-    pub(crate) inside: u32,
-    pub(crate) outside: u32,
-    pub(crate) macs: Macs,
 }
 
 /// MAC addresses of the gateway's devices, and of whoever is at their other ends.
@@ -58,52 +63,35 @@ impl Macs {
     }
 }
 
-impl Single {
-    /// Starts a gateway. `config` is added to its configuration.
-    pub(crate) fn new(options: &Options, config: &str) -> Result<Self> {
-        cpu::pin_to(cpu::COMMON)?;
-        let network = Network::new()?;
-        let daemon = network.gatewayd(config)?;
-        let kernel = Kernel::load(&options.object, TABLE_CAPACITY)?;
-        let Network { clients, gateway, world, inside, outside, .. } = &network;
-        let macs = Macs {
-            inside: mac(gateway, inside)?,
-            outside: mac(gateway, outside)?,
-            clients: mac(clients, DEVICE)?,
-            world: mac(world, DEVICE)?,
-        };
-        let (inside, outside) = (ifindex(gateway, inside)?, ifindex(gateway, outside)?);
-        let mut single = Self { kernel, other: None, daemon, network, inside, outside, macs };
-        single.start()?;
-        if let Some(object) = &options.against {
-            let mut loaded = load_on_maps_of(&single.daemon, object)?;
-            let program = loaded.program_mut(ENTRY).with_context(|| format!("no program `{ENTRY}`"))?;
-            let program: &mut Xdp = program.try_into()?;
-            program.load().context("the kernel refuses the other program")?;
-            single.kernel.set_other(program.fd()?)?;
-            single.other = Some(loaded);
-        }
-        Ok(single)
+impl Probe {
+    /// Packets for a gateway in this network. The table that is compared with has room for `capacity` keys.
+    pub(crate) fn new(options: &Options, network: &Network, capacity: u32) -> Result<Self> {
+        let Network { clients, gateway, world, inside, outside, .. } = network;
+        Ok(Self {
+            kernel: Kernel::load(&options.object, capacity)?,
+            inside: ifindex(gateway, inside)?,
+            outside: ifindex(gateway, outside)?,
+            macs: Macs {
+                inside: mac(gateway, inside)?,
+                outside: mac(gateway, outside)?,
+                clients: mac(clients, DEVICE)?,
+                world: mac(world, DEVICE)?,
+            },
+        })
     }
 
-    /// Starts the gateway anew, without any session.
-    pub(crate) fn restart(&mut self) -> Result<()> {
-        ensure!(self.daemon.stop()?.success(), "gatewayd failed:\n{}", self.daemon.log());
-        self.start()
+    /// Takes the program of a daemon that has just been started.
+    pub(crate) fn attach(&mut self, daemon: &Gatewayd) -> Result<()> {
+        let programs = programs_of(daemon)?;
+        let mut entries = programs.iter().filter(|program| program.name() == ENTRY.as_bytes());
+        let entry = entries.next().with_context(|| format!("the daemon has no program `{ENTRY}`"))?;
+        self.kernel.set_gateway(&entry.fd()?)
     }
 
-    /// Runs `work` where the gateway is, on the processor for what is measured.
-    ///
-    /// `BPF_PROG_RUN` looks for the device of a packet in the namespace of its caller.
-    pub(crate) fn within<T: Send>(&mut self, work: impl FnOnce(&mut Self) -> Result<T> + Send) -> Result<T> {
-        let gateway = self.network.gateway.clone();
-        gateway.enter(|| {
-            cpu::pin_to(cpu::MEASURED)?;
-            work(self)
-        })?
-    }
+    // `BPF_PROG_RUN` looks for the device of a packet in the namespace of its caller: all that follows is for
+    // threads in that of the gateway.
 
-    /// Opens a session and returns the client's first packet as it leaves. [`Single::within`] only.
+    /// Opens a session and returns the client's first packet as it leaves.
     ///
     /// # Errors
     /// If the gateway does not translate it.
@@ -123,44 +111,73 @@ impl Single {
         Ok(ran)
     }
 
-    /// Runs the gateway on one packet of a client. [`Single::within`] only.
+    /// Runs the gateway on one packet of a client.
     pub(crate) fn out(&mut self, flow: &Flow, transport: Transport) -> Result<Ran> {
         self.kernel.set_frames(&[self.macs.out(flow, transport)])?;
         self.kernel.run(MEASURE, self.inside, 1)
     }
 
-    /// Runs the gateway on one packet of the world. [`Single::within`] only.
+    /// Runs the gateway on one packet of the world.
     pub(crate) fn back(&mut self, flow: &Flow, transport: Transport) -> Result<Ran> {
         self.kernel.set_frames(&[self.macs.back(flow, transport)])?;
         self.kernel.run(MEASURE, self.outside, 1)
     }
 
     /// Opens so many UDP sessions, those of the first flows of [`Flow::template`]. A power of two, not below
-    /// [`TEMPLATES`]. [`Single::within`] only.
-    pub(crate) fn open_many(&mut self, flows: u32) -> Result<()> {
+    /// [`TEMPLATES`].
+    pub(crate) fn open_many(&mut self, daemon: &Gatewayd, flows: u32) -> Result<()> {
         ensure!(flows <= MANY, "there are no {flows} flows");
         let frames: Vec<_> =
             (0..TEMPLATES).map(|number| self.macs.out(&Flow::template(number), Transport::Udp)).collect();
         self.kernel.set_templates(&frames)?;
         self.kernel.set_turns(TEMPLATES, flows, Order::Ascending)?;
-        let before = self.sessions()?;
+        let sessions = || daemon.count("gateway_sessions{proto=\"udp\"}");
+        let before = sessions()?;
         self.kernel.run(MEASURE, self.inside, flows)?;
-        let opened = self.sessions()? - before;
+        let opened = sessions()? - before;
         ensure!(opened == u64::from(flows), "the gateway opened {opened} sessions of {flows}");
         Ok(())
     }
+}
 
-    /// UDP sessions that the gateway has.
-    pub(crate) fn sessions(&self) -> Result<u64> {
-        self.daemon.count("gateway_sessions{proto=\"udp\"}")
+impl Single {
+    /// Starts a gateway. `config` is added to its configuration.
+    pub(crate) fn new(options: &Options, config: &str) -> Result<Self> {
+        cpu::pin_to(cpu::COMMON)?;
+        let network = Network::new()?;
+        let daemon = network.gatewayd(config)?;
+        let probe = Probe::new(options, &network, TABLE_CAPACITY)?;
+        let mut single = Self { probe, other: None, daemon, network };
+        single.start()?;
+        if let Some(object) = &options.against {
+            let mut loaded = load_on_maps_of(&single.daemon, object)?;
+            let program = loaded.program_mut(ENTRY).with_context(|| format!("no program `{ENTRY}`"))?;
+            let program: &mut Xdp = program.try_into()?;
+            program.load().context("the kernel refuses the other program")?;
+            single.probe.kernel.set_other(program.fd()?)?;
+            single.other = Some(loaded);
+        }
+        Ok(single)
+    }
+
+    /// Starts the gateway anew, without any session.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        ensure!(self.daemon.stop()?.success(), "gatewayd failed:\n{}", self.daemon.log());
+        self.start()
+    }
+
+    /// Runs `work` where the gateway is, on the processor for what is measured.
+    pub(crate) fn within<T: Send>(&mut self, work: impl FnOnce(&mut Self) -> Result<T> + Send) -> Result<T> {
+        let gateway = self.network.gateway.clone();
+        gateway.enter(|| {
+            cpu::pin_to(cpu::MEASURED)?;
+            work(self)
+        })?
     }
 
     fn start(&mut self) -> Result<()> {
         self.daemon.start_again(&["--detach-on-exit"])?;
-        let programs = programs_of(&self.daemon)?;
-        let mut entries = programs.iter().filter(|program| program.name() == ENTRY.as_bytes());
-        let entry = entries.next().with_context(|| format!("the daemon has no program `{ENTRY}`"))?;
-        self.kernel.set_gateway(&entry.fd()?)
+        self.probe.attach(&self.daemon)
     }
 }
 

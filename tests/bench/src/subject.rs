@@ -135,6 +135,11 @@ impl Bench {
                 self.relay = Some(gateway.enter(attach)??);
             }
         }
+        self.poll()
+    }
+
+    /// Lets a kernel thread poll the inside device, on a processor of its own.
+    pub(crate) fn poll(&self) -> Result<()> {
         self.poll_by_thread()?;
         self.poller()?.pin_to(cpu::MEASURED)
     }
@@ -198,27 +203,6 @@ impl Bench {
         }
     }
 
-    /// Counts what arrives for a while.
-    pub(crate) fn count(&self, poller: &Poller, time: Duration) -> Result<Rates> {
-        let kernel = &self.kernel;
-        let look =
-            || -> Result<_> { Ok((kernel.arrived()?, poller.time()?, kernel.generated()?, Instant::now())) };
-        let (arrived, busy, made, begin) = look()?;
-        thread::sleep(time);
-        let (arrived_after, busy_after, made_after, end) = look()?;
-        let others = arrived_after.others - arrived.others;
-        ensure!(others == 0, "{others} packets arrived that were not translated as expected");
-        let seconds = (end - begin).as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-        let rate = |packets: u64| packets as f64 / seconds;
-        Ok(Rates {
-            offered: rate(made_after - made),
-            delivered: rate(arrived_after.expected - arrived.expected),
-            busy: busy_after.saturating_sub(busy).as_secs_f64() / seconds,
-        })
-    }
-
-    /// Lets a kernel thread poll the inside device.
     fn poll_by_thread(&self) -> Result<()> {
         let Network { gateway, inside, .. } = &self.network;
         // The devices that /sys shows are those of the namespace it was mounted in; `ip netns exec` mounts it.
@@ -231,6 +215,25 @@ impl Bench {
         ensure!(done.success(), "the device {inside} cannot be polled by a thread");
         Ok(())
     }
+}
+
+/// Counts what arrives for a while.
+pub(crate) fn count(kernel: &Kernel, poller: &Poller, time: Duration) -> Result<Rates> {
+    let look =
+        || -> Result<_> { Ok((kernel.arrived()?, poller.time()?, kernel.generated()?, Instant::now())) };
+    let (arrived, busy, made, begin) = look()?;
+    thread::sleep(time);
+    let (arrived_after, busy_after, made_after, end) = look()?;
+    let others = arrived_after.others - arrived.others;
+    ensure!(others == 0, "{others} packets arrived that were not translated as expected");
+    let seconds = (end - begin).as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let rate = |packets: u64| packets as f64 / seconds;
+    Ok(Rates {
+        offered: rate(made_after - made),
+        delivered: rate(arrived_after.expected - arrived.expected),
+        busy: busy_after.saturating_sub(busy).as_secs_f64() / seconds,
+    })
 }
 
 fn octets(address: &str) -> [u8; 4] {

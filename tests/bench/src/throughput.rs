@@ -12,7 +12,7 @@ use crate::{
     generator,
     report::Report,
     statistic::Samples,
-    subject::{Bench, Rates, Subject},
+    subject::{Bench, Rates, Subject, count},
 };
 
 /// What takes turns.
@@ -118,6 +118,6 @@ fn turn(bench: &mut Bench, subject: Subject, frames: &[[u8; LENGTH]], options: &
     let poller = bench.poller()?;
     generator::during(&bench.kernel, &bench.network.clients, bench.clients, || {
         bench.warm_up(subject, frames.len() as u64)?;
-        bench.count(&poller, options.turn())
+        count(&bench.kernel, &poller, options.turn())
     })
 }
