@@ -107,6 +107,34 @@ pod!(Config);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parse::{PROTO_ICMP, PROTO_TCP, PROTO_UDP};
+
+    #[test]
+    fn a_session_has_the_idle_time_of_its_kind() {
+        let timeouts = Timeouts {
+            tcp_established: 1,
+            tcp_opening: 2,
+            tcp_closing: 3,
+            tcp_refused: 4,
+            udp: 5,
+            udp_dns: 6,
+            icmp: 7,
+        };
+        let (dns, other) = (53u16.to_be_bytes(), 443u16.to_be_bytes());
+        for state in State::ALL {
+            let tcp = match state {
+                State::Opening | State::Answered => 2,
+                // A connection that one side has closed is alive.
+                State::Established | State::InsideFin | State::OutsideFin => 1,
+                State::BothFins | State::Reset => 3,
+                State::Refused | State::Gone => 4,
+            };
+            assert_eq!(timeouts.of(PROTO_TCP, dns, *state), tcp, "{state:?}");
+        }
+        assert_eq!(timeouts.of(PROTO_UDP, other, State::Established), 5);
+        assert_eq!(timeouts.of(PROTO_UDP, dns, State::Established), 6);
+        assert_eq!(timeouts.of(PROTO_ICMP, other, State::Established), 7);
+    }
 
     #[test]
     fn a_tick_is_the_longest_below_its_bound() {

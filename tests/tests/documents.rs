@@ -89,6 +89,54 @@ fn every_map_has_its_place_in_the_architecture() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn tests_that_the_rfc_page_names_exist() -> Result<()> {
+    let text = fs::read_to_string(root().join("docs/reference/rfc-compliance.md"))?;
+    let (mut lost, mut named) = (Vec::new(), 0);
+    // Every second piece is a span of code, such as `datapath/ports.rs::random_ports_are_evenly_spread`.
+    for span in text.lines().flat_map(|line| line.split('`').skip(1).step_by(2)) {
+        let Some((path, name)) = span.split_once(".rs::") else { continue };
+        let of_tests = root().join("tests/tests").join(format!("{path}.rs"));
+        let file = if of_tests.exists() { of_tests } else { root().join(format!("{path}.rs")) };
+        let source = fs::read_to_string(&file).unwrap_or_default();
+        // The attribute is in the same paragraph as the function.
+        let head =
+            source.split_once(&format!("fn {name}(")).and_then(|(before, _)| before.rsplit("\n\n").next());
+        if !head.is_some_and(|head| head.contains("test]")) {
+            lost.push(span.to_owned());
+        }
+        named += 1;
+    }
+    assert!(lost.is_empty(), "tests that do not exist:\n{}", lost.join("\n"));
+    assert!(named > 50, "{named} tests are named");
+    Ok(())
+}
+
+#[test]
+fn every_requirement_of_the_rfcs_has_its_row() -> Result<()> {
+    let text = fs::read_to_string(root().join("docs/reference/rfc-compliance.md"))?;
+    for (rfc, kind, count) in [
+        (4787, "REQ-", 14),
+        (5382, "REQ-", 10),
+        (5508, "REQ-", 11),
+        (6888, "REQ-", 15),
+        (7857, "section ", 12),
+    ] {
+        let (_, section) = text.split_once(&format!("\n## RFC {rfc}:")).context("an RFC is missing")?;
+        let section = section.split("\n## ").next().unwrap_or_default();
+        for number in (if rfc == 7857 { 2 } else { 1 })..=count {
+            let row = section.lines().find(|line| line.starts_with(&format!("| {kind}{number} |")));
+            let row = row.with_context(|| format!("RFC {rfc}, {kind}{number} has no row"))?;
+            let cells: Vec<_> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+            let [_, asks, met, how, ..] = cells[..] else { panic!("not a row of the table: {row}") };
+            assert!(!asks.is_empty() && ["met", "partly", "no"].contains(&met), "{row}");
+            // What is met is shown by a test, or there is nothing that a test could show.
+            assert!(met != "met" || row.contains(".rs::") || !how.is_empty(), "{row}");
+        }
+    }
+    Ok(())
+}
+
 /// Runs gwctl without a daemon; exit code and messages.
 async fn gwctl(command: &str) -> Result<(u8, String)> {
     let words = ["--socket".to_owned(), NOWHERE.to_owned()].into_iter().chain(words(command));

@@ -125,3 +125,22 @@ impl Snapshot {
         self.tables.get(MAIN_TABLE).map(|table| &**table)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_times_are_those_that_the_rfcs_ask_for() {
+        let minutes = |minutes: u64| Duration::from_mins(minutes);
+        let timeouts = Timeouts::default();
+        // RFC 5382 REQ-5.
+        assert_eq!(timeouts.tcp_established, minutes(2 * 60 + 4));
+        assert_eq!((timeouts.tcp_opening, timeouts.tcp_closing), (minutes(4), minutes(4)));
+        // RFC 4787 REQ-5c, which lets those of well-known ports be shorter (REQ-5a).
+        assert_eq!(timeouts.udp, minutes(5));
+        assert!(timeouts.udp_dns < minutes(2));
+        // RFC 5508 REQ-2.
+        assert_eq!(timeouts.icmp, minutes(1));
+    }
+}
