@@ -147,6 +147,13 @@ impl Kernel {
         self.set_turns(frames.len(), frames.len() as u32, Order::Ascending)
     }
 
+    /// Says which frames come one after the other, whatever their number.
+    pub(crate) fn set_list(&mut self, frames: &[[u8; LENGTH]]) -> Result<()> {
+        self.set_templates(frames)?;
+        let turns = frames.len().next_power_of_two();
+        self.set_turns(turns, turns as u32, Order::Ascending)
+    }
+
     /// Gives the frames that stand for many flows. [`Kernel::set_turns`] says how.
     pub(crate) fn set_templates(&mut self, frames: &[[u8; LENGTH]]) -> Result<()> {
         for (index, frame) in (0..).zip(frames) {

@@ -141,7 +141,10 @@ fn run(options: &Options) -> Result<()> {
         // After each: what was measured stays, even if the next one fails.
         chart::draw(&output.join("bench.svg"), &environment.brief(), reports.iter())?;
     }
-    println!("\nwritten: {}", output.join("bench.svg").display());
+    if reports.len() > 1 {
+        println!("\n{}", report::summary(&reports));
+    }
+    println!("\nwritten: {}, and a .json of each figure", output.join("bench.svg").display());
     let missed: Vec<String> = reports.iter().flat_map(Report::missed).collect();
     if options.check && !missed.is_empty() {
         bail!("targets missed: {}", missed.join("; "));

@@ -78,6 +78,7 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
         cells.extend([format!("{ratio:.2}"), String::new()]);
     }
     report.line(&cells);
+    report.judge_busy(outcomes.iter().map(|outcome| &outcome.busy));
     outcomes.iter().try_for_each(|outcome| report.value(outcome))?;
     Ok(report)
 }

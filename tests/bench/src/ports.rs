@@ -8,8 +8,9 @@
 
 use std::{collections::HashSet, net::Ipv4Addr};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use gateway_common::pool::{FIRST_PORT, LAST_PORT};
+use gateway_lab::Gatewayd;
 use serde::Serialize;
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     frame::{Flow, Transport},
     kernel::{CONTROL, MEASURE},
     report::Report,
-    single::{Probe, Single, is_translated},
+    single::{Probe, Seen, Single, is_translated},
     statistic::Samples,
 };
 
@@ -89,7 +90,7 @@ fn rounds(options: &Options) -> Result<(Samples, Vec<Outcome>)> {
         }
         let flows = flows(round);
         let mut times: Vec<Samples> = vec![Samples::default(); outcomes.len()];
-        let count = single.within(|single| fill(&mut single.probe, &flows, &mut times))?;
+        let count = single.within(|single| fill(&mut single.probe, &single.daemon, &flows, &mut times))?;
         opened.push(f64::from(count));
         for (outcome, times) in outcomes.iter_mut().zip(&times) {
             outcome.p50.push(times.quantile(0.5));
@@ -100,33 +101,57 @@ fn rounds(options: &Options) -> Result<(Samples, Vec<Outcome>)> {
 }
 
 /// Opens connections until one is refused; returns how many there are then.
-fn fill(probe: &mut Probe, flows: &[Flow], times: &mut [Samples]) -> Result<u32> {
-    for (number, flow) in (0..).zip(flows) {
-        let near = OCCUPANCIES.iter().position(|percent| {
-            number >= PORTS / 100 * percent - WINDOW / 2 && number < PORTS / 100 * percent + WINDOW / 2
-        });
-        if let Some(place) = near {
-            let times = &mut times[place * KINDS.len()..][..KINDS.len()];
-            let new = Flow { destination: nobody(number), ..*flow };
-            times[1].push(time(probe, MEASURE, &new)?.1);
-            times[2].push(time(probe, CONTROL, &new)?.1);
-            let (translated, nanoseconds) = time(probe, MEASURE, flow)?;
-            times[0].push(nanoseconds);
-            if !translated {
-                return Ok(number);
-            }
-        } else if !is_translated(&probe.out(flow, Transport::Udp)?) {
-            return Ok(number);
+fn fill(probe: &mut Probe, daemon: &Gatewayd, flows: &[Flow], times: &mut [Samples]) -> Result<u32> {
+    let begin = Seen::read(daemon)?;
+    let mut opened = 0;
+    for (percent, times) in OCCUPANCIES.into_iter().zip(times.chunks_mut(KINDS.len())) {
+        let first = PORTS / 100 * percent - WINDOW / 2;
+        run(probe, &flows[opened as usize..first as usize])?;
+        let seen = Seen::read(daemon)?;
+        if seen.dropped > begin.dropped {
+            return Ok((seen.forwarded - begin.forwarded) as u32);
+        }
+        opened = first + time(probe, first, &flows[first as usize..][..WINDOW as usize], times)?;
+        if opened < first + WINDOW {
+            return Ok(opened);
         }
     }
-    (!flows.is_empty()).then_some(flows.len() as u32).context("no flows")
+    for flow in &flows[opened as usize..] {
+        if !is_translated(&probe.out(flow, Transport::Udp)?) {
+            return Ok(opened);
+        }
+        opened += 1;
+    }
+    Ok(opened)
 }
 
-/// Runs a program on the first packet of a flow. Returns whether it was translated, and nanoseconds.
-fn time(probe: &mut Probe, program: &str, flow: &Flow) -> Result<(bool, f64)> {
-    probe.kernel.set_frames(&[probe.macs.out(flow, Transport::Udp)])?;
-    let ran = probe.kernel.run(program, probe.inside, 1)?;
-    Ok((is_translated(&ran), ran.elapsed.as_secs_f64() * 1e9))
+/// Runs the gateway on the first packets of these flows.
+fn run(probe: &mut Probe, flows: &[Flow]) -> Result<()> {
+    let frames: Vec<_> = flows.iter().map(|flow| probe.macs.out(flow, Transport::Udp)).collect();
+    probe.kernel.set_list(&frames)?;
+    probe.kernel.run(MEASURE, probe.inside, flows.len() as u32).map(|_| ())
+}
+
+/// Times the first packet of each flow, the first of which has this number, and of the same client to a new destination, and nothing at all. Returns
+/// how many were translated before one was not.
+fn time(probe: &mut Probe, first: u32, flows: &[Flow], times: &mut [Samples]) -> Result<u32> {
+    // Between the packets there is only the system call that runs the next one.
+    let frames = (first..).zip(flows).flat_map(|(number, flow)| {
+        let new = Flow { destination: nobody(number), ..*flow };
+        [*flow, new, new].map(|flow| probe.macs.out(&flow, Transport::Udp))
+    });
+    let frames: Vec<_> = frames.collect();
+    probe.kernel.set_list(&frames)?;
+    for number in 0..flows.len() as u32 {
+        for (times, program) in times.iter_mut().zip([MEASURE, MEASURE, CONTROL]) {
+            let ran = probe.kernel.run(program, probe.inside, 1)?;
+            if program == MEASURE && !is_translated(&ran) {
+                return Ok(number);
+            }
+            times.push(ran.elapsed.as_secs_f64() * 1e9);
+        }
+    }
+    Ok(flows.len() as u32)
 }
 
 /// A destination of which there is one for each number.

@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use crate::{environment::Environment, statistic::Samples};
 
+/// The part of its processor that a polling thread should have.
+const BUSY: f64 = 0.85;
+
 /// A figure, measured.
 #[derive(Serialize)]
 pub(crate) struct Report {
@@ -58,24 +61,38 @@ impl Target {
     }
 }
 
+/// The targets of all figures.
+pub(crate) fn summary(reports: &[Report]) -> String {
+    let mut table = table(&["TARGET", "WANTED", "MEASURED", "MET"]);
+    for Target { what, wanted, measured, met } in reports.iter().flat_map(Report::targets) {
+        let met = if *met { "yes" } else { "NO" };
+        table.add_row([what, wanted, &format!("{measured}"), met]);
+    }
+    table.trim_fmt()
+}
+
+fn table(headings: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(headings.iter().copied());
+    for (number, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if number > 0 {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
 impl Report {
     /// An empty report; the first heading is of words, the others are of numbers. `unit` is that of the bars.
     pub(crate) fn new(figure: &'static str, title: String, unit: &'static str, headings: &[&str]) -> Self {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-        table.set_header(headings.iter().copied());
-        for (number, column) in table.column_iter_mut().enumerate() {
-            column.set_padding((0, 2));
-            if number > 0 {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
         Self {
             schema: "gateway.bench/v1",
             figure,
             title,
             environment: None,
-            table,
+            table: table(headings),
             values: Vec::new(),
             targets: Vec::new(),
             notes: Vec::new(),
@@ -114,6 +131,18 @@ impl Report {
     /// Says what must be known to read the numbers.
     pub(crate) fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
+    }
+
+    /// Says so where the thread that polls had much less than its processor: the numbers are too small then.
+    pub(crate) fn judge_busy<'a>(&mut self, busy: impl Iterator<Item = &'a Samples>) {
+        let least = busy.map(Samples::median).fold(f64::INFINITY, f64::min);
+        if least < BUSY {
+            self.note(format!(
+                "others were at work on the processor of the packets, which had {:.0} % of it at the least: \
+                 the figure is no good",
+                least * 100.0
+            ));
+        }
     }
 
     /// Compares the median of something with the most it may be.
@@ -186,6 +215,6 @@ impl fmt::Display for Report {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { what, wanted, measured, .. } = self;
-        write!(f, "{what}: {wanted}, measured {measured:.2}")
+        write!(f, "{what}: {wanted}, measured {measured}")
     }
 }

@@ -71,6 +71,7 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
         }
         report.line(&cells);
     }
+    report.judge_busy(outcomes.iter().map(|outcome| &outcome.busy));
     outcomes.iter().try_for_each(|outcome| report.value(outcome))?;
     Ok(report)
 }
