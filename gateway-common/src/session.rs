@@ -226,9 +226,9 @@ pub struct SweepHeader {
     pub family: u32,
     /// Number of tuples that follow.
     pub count: u32,
-    /// [`SWEEP_IDLE`], [`SWEEP_KILL`] or [`SWEEP_TURN`].
+    /// [`SWEEP_IDLE`], [`SWEEP_KILL`], [`SWEEP_TURN`] or [`SWEEP_CUTS`].
     pub action: u32,
-    /// Sessions marked as retired by this run.
+    /// Sessions marked as retired by this run; [`SWEEP_CUTS`]: taken out of the queue.
     pub retired: u32,
     /// Sessions deleted by this run.
     pub removed: u32,
@@ -240,9 +240,10 @@ pub struct SweepHeader {
 pub const SWEEP_IDLE: u32 = 0;
 /// Remove sessions whatever their age.
 pub const SWEEP_KILL: u32 = 1;
-/// Before that, begin a turn: remove what was cut, and take back the ports of destinations that have become
-/// quiet, see [`crate::ports`].
+/// Begin a turn, and take back the ports of destinations that have become quiet, see [`crate::ports`].
 pub const SWEEP_TURN: u32 = 2;
+/// Remove at most [`SWEEP_BATCH`] of the sessions of the family that were cut and have waited long enough.
+pub const SWEEP_CUTS: u32 = 3;
 
 const _: () = assert!(size_of::<Tuple<V4>>() == 16);
 const _: () = assert!(size_of::<Tuple<V6>>() == 40);

@@ -232,19 +232,18 @@ unsafe fn cut_owner<F: Datapath>(cut: &mut Cut<F>, owner: *mut Session<F>) {
     }
 }
 
-/// Begins a turn of the sweep and returns its number.
+/// Begins a turn of the sweep.
 #[inline(always)]
-pub(crate) fn next_sweep() -> u32 {
-    let Some(count) = SWEEPS.get_ptr_mut(0) else { return 0 };
-    // SAFETY: the pointer is to a map value that only the sweep writes.
-    unsafe {
-        *count = (*count).wrapping_add(1);
-        *count
+pub(crate) fn next_sweep() {
+    if let Some(count) = SWEEPS.get_ptr_mut(0) {
+        // SAFETY: the pointer is to a map value that only the sweep writes.
+        unsafe { *count = (*count).wrapping_add(1) };
     }
 }
 
+/// Turns that the sweep has begun.
 #[inline(always)]
-fn sweeps() -> u32 {
+pub(crate) fn sweeps() -> u32 {
     // SAFETY: the pointer is to a map value.
     SWEEPS.get_ptr(0).map_or(0, |count| unsafe { count.read_volatile() })
 }

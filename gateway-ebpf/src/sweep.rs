@@ -10,8 +10,8 @@ use gateway_common::{
     parse::Bytes as _,
     ports::Destination,
     session::{
-        CUT, CUT_QUEUED, CUT_SEEN, DEAD, MAX_CUTS, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_KILL, SWEEP_TURN,
-        Session, SweepHeader, Tuple,
+        CUT, CUT_QUEUED, CUT_SEEN, DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_KILL,
+        SWEEP_TURN, Session, SweepHeader, Tuple,
     },
     tcp::State,
 };
@@ -30,7 +30,7 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
     let mut visit = Visit {
         frame: frame.context(),
         action,
-        turn: 0,
+        turn: session::sweeps(),
         now: config::now(config),
         secret: config.secret,
         timeouts: config.timeouts,
@@ -41,20 +41,17 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
     let visit_pointer = (&raw mut visit).cast();
     if action == SWEEP_TURN {
         ports::collect(config.secret);
-        visit.turn = session::next_sweep();
-        // SAFETY: as below.
-        unsafe {
-            bpf_loop(MAX_CUTS, visit_cut::<V4> as *mut c_void, visit_pointer, 0);
-            bpf_loop(MAX_CUTS, visit_cut::<V6> as *mut c_void, visit_pointer, 0);
-        }
+        session::next_sweep();
     }
+    // Every run is short: while it lasts, no packet passes on this CPU.
     // SAFETY: the callbacks have the signature that the helper calls, and `visit` outlives the call.
     unsafe {
-        if family == u32::from(V4::AF) {
-            bpf_loop(count, visit_nth::<V4> as *mut c_void, visit_pointer, 0);
-        } else {
-            bpf_loop(count, visit_nth::<V6> as *mut c_void, visit_pointer, 0);
-        }
+        match (action == SWEEP_CUTS, family == u32::from(V4::AF)) {
+            (true, true) => bpf_loop(SWEEP_BATCH as u32, visit_cut::<V4> as *mut c_void, visit_pointer, 0),
+            (true, false) => bpf_loop(SWEEP_BATCH as u32, visit_cut::<V6> as *mut c_void, visit_pointer, 0),
+            (false, true) => bpf_loop(count, visit_nth::<V4> as *mut c_void, visit_pointer, 0),
+            (false, false) => bpf_loop(count, visit_nth::<V6> as *mut c_void, visit_pointer, 0),
+        };
     }
     frame.write(12, [visit.retired, visit.removed, visit.now]).ok()
 }
@@ -100,6 +97,7 @@ unsafe extern "C" fn visit_cut<F: Datapath>(_: u32, visit: *mut c_void) -> i64 {
     }
     // Nobody else takes elements out: one sweep runs at a time.
     let _ = F::cuts().pop();
+    visit.retired += 1;
     if let Some(session) = F::session(&cut.tuple) {
         // SAFETY: the pointer is to a map value.
         let session = unsafe { &mut *session };

@@ -19,7 +19,10 @@ use aya::{Pod, programs::ProgramFd};
 use gateway_common::{
     Family, V4, V6,
     config::Timeouts,
-    session::{DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_IDLE, SWEEP_TURN, Session, SweepHeader, Tuple},
+    session::{
+        DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_IDLE, SWEEP_TURN, Session, SweepHeader,
+        Tuple,
+    },
     tcp::State,
 };
 
@@ -54,12 +57,19 @@ impl Sweep {
         })
     }
 
-    /// Continues the walk for one slice, at most once through both tables.
+    /// Removes what was cut and continues the walk, for one slice and at most once through both tables.
     pub(super) fn slice(&mut self, timeouts: &Timeouts) -> Result<()> {
-        let end = Instant::now() + SLICE;
+        let start = Instant::now();
         self.program.run::<Tuple<V4>>(V4::AF, SWEEP_TURN, &[])?;
+        // Half of the slice belongs to the walk, however many are cut.
+        for family in [V4::AF, V6::AF] {
+            while start.elapsed() < SLICE / 2
+                && self.program.run::<Tuple<V4>>(family, SWEEP_CUTS, &[])?.retired == SWEEP_BATCH as u32
+            {
+            }
+        }
         let mut tables_left = 2;
-        while tables_left > 0 && Instant::now() < end {
+        while tables_left > 0 && start.elapsed() < SLICE {
             let more = if self.v6_next {
                 self.v6.step(&self.program, timeouts)?
             } else {
