@@ -5,13 +5,20 @@ use std::{
     fs::File,
     marker::PhantomData,
     num::NonZero,
-    sync::{Arc, Barrier},
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, Map, MapData};
-use gateway_common::config::Config;
+use aya::maps::{self, Array, Map, MapData};
+use gateway_common::{
+    Family as _, V4,
+    config::Config,
+    session::{SIDE_OUTSIDE, Session, Tuple},
+};
 use gateway_lab::Sandbox;
 use gateway_user::{
     dataplane::{
@@ -151,6 +158,69 @@ impl Gateway {
         })
     }
 
+    /// Does `work`, which lets frames arrive, while another CPU sweeps without a pause.
+    ///
+    /// # Panics
+    /// If the kernel refuses to sweep.
+    pub fn while_sweeping<T>(&mut self, work: impl FnOnce(&dyn Fn(&str, &[u8]) -> Outcome) -> T) -> T {
+        let (network, dataplane) = (&self.network, &self.dataplane);
+        let run =
+            |device: &str, frame: &[u8]| outcome(dataplane.run_packet(network.find(device).index, frame));
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let sweeper = scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    dataplane.sweep_slice().unwrap_or_else(|error| panic!("the sweep: {error:#}"));
+                }
+            });
+            let result = {
+                // Also where the work panics: the scope waits for the thread.
+                let _done = AtEnd(&done);
+                work(&run)
+            };
+            sweeper.join().expect("the thread that sweeps");
+            result
+        })
+    }
+
+    /// Takes elements of the IPv4 session table away, so that sessions do not get them, until they are given
+    /// back by [`Gateway::vacate`].
+    ///
+    /// # Panics
+    /// If the kernel refuses it.
+    pub fn occupy(&mut self, elements: u16) {
+        // SAFETY: any bytes are a session.
+        let blank: Session<V4> = unsafe { std::mem::zeroed() };
+        for number in 0..elements {
+            let inserted = self.sessions_v4().insert(stray(number), blank, 0);
+            inserted.unwrap_or_else(|error| panic!("an element of the session table: {error:#}"));
+        }
+    }
+
+    /// Gives back what [`Gateway::occupy`] took.
+    ///
+    /// # Panics
+    /// If it was not taken.
+    pub fn vacate(&mut self, elements: u16) {
+        for number in 0..elements {
+            let removed = self.sessions_v4().remove(&stray(number));
+            removed.unwrap_or_else(|error| panic!("an element of the session table: {error:#}"));
+        }
+    }
+
+    /// The number of elements in the IPv4 session table.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    pub fn elements(&self) -> usize {
+        self.sessions_v4().keys().map(|key| key.expect("a key")).count()
+    }
+
+    fn sessions_v4(&self) -> maps::HashMap<MapData, Tuple<V4>, Session<V4>> {
+        let map = MapData::from_pin(self.pins.pins().join("maps/SESSIONS_V4")).expect("the session table");
+        maps::HashMap::try_from(Map::HashMap(map)).expect("a hash map")
+    }
+
     /// One slice of the removal of sessions that are idle.
     ///
     /// # Panics
@@ -234,6 +304,29 @@ impl Gateway {
         dataplane.apply(None, &state).context("cannot apply the first policy")?;
         let observe = dataplane.observe();
         Ok(Self { network, dataplane, observe, applied: Some(state), pins, _namespace: namespace })
+    }
+}
+
+/// Becomes true at the end of the block.
+struct AtEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A key that no packet has: its protocol is reserved.
+fn stray(number: u16) -> Tuple<V4> {
+    let address = V4::address([0; 4]);
+    Tuple {
+        source: address,
+        destination: address,
+        source_port: number.to_be_bytes(),
+        destination_port: [0; 2],
+        proto: 255,
+        side: SIDE_OUTSIDE,
+        reserved: [0; 2],
     }
 }
 

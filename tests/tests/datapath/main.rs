@@ -14,6 +14,7 @@ mod one_armed;
 mod outbound;
 mod pool;
 mod ports;
+mod promise;
 mod refusal;
 mod related;
 mod route;

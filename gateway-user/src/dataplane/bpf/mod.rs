@@ -25,7 +25,7 @@ mod tables;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -108,7 +108,7 @@ pub struct BpfDataplane {
     addresses: Addresses,
     pools: Pools,
     tables: Tables,
-    sweep: Sweep,
+    sweep: Mutex<Sweep>,
     scale: Scale,
     numbers: Arc<RwLock<Numbers>>,
     observe: Arc<BpfObserve>,
@@ -193,7 +193,7 @@ impl BpfDataplane {
             addresses: Addresses::new(take(&mut ebpf, "ADDRESSES")?)?,
             pools,
             tables,
-            sweep: Sweep::new(sweep, &pins)?,
+            sweep: Mutex::new(Sweep::new(sweep, &pins)?),
             scale,
             observe: Arc::new(BpfObserve::new(clock, &pins, Arc::clone(&numbers), sessions)?),
             numbers,
@@ -208,6 +208,12 @@ impl BpfDataplane {
     /// The messages of the packet path. Can be taken once.
     pub fn events(&mut self) -> Result<RingBuf<MapData>> {
         take(&mut self.ebpf, "EVENTS")
+    }
+
+    /// As [`Dataplane::sweep`], while packets are run by other threads.
+    pub fn sweep_slice(&self) -> Result<()> {
+        let mut sweep = self.sweep.lock().unwrap_or_else(PoisonError::into_inner);
+        sweep.slice(&self.config.timeouts)
     }
 
     /// Runs the program on one frame as if it had arrived on `ingress_ifindex`; counters and sessions move as
@@ -387,7 +393,7 @@ impl Dataplane for BpfDataplane {
     }
 
     fn sweep(&mut self) -> Result<()> {
-        self.sweep.slice(&self.config.timeouts)
+        self.sweep_slice()
     }
 
     fn observe(&self) -> Arc<dyn Observe> {
