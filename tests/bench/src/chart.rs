@@ -52,7 +52,7 @@ fn bars_height(report: &Report) -> u32 {
 fn paint(root: &Area<'_>, place: &str, reports: &[&Report]) -> Result<(), Box<dyn std::error::Error>> {
     root.fill(&WHITE)?;
     let (head, mut rest) = root.split_vertically(LINE + GAP);
-    write(&head, place, 12, QUIET, MARGIN)?;
+    write(&head, &format!("{place}. Blue: the gateway; grey: what it is compared with"), 12, QUIET, MARGIN)?;
     for report in reports {
         let (panel, below) = rest.split_vertically(height(report));
         self::panel(&panel, report)?;

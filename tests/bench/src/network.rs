@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process,
 };
@@ -17,6 +18,9 @@ use nix::net::if_::if_nametoindex;
 
 /// Address of the pool that the gateway translates to.
 pub(crate) const POOL: &str = "198.51.100.10";
+
+/// The gateway's own address, which nft translates to.
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
 /// Device of the clients and of the world.
 pub(crate) const DEVICE: &str = "eth0";

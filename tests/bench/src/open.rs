@@ -71,13 +71,17 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
         report.line(&cells);
     }
     let mut cells = vec!["gateway / nft masquerade".to_owned()];
+    let mut per_time = vec!["the same by processor time".to_owned()];
     for (ours, theirs) in of(Subject::Gateway).zip(of(Subject::Nft)) {
         let ratio = ours.opened.over(&theirs.opened);
         let what = format!("new flows, gateway / nft masquerade, {}", ours.packets);
         report.at_least(&what, &ratio, TARGET);
         cells.extend([format!("{ratio:.2}"), String::new()]);
+        let ratio = ours.opened.over(&ours.busy).over(&theirs.opened.over(&theirs.busy));
+        per_time.extend([format!("{ratio:.2}"), String::new()]);
     }
     report.line(&cells);
+    report.line(&per_time);
     report.judge_busy(outcomes.iter().map(|outcome| &outcome.busy));
     outcomes.iter().try_for_each(|outcome| report.value(outcome))?;
     Ok(report)

@@ -21,7 +21,7 @@ use crate::{
     cpu::{self, Poller},
     frame::{Flow, LENGTH, Transport},
     kernel::{COUNT, Kernel, Plan, RELAY},
-    network::{DEVICE, Network, POOL, ifindex, mac, number_in},
+    network::{DEVICE, GATEWAY, Network, POOL, ifindex, mac, number_in},
 };
 
 /// How long the generator runs before anybody looks at what it does.
@@ -54,7 +54,7 @@ impl Subject {
     fn source(self) -> ([u8; 4], [u8; 4]) {
         match self {
             Self::Gateway => (octets(POOL), [255; 4]),
-            Self::Nft => (octets("198.51.100.2"), [255; 4]),
+            Self::Nft => (GATEWAY.octets(), [255; 4]),
             Self::Forwarding | Self::Relay => ([10, 0, 1, 0], [255, 255, 255, 0]),
         }
     }

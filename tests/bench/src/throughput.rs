@@ -61,6 +61,7 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
     }
     for other in [Subject::Nft, Subject::Forwarding, Subject::Relay] {
         let mut cells = vec![format!("gateway / {}", other.name())];
+        let mut per_time = vec!["the same by processor time".to_owned()];
         for (ours, theirs) in of(Subject::Gateway).zip(of(other)) {
             let ratio = ours.delivered.over(&theirs.delivered);
             if let Some((_, target)) = TARGETS.iter().find(|(subject, _)| *subject == other) {
@@ -68,8 +69,11 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
                 report.at_least(&what, &ratio, *target);
             }
             cells.extend([format!("{ratio:.2}"), String::new()]);
+            let ratio = ours.delivered.over(&ours.busy).over(&theirs.delivered.over(&theirs.busy));
+            per_time.extend([format!("{ratio:.2}"), String::new()]);
         }
         report.line(&cells);
+        report.line(&per_time);
     }
     report.judge_busy(outcomes.iter().map(|outcome| &outcome.busy));
     outcomes.iter().try_for_each(|outcome| report.value(outcome))?;
