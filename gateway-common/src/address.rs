@@ -8,19 +8,21 @@ pub const LOCAL: u32 = 1;
 pub const POOL: u32 = 2;
 /// The address is the broadcast address of a connected subnet.
 pub const BROADCAST: u32 = 4;
+/// The address is an EIP; see [`crate::eip`].
+pub const EIP: u32 = 8;
 
 /// Map `ADDRESSES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Address {
-    /// [`LOCAL`] | [`POOL`] | [`BROADCAST`].
+    /// [`LOCAL`] | [`POOL`] | [`BROADCAST`] | [`EIP`].
     pub flags: u32,
     /// See the flags.
     pub index: u32,
 }
 
 /// Elements of `ADDRESSES`.
-pub const MAX_ADDRESSES: u32 = 16_384;
+pub const MAX_ADDRESSES: u32 = 32_768;
 
 const _: () = assert!(size_of::<Address>() == 8);
 

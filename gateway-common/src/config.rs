@@ -20,7 +20,7 @@ pub const fn tick_shift(jiffy: u64) -> u32 {
 }
 
 /// Elements of `PROGRAMS`.
-pub const PROGRAM_COUNT: u32 = 4;
+pub const PROGRAM_COUNT: u32 = 6;
 /// Element of `PROGRAMS`: program `decide_v4`.
 pub const DECIDE_V4: u32 = 0;
 /// Element of `PROGRAMS`: program `decide_v6`.
@@ -29,6 +29,10 @@ pub const DECIDE_V6: u32 = 1;
 pub const RELATED_V4: u32 = 2;
 /// Element of `PROGRAMS`: program `related_v6`.
 pub const RELATED_V6: u32 = 3;
+/// Element of `PROGRAMS`: program `eip_v4`.
+pub const EIP_V4: u32 = 4;
+/// Element of `PROGRAMS`: program `eip_v6`.
+pub const EIP_V6: u32 = 5;
 
 /// Server port whose UDP sessions have an idle time of their own.
 pub const DNS_PORT: u16 = 53;

@@ -12,6 +12,7 @@ pub mod address;
 pub mod checksum;
 pub mod config;
 pub mod counter;
+pub mod eip;
 pub mod event;
 pub mod family;
 pub mod interface;

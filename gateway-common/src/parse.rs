@@ -26,6 +26,11 @@ pub const PROTO_UDP: u8 = 17;
 /// `ICMPv6`.
 pub const PROTO_ICMPV6: u8 = 58;
 
+/// DCCP.
+pub const PROTO_DCCP: u8 = 33;
+/// UDP-Lite.
+pub const PROTO_UDP_LITE: u8 = 136;
+
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -495,6 +500,19 @@ fn transport_layer<F: Family>(
                 transport
             })
         }
+    }
+}
+
+/// Offset, from the transport header on, of the checksum that a change of an address changes; `None` for protocols
+/// whose headers know nothing of addresses, as GRE, ESP and SCTP.
+#[inline(always)]
+pub fn address_checksum<F: Family>(proto: u8) -> Option<usize> {
+    match proto {
+        PROTO_TCP => Some(16),
+        PROTO_UDP | PROTO_DCCP | PROTO_UDP_LITE => Some(6),
+        // Only that of IPv6 has a pseudo header (RFC 4443 2.3).
+        PROTO_ICMPV6 if !F::IS_V4 => Some(2),
+        _ => None,
     }
 }
 

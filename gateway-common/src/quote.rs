@@ -90,6 +90,39 @@ pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize, end: usize) -> Option
     quote(frame, source, [words[6], words[7], words[8], words[9]], &body)
 }
 
+/// As [`ipv4`], for translations that change addresses only: the quoted packet may be of any protocol, and need not
+/// show its ports, which are 0 then.
+#[inline(always)]
+pub fn ipv4_addresses(frame: &(impl Bytes + ?Sized), network: usize, end: usize) -> Option<Quote<V4>> {
+    let words: [u32; 5] = frame.read(network)?;
+    let [version_ihl, ..] = words[0].to_ne_bytes();
+    let header = usize::from(version_ihl & 0x0f) * 4;
+    let [_, _, f0, f1] = words[1].to_ne_bytes();
+    let later = u16::from_be_bytes([f0, f1]) & 0x1fff != 0;
+    if version_ihl >> 4 != 4 || header < IPV4_LEN {
+        return None;
+    }
+    let [_, proto, _, _] = words[2].to_ne_bytes();
+    let body = Body { network, transport: network + header, end, proto };
+    addresses(frame, words[3], words[4], &body, later)
+}
+
+/// As [`ipv4_addresses`], for IPv6 with up to six extension headers.
+#[inline(always)]
+pub fn ipv6_addresses(frame: &(impl Bytes + ?Sized), network: usize, end: usize) -> Option<Quote<V6>> {
+    let words: [u32; 10] = frame.read(network)?;
+    let [version, ..] = words[0].to_ne_bytes();
+    let [_, _, next, _] = words[1].to_ne_bytes();
+    if version >> 4 != 6 {
+        return None;
+    }
+    let chain = parse::ipv6_chain(frame, network + IPV6_LEN, end, next).ok()?;
+    let later = matches!(chain.fragment, Fragment::Later);
+    let body = Body { network, transport: chain.transport, end, proto: chain.proto };
+    let source = [words[2], words[3], words[4], words[5]];
+    addresses(frame, source, [words[6], words[7], words[8], words[9]], &body, later)
+}
+
 /// Where the parts of the quote are.
 struct Body {
     network: usize,
@@ -130,6 +163,42 @@ fn quote<F: Family>(
     Some(Quote { source, destination, source_port, destination_port, network, transport, checksum, proto })
 }
 
+#[inline(always)]
+fn addresses<F: Family>(
+    frame: &(impl Bytes + ?Sized),
+    source: F::Address,
+    destination: F::Address,
+    body: &Body,
+    later: bool,
+) -> Option<Quote<F>> {
+    let Body { network, transport, end, proto } = *body;
+    if transport > end {
+        return None;
+    }
+    let (mut ports, mut checksum) = ([0; 4], 0);
+    if !later {
+        if matches!(proto, PROTO_TCP | PROTO_UDP) && transport + 4 <= end {
+            ports = frame.read::<u32>(transport)?.to_ne_bytes();
+        }
+        if let Some(at) = parse::address_checksum::<F>(proto)
+            && transport + at + 2 <= end
+        {
+            checksum = transport + at;
+        }
+    }
+    let [s0, s1, d0, d1] = ports;
+    Some(Quote {
+        source,
+        destination,
+        source_port: [s0, s1],
+        destination_port: [d0, d1],
+        network: network as u16,
+        transport: transport as u16,
+        checksum: checksum as u16,
+        proto,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +228,29 @@ mod tests {
         assert_eq!(ipv4(&tcp[..], 0, 28).expect("a quote").checksum, 0);
         assert_eq!(ipv4(&tcp[..], 0, 37).expect("a quote").checksum, 0);
         assert_eq!(ipv4(&tcp[..], 0, 38).expect("a quote").checksum, 36);
+    }
+
+    #[test]
+    fn the_addresses_of_any_quoted_packet_are_read() {
+        let with = |at: usize, value: u8| {
+            let mut bytes = UDP;
+            bytes[at] = value;
+            bytes
+        };
+        let addresses = |bytes: [u8; 28], end| {
+            ipv4_addresses(&bytes[..], 0, end).map(|quote| {
+                (quote.destination_port, quote.checksum, quote.source == V4::address([198, 51, 100, 10]))
+            })
+        };
+        assert_eq!(addresses(UDP, 28), Some(([0, 53], 26, true)));
+        assert_eq!(addresses(UDP, 27), Some(([0, 53], 0, true)));
+        assert_eq!(addresses(UDP, 23), Some(([0, 0], 0, true)));
+        assert_eq!(addresses(UDP, 19), None);
+        assert_eq!(addresses(with(9, 47), 28), Some(([0, 0], 0, true)));
+        assert_eq!(addresses(with(9, PROTO_ICMP), 28), Some(([0, 0], 0, true)));
+        // A later fragment has neither ports nor a checksum.
+        assert_eq!(addresses(with(7, 1), 28), Some(([0, 0], 0, true)));
+        assert_eq!(addresses(with(0, 0x55), 28), None);
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub enum Target {
     Prohibit = 5,
     /// Hand to the host's own stack.
     Host = 6,
+    /// Translate the source to its own EIP.
+    Eip = 7,
 }
 
 impl Target {
@@ -50,6 +52,7 @@ impl Target {
             4 => Some(Self::Blackhole),
             5 => Some(Self::Prohibit),
             6 => Some(Self::Host),
+            7 => Some(Self::Eip),
             _ => None,
         }
     }

@@ -1,11 +1,11 @@
-//! Map `ADDRESSES`, and the answers to ARP and neighbour solicitations for pool addresses.
+//! Map `ADDRESSES`, and the answers to ARP and neighbour solicitations for pool addresses and EIPs.
 //!
-//! Pool addresses need not be on the host; the gateway speaks for them on the link.
+//! These need not be on the host; the gateway speaks for them on the link.
 
 use aya_ebpf::{btf_maps::HashMap, helpers::generated::bpf_xdp_adjust_tail, macros::btf_map};
 use gateway_common::{
     DropReason, Family as _, V4, V6, Verdict,
-    address::{Address, LOCAL, MAX_ADDRESSES, POOL},
+    address::{Address, EIP, LOCAL, MAX_ADDRESSES, POOL},
     checksum,
     family::{MappedAddress, is_same},
     parse::{Bytes as _, ETHERNET_LEN, ETHERTYPE_ARP, IPV6_LEN, PROTO_ICMPV6, Packet},
@@ -35,7 +35,7 @@ pub(crate) fn find(address: &MappedAddress) -> Option<Address> {
 /// Whether the gateway, and not the host, answers for `address`.
 #[inline(always)]
 fn speaks_for(address: &MappedAddress) -> bool {
-    find(address).is_some_and(|found| found.flags & (POOL | LOCAL) == POOL)
+    find(address).is_some_and(|found| found.flags & (POOL | EIP) != 0 && found.flags & LOCAL == 0)
 }
 
 /// An ARP packet begins with hardware type Ethernet, protocol type IPv4 (RFC 826)...
@@ -43,7 +43,7 @@ const ARP_TYPES: u32 = u32::from_ne_bytes([0, 1, 8, 0]);
 /// ...then their address lengths, and the operation: request.
 const ARP_REQUEST: u32 = u32::from_ne_bytes([6, 4, 0, 1]);
 
-/// Answers an ARP request for a pool address; all else is the host's (RFC 826).
+/// Answers an ARP request for a pool address or an EIP; all else is the host's (RFC 826).
 #[inline(never)]
 pub(crate) fn answer_arp(context: &Context<'_>, network: usize) -> Code {
     Code::from(try_answer_arp(context, network))
@@ -83,7 +83,7 @@ const ADVERTISEMENT_LEN: usize = 32;
 const SOLICITED: u8 = 0x40;
 const OVERRIDE: u8 = 0x20;
 
-/// Answers a neighbour solicitation for a pool address; all else is the host's (RFC 4861 7.2.4).
+/// Answers a neighbour solicitation for a pool address or an EIP; all else is the host's (RFC 4861 7.2.4).
 #[inline(never)]
 pub(crate) fn answer_solicitation<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Code {
     Code::from(try_answer_solicitation(context, packet))

@@ -28,6 +28,10 @@ pub(crate) trait Datapath: Family {
     fn parse_plain(frame: &Frame<'_>) -> Result<Option<Packet<Self>>, DropReason>;
     /// Reads the packet that an ICMP error quotes, see [`quote`].
     fn quote(frame: &Frame<'_>, network: usize, end: usize) -> Option<Quote<Self>>;
+    /// As [`Datapath::quote`], for translations of addresses only, see [`quote::ipv4_addresses`].
+    fn quote_addresses(frame: &Frame<'_>, network: usize, end: usize) -> Option<Quote<Self>>;
+    /// Whether an ICMP message of this type is for its link only, or for nobody any more.
+    fn is_icmp_of_link(kind: u8) -> bool;
     /// Whether an ICMP message of this type is an error that a router passes on.
     fn is_icmp_error(kind: u8) -> bool;
     /// Writes an address at `offset`.
@@ -85,6 +89,17 @@ impl Datapath for V4 {
     #[inline(always)]
     fn quote(frame: &Frame<'_>, network: usize, end: usize) -> Option<Quote<Self>> {
         quote::ipv4(frame, network, end)
+    }
+
+    #[inline(always)]
+    fn quote_addresses(frame: &Frame<'_>, network: usize, end: usize) -> Option<Quote<Self>> {
+        quote::ipv4_addresses(frame, network, end)
+    }
+
+    #[inline(always)]
+    fn is_icmp_of_link(kind: u8) -> bool {
+        // Source quench (RFC 6633), redirect, router advertisement and solicitation (RFC 1256).
+        matches!(kind, 4 | 5 | 9 | 10)
     }
 
     #[inline(always)]
@@ -204,6 +219,17 @@ impl Datapath for V6 {
     #[inline(always)]
     fn quote(frame: &Frame<'_>, network: usize, end: usize) -> Option<Quote<Self>> {
         quote::ipv6(frame, network, end)
+    }
+
+    #[inline(always)]
+    fn quote_addresses(frame: &Frame<'_>, network: usize, end: usize) -> Option<Quote<Self>> {
+        quote::ipv6_addresses(frame, network, end)
+    }
+
+    #[inline(always)]
+    fn is_icmp_of_link(kind: u8) -> bool {
+        // Listeners of groups (RFC 2710, RFC 3810), neighbour discovery and redirects (RFC 4861).
+        matches!(kind, 130..=137 | 143)
     }
 
     #[inline(always)]

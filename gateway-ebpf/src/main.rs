@@ -3,7 +3,7 @@
 //! `gateway` sees every packet of every attached interface and sends those of confirmed sessions on. It tail
 //! calls `decide_v4` or `decide_v6` for all others; these have a stack and a verifier budget of their own.
 //! [`path`] reads like the checklist of all three. `related_v4` and `related_v6` continue with ICMP errors about
-//! packets of sessions.
+//! packets of sessions, `eip_v4` and `eip_v6` with packets to and from EIPs.
 //! `sweep` removes sessions that the daemon suspects to be idle; it runs on the daemon's demand only.
 #![no_std]
 #![no_main]
@@ -24,6 +24,7 @@ mod atomic;
 mod claim;
 mod config;
 mod count;
+mod eip;
 mod event;
 mod family;
 mod fib;
@@ -46,7 +47,7 @@ mod tcp;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use gateway_common::{
     DropReason, V4, V6, Verdict,
-    config::{RELATED_V4, RELATED_V6},
+    config::{EIP_V4, EIP_V6, RELATED_V4, RELATED_V6},
     interface::NO_SLOT,
 };
 
@@ -64,13 +65,23 @@ pub fn gateway(ctx: XdpContext) -> u32 {
 /// Decides IPv4 and ARP packets that `gateway` has no confirmed session for.
 #[xdp]
 pub fn decide_v4(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| path::decide::<V4, RELATED_V4>(context, &ctx), refuse::answer::<V4>)
+    enter(
+        &ctx,
+        lost_device,
+        |context| path::decide::<V4, RELATED_V4, EIP_V4>(context, &ctx),
+        refuse::answer::<V4>,
+    )
 }
 
 /// Decides IPv6 packets that `gateway` has no confirmed session for.
 #[xdp]
 pub fn decide_v6(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| path::decide::<V6, RELATED_V6>(context, &ctx), refuse::answer::<V6>)
+    enter(
+        &ctx,
+        lost_device,
+        |context| path::decide::<V6, RELATED_V6, EIP_V6>(context, &ctx),
+        refuse::answer::<V6>,
+    )
 }
 
 /// Translates IPv4 ICMP errors that `decide_v4` has found the session of. Nobody is told of those dropped.
@@ -83,6 +94,18 @@ pub fn related_v4(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn related_v6(ctx: XdpContext) -> u32 {
     enter(&ctx, lost_device, |context| related::forward::<V6>(context), |_, _| xdp_action::XDP_DROP)
+}
+
+/// Translates IPv4 packets to and from EIPs that `decide_v4` has found.
+#[xdp]
+pub fn eip_v4(ctx: XdpContext) -> u32 {
+    enter(&ctx, lost_device, |context| eip::forward::<V4>(context), refuse::answer::<V4>)
+}
+
+/// Translates IPv6 packets to and from EIPs that `decide_v6` has found.
+#[xdp]
+pub fn eip_v6(ctx: XdpContext) -> u32 {
+    enter(&ctx, lost_device, |context| eip::forward::<V6>(context), refuse::answer::<V6>)
 }
 
 /// Retires and removes sessions, see [`gateway_common::session`]. Its packet is a list of tuples.

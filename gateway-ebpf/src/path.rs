@@ -6,14 +6,14 @@
 //! decide:  parse -> the host's own business
 //!                -> an ICMP error about a packet of a session -> related
 //!                -> session, unconfirmed -> confirm or cut -> translate -> send
-//!                -> none, from inside    -> source, route, target: open a session, or forward
-//!                -> none, from outside   -> a pool's address, an inside host, or the host's business
+//!                -> none, from inside    -> source, route, target: open a session, forward, or eip
+//!                -> none, from outside   -> a pool's address, an EIP, an inside host, or the host's business
 //! ```
 
 use aya_ebpf::{btf_maps::ProgramArray, macros::btf_map, programs::XdpContext};
 use gateway_common::{
     DropReason, V4, V6, Verdict,
-    address::{BROADCAST, LOCAL, POOL},
+    address::{BROADCAST, EIP, LOCAL, POOL},
     config::{Config, DECIDE_V4, DECIDE_V6, PROGRAM_COUNT},
     family::NextHop,
     interface::{INSIDE, Interface, NO_SLOT, OUTSIDE},
@@ -50,6 +50,9 @@ pub(crate) struct Outcome {
 impl Outcome {
     /// Left to the host's own stack.
     pub(crate) const HOST: Self = Self { verdict: Verdict::Host, slot: NO_SLOT };
+
+    /// Not decided yet: for the program of EIPs.
+    const TO_EIP: Self = Self { verdict: Verdict::Eip, slot: NO_SLOT };
 }
 
 /// The result of a stage that is a function of its own. The verifier wants every bit of a returned register to
@@ -70,6 +73,12 @@ impl Code {
     #[inline(always)]
     pub(crate) const fn is_learned(self) -> bool {
         self.0 == Self::LEARNED.0
+    }
+
+    /// Whether this is [`Outcome::TO_EIP`].
+    #[inline(always)]
+    const fn is_to_eip(self) -> bool {
+        self.0 == Self::outcome(Outcome::TO_EIP).0
     }
 
     /// The packet needs a session.
@@ -203,11 +212,11 @@ fn hand_over<const PROGRAM: u32>(ctx: &XdpContext) -> Result<Outcome, DropReason
 }
 
 /// Decides a packet of family `F` (with IPv4: or ARP) that has no confirmed session. `RELATED` is the program for
-/// ICMP errors.
+/// ICMP errors, `EIP_STAGE` that for EIPs.
 ///
 /// The stages are functions of their own, so that each gives its stack back.
 #[inline(always)]
-pub(crate) fn decide<F: Datapath, const RELATED: u32>(
+pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32>(
     context: &Context<'_>,
     ctx: &XdpContext,
 ) -> Result<Outcome, DropReason> {
@@ -260,9 +269,13 @@ pub(crate) fn decide<F: Datapath, const RELATED: u32>(
         subject.cut = 1;
     }
     if subject.tuple.side == SIDE_OUTSIDE {
-        return from_outside(context, subject).result();
+        let code = from_outside(context, subject);
+        return if code.is_to_eip() { hand_over::<EIP_STAGE>(ctx) } else { code.result() };
     }
     let code = from_inside(context, subject);
+    if code.is_to_eip() {
+        return hand_over::<EIP_STAGE>(ctx);
+    }
     if !code.is_open() {
         return code.result();
     }
@@ -343,14 +356,15 @@ fn tuple<F: Datapath>(packet: &Packet<F>, side: u8) -> Tuple<F> {
     }
 }
 
-/// Which side a packet comes from. On a one-armed interface, what is for a pool's address is an answer.
+/// Which side a packet comes from. On a one-armed interface, what is for a pool's address is an answer, and what
+/// is for an EIP is taken as one until `eip` has looked.
 #[inline(always)]
 fn side<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> u8 {
     match context.ingress.flags & (INSIDE | OUTSIDE) {
         INSIDE => SIDE_INSIDE,
         OUTSIDE => SIDE_OUTSIDE,
         _ => match address::find(&F::mapped(&packet.destination)) {
-            Some(found) if found.flags & POOL != 0 => SIDE_OUTSIDE,
+            Some(found) if found.flags & (POOL | EIP) != 0 => SIDE_OUTSIDE,
             _ => SIDE_INSIDE,
         },
     }
@@ -479,7 +493,9 @@ pub(crate) fn allow<F: Datapath>(
         Target::None => return Err(DropReason::NoRoute),
         Target::Blackhole => DropReason::Blackhole,
         Target::Prohibit => DropReason::Prohibited,
-        Target::Direct | Target::Pool | Target::Gateway | Target::Host => return Ok(found.counter),
+        Target::Direct | Target::Pool | Target::Gateway | Target::Host | Target::Eip => {
+            return Ok(found.counter);
+        }
     };
     count::route(found.counter, context.bytes);
     Err(reason)
@@ -502,11 +518,15 @@ fn try_from_inside<F: Datapath>(
     subject: &mut Subject<F>,
 ) -> Result<Option<Outcome>, DropReason> {
     let packet = &subject.packet;
+    subject.hairpin = 0;
     if let Some(found) = address::find(&F::mapped(&packet.destination)) {
         if found.flags & (LOCAL | BROADCAST) != 0 {
             return Ok(Some(Outcome::HOST));
         }
-        return Err(DropReason::NoSession);
+        if found.flags & EIP == 0 {
+            return Err(DropReason::NoSession);
+        }
+        subject.hairpin = 1;
     }
     let Found { next_hop, learned } = neighbor::back(context, packet)?;
     subject.back = next_hop;
@@ -521,6 +541,9 @@ fn try_from_inside<F: Datapath>(
         Target::Blackhole => Err(DropReason::Blackhole),
         Target::Prohibit => Err(DropReason::Prohibited),
         Target::Host => Ok(Some(Outcome::HOST)),
+        Target::Eip => Ok(Some(Outcome::TO_EIP)),
+        // The EIP's host would answer from its own address.
+        Target::Direct | Target::Gateway | Target::Pool if subject.hairpin != 0 => Err(DropReason::NoSession),
         Target::Direct => {
             let Found { next_hop, .. } = neighbor::towards::<F>(context, packet.source, packet.destination)?;
             untracked(context, subject, &next_hop, Verdict::Direct).map(Some)
@@ -543,7 +566,7 @@ fn try_from_inside<F: Datapath>(
 
 /// Leaves the route of a packet from the inside in the subject. A function of its own, for its stack.
 #[inline(never)]
-fn find_route<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+pub(crate) fn find_route<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
     let packet = &subject.packet;
     let query = Query::<F> {
         source: packet.source,
@@ -579,6 +602,9 @@ fn try_from_outside<F: Datapath>(
         if found.flags & (LOCAL | BROADCAST) != 0 {
             return Ok(Outcome::HOST);
         }
+        if found.flags & EIP != 0 {
+            return Ok(Outcome::TO_EIP);
+        }
         return Err(match packet.fragment {
             Fragment::Whole => DropReason::NoSession,
             Fragment::First | Fragment::Later => DropReason::FragmentUnmatched,
@@ -607,7 +633,8 @@ fn try_from_outside<F: Datapath>(
             untracked(context, subject, &next_hop, Verdict::Reply)
         }
         Target::None | Target::Blackhole | Target::Prohibit => Err(DropReason::NoRoute),
-        Target::Pool => Err(DropReason::NoSession),
+        // Answers would come to the pool's address, or to the EIP.
+        Target::Pool | Target::Eip => Err(DropReason::NoSession),
         Target::Host => Ok(Outcome::HOST),
     }
 }

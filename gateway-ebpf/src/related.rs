@@ -88,7 +88,7 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
 /// Checks the checksums of the error and of the quoted IPv4 header (RFC 5508 REQ-3): translated by how much they
 /// change, wrong ones would stay wrong. That of the quoted transport header is not for a router to check.
 #[inline(never)]
-fn verify<F: Datapath>(frame: &Frame<'_>, subject: &Subject<F>) -> Code {
+pub(crate) fn verify<F: Datapath>(frame: &Frame<'_>, subject: &Subject<F>) -> Code {
     let Subject { packet, quote, .. } = subject;
     let quoted = usize::from(quote.network);
     if F::IS_V4 && sum(frame, quoted, usize::from(quote.transport)) != 0xffff {

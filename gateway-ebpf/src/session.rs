@@ -89,8 +89,10 @@ pub(crate) struct Subject<F: Family> {
     pub(crate) route: Route,
     /// For a new session: the way back to the client.
     pub(crate) back: NextHop,
-    /// For a new session, and for an ICMP error: the way out.
+    /// For a new session, for an ICMP error and for an EIP: the way out.
     pub(crate) forth: NextHop,
+    /// 1 where the packet is from inside and for an EIP.
+    pub(crate) hairpin: u8,
     /// For a new session: 1 where the way back is only what the packet has shown.
     pub(crate) learned: u8,
     /// 1 where the packet's session was cut and is in the way of another one.

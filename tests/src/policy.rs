@@ -3,11 +3,11 @@
 use std::{fmt, sync::Arc};
 
 use gateway_user::model::{
-    AttachMode, Capacity, Interface, MAIN_TABLE, Pool, Snapshot, Table, TableKind, Timeouts, validate,
+    AttachMode, Capacity, Eip, Interface, MAIN_TABLE, Pool, Snapshot, Table, TableKind, Timeouts, validate,
     words::{parse_binding, parse_route_line},
 };
 
-use crate::network::Network;
+use crate::{network::Network, packet::ip};
 
 /// An active gateway on the devices of a network that have a role, with room for 1,024 sessions.
 ///
@@ -45,6 +45,19 @@ impl Policy {
         if let Some(pool) = self.0.pools.get_mut(name) {
             pool.drained = addresses.collect();
         }
+        self
+    }
+
+    /// Adds an EIP, or gives it to another host.
+    pub fn eip(mut self, address: &str, host: &str) -> Self {
+        let eip = Eip { address: ip(address), host: ip(host) };
+        self.0.eips.insert(eip.address, eip);
+        self
+    }
+
+    /// Takes an EIP away.
+    pub fn without_eip(mut self, address: &str) -> Self {
+        self.0.eips.remove(&ip(address));
         self
     }
 
@@ -133,6 +146,9 @@ impl fmt::Display for Policy {
         write!(f, "{}", if self.0.active { "active" } else { "inactive" })?;
         for pool in self.0.pools.values() {
             write!(f, "; pool {} {:?} ports {}", pool.name, pool.addresses, pool.ports)?;
+        }
+        for eip in self.0.eips.values() {
+            write!(f, "; eip {} host {}", eip.address, eip.host)?;
         }
         for table in self.0.tables.values() {
             write!(f, "; table {}", table.name)?;

@@ -21,6 +21,9 @@
 //! | `DELETE /v1/pools/NAME` | `pool del NAME` | | [`types::Change`] |
 //! | `POST /v1/pools/NAME/drained` | `pool drain NAME` | [`types::DrainRequest`] | [`types::Change`] |
 //! | `DELETE /v1/pools/NAME/drained?address=...` | `pool undrain NAME` | [`types::DrainRequest`] | [`types::Change`] |
+//! | `GET /v1/eips` | `eip show` | | [`types::EipRow`]s |
+//! | `POST /v1/eips/ADDR` | `eip add ADDR` | [`types::EipRequest`] | [`types::Change`] |
+//! | `DELETE /v1/eips/ADDR` | `eip del ADDR` | | [`types::Change`] |
 //! | `GET /v1/interfaces` | `interface show` | | [`types::InterfaceRow`]s |
 //! | `POST /v1/interfaces/NAME` | `interface add NAME` | [`types::InterfaceRequest`] | [`types::Change`] |
 //! | `DELETE /v1/interfaces/NAME` | `interface del NAME` | | [`types::Change`] |

@@ -7,15 +7,15 @@ use ipnet::IpNet;
 use super::{
     ApiError,
     types::{
-        BindingRequest, DrainRequest, InterfaceRequest, PoolRequest, RouteFlush, RouteGet, RouteQuery,
-        RouteRequest, RouteSelector, TableRequest,
+        BindingRequest, DrainRequest, EipRequest, InterfaceRequest, PoolRequest, RouteFlush, RouteGet,
+        RouteQuery, RouteRequest, RouteSelector, TableRequest,
     },
 };
 use crate::{
     control::{Command, Entry},
     model::{
-        Binding, Interface, MAIN_TABLE, Pool, PortRange, Proto, RouteKey, RouteWords, Selector, TableKind,
-        ValueError,
+        Binding, Eip, Interface, MAIN_TABLE, Pool, PortRange, Proto, RouteKey, RouteWords, Selector,
+        TableKind, ValueError,
         prefix::{parse_address, parse_prefix},
         validate::check_name,
     },
@@ -174,6 +174,19 @@ impl DrainRequest {
         let parsed: Result<Vec<_>, _> = self.address.split(',').map(Pool::parse_addresses).collect();
         parsed.map(|addresses| addresses.concat()).map_err(about("pool"))
     }
+}
+
+impl EipRequest {
+    pub(super) fn command(&self, address: &str) -> Result<Command, ApiError> {
+        let address = eip_address(address)?;
+        let host = parse_address("host", &self.host).map_err(about("eip"))?;
+        Ok(Command::EipAdd(Eip { address, host }))
+    }
+}
+
+/// Reads the address that names an EIP.
+pub(super) fn eip_address(text: &str) -> Result<IpAddr, ApiError> {
+    parse_address("address", text).map_err(about("eip"))
 }
 
 impl InterfaceRequest {

@@ -11,14 +11,14 @@ use super::{
     ApiError, ErrorKind,
     request::{Lookup, Which},
     types::{
-        BindingRow, Count, DropRow, InterfaceRow, InterfaceStats, MapRow, PoolAddressRow, PoolRow,
+        BindingRow, Count, DropRow, EipRow, InterfaceRow, InterfaceStats, MapRow, PoolAddressRow, PoolRow,
         RouteMatch, RouteRow, SessionUse, TableRow, VerdictRow,
     },
 };
 use crate::{
     control::not_found,
     dataplane::{AttachedInterface, MapStats, PoolAddressStats, Traffic, UNKNOWN_INTERFACE},
-    model::{Binding, MAIN_TABLE, Pool, Route, RouteKey, Snapshot, Table, prefix::is_ipv6},
+    model::{Binding, Eip, MAIN_TABLE, Pool, Route, RouteKey, Snapshot, Table, prefix::is_ipv6},
 };
 
 /// Packets of routes, see [`crate::dataplane::Observe::routes`].
@@ -104,6 +104,11 @@ pub(super) fn pool(pool: &Pool) -> PoolRow {
         ports: pool.ports,
         drained: pool.drained.iter().copied().collect(),
     }
+}
+
+/// An EIP.
+pub(super) fn eip(Eip { address, host }: &Eip) -> EipRow {
+    EipRow { address: *address, host: *host }
 }
 
 /// Interfaces as configured, with what became of each.

@@ -17,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ApiError, ErrorKind, Row,
     extract::{Answer, Body, Query},
-    rows,
+    request, rows,
     sessions::Page,
     status::Context,
     types::{
-        BindingRequest, Change, DrainRequest, DropRow, Export, InterfaceRequest, InterfaceRow,
-        InterfaceStats, List, MapRow, PoolAddressRow, PoolRequest, PoolRow, RouteFlush, RouteGet, RouteMatch,
-        RouteQuery, RouteRequest, RouteRow, RouteSelector, SessionCount, SessionQuery, SessionRow, Status,
-        TableRequest, TableRow, Version,
+        BindingRequest, Change, DrainRequest, DropRow, EipRequest, EipRow, Export, InterfaceRequest,
+        InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRequest, PoolRow, RouteFlush,
+        RouteGet, RouteMatch, RouteQuery, RouteRequest, RouteRow, RouteSelector, SessionCount, SessionQuery,
+        SessionRow, Status, TableRequest, TableRow, Version,
     },
 };
 use crate::{
@@ -66,6 +66,8 @@ fn router(context: Context) -> Router {
         .route("/pools", get(pool_show))
         .route("/pools/{name}", get(pool_show_one).post(pool_add).patch(pool_set).delete(pool_del))
         .route("/pools/{name}/drained", post(pool_drain).delete(pool_undrain))
+        .route("/eips", get(eip_show))
+        .route("/eips/{address}", post(eip_add).delete(eip_del))
         .route("/interfaces", get(interface_show))
         .route("/interfaces/{name}", post(interface_add).delete(interface_del))
         .route("/activate", post(activate))
@@ -227,6 +229,25 @@ async fn pool_undrain(
     Query(request): Query<DrainRequest>,
 ) -> Changed {
     change(&context, peer, Command::PoolUndrain { name, addresses: request.addresses()? }).await
+}
+
+// ---- EIPs ---------------------------------------------------------------------------------------------
+
+async fn eip_show(State(context): Ctx) -> Rows<EipRow> {
+    read(context, |current, _| Ok(current.snapshot.eips.values().map(rows::eip).collect())).await
+}
+
+async fn eip_add(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(address): Path<String>,
+    Body(request): Body<EipRequest>,
+) -> Changed {
+    change(&context, peer, request.command(&address)?).await
+}
+
+async fn eip_del(State(context): Ctx, ConnectInfo(peer): From, Path(address): Path<String>) -> Changed {
+    change(&context, peer, Command::EipDel { address: request::eip_address(&address)? }).await
 }
 
 // ---- interfaces ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     control::{Current, Handle},
     dataplane::{AttachedInterface, Observe},
-    model::{MAIN_TABLE, Role, Snapshot, validate::below_standard},
+    model::{MAIN_TABLE, Role, Snapshot, Table, Target, validate::below_standard},
     netlink::Sysctls,
 };
 
@@ -181,6 +181,11 @@ fn remarks(current: &Current) -> Vec<Notice> {
     if state.active && state.tables.values().all(|table| table.routes.is_empty()) {
         let hint = format!("gwctl route add PREFIX via TARGET table {MAIN_TABLE}");
         remarks.push(notice("the gateway is active and has no route: nothing gets out".to_owned(), &hint));
+    }
+    let by_eip = |table: &Arc<Table>| table.routes.values().any(|route| route.target == Target::Eip);
+    if state.eips.is_empty() && state.tables.values().any(by_eip) {
+        let message = "a route says `eip` and no host has one: its packets are dropped (no_eip)".to_owned();
+        remarks.push(notice(message, "gwctl eip add ADDR host ADDR"));
     }
     let standard = below_standard(&state.timeouts).into_iter();
     remarks.extend(standard.map(|message| notice(message, "raise it in the configuration file")));

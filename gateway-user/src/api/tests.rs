@@ -147,6 +147,16 @@ async fn a_gateway_is_built_shown_and_taken_apart() {
         daemon.make(Method::DELETE, path, Value::Null).await;
     }
     daemon.make(Method::POST, "/v1/routes/flush", json!({"table": "main"})).await;
+    let six = json!({"host": "2001:db8:1::2"});
+    daemon.make(Method::POST, "/v1/eips/198.51.100.50", json!({"host": "10.0.1.2"})).await;
+    daemon.make(Method::POST, "/v1/eips/2001%3Adb8%3A%3A50", six).await;
+    daemon.make(Method::POST, "/v1/routes", json!({"prefix": "default", "via": "eip"})).await;
+    insta::assert_json_snapshot!("eips", daemon.get("/v1/eips").await);
+    assert_eq!(daemon.memory.state().applied.as_ref().expect("a state").eips.len(), 2);
+    daemon.make(Method::DELETE, "/v1/routes?prefix=default", Value::Null).await;
+    for path in ["/v1/eips/198.51.100.50", "/v1/eips/2001:db8:0:0::50"] {
+        daemon.make(Method::DELETE, path, Value::Null).await;
+    }
     for path in ["/v1/pools/nat", "/v1/interfaces/eth0", "/v1/interfaces/eth1"] {
         daemon.make(Method::DELETE, path, Value::Null).await;
     }

@@ -12,10 +12,13 @@ use super::{
     help,
     words::{self, LeafError, Reader},
 };
-use crate::api::{
-    Client,
-    error::exit,
-    types::{InterfaceRow, List, PoolRow, TableRow},
+use crate::{
+    api::{
+        Client,
+        error::exit,
+        types::{EipRow, InterfaceRow, List, PoolRow, TableRow},
+    },
+    model::Target,
 };
 
 /// The first word of a line with which a shell asks what may come next.
@@ -141,13 +144,12 @@ async fn values(command: &Command, argument: &Arg, given: &[String], client: &Cl
     let name = help::value(argument);
     let given: Vec<&str> = given.iter().map(String::as_str).collect();
     match (name.as_str(), given.as_slice()) {
-        (super::route::TARGET, []) => {
-            ["direct", "pool", "gateway", "blackhole", "prohibit", "host"].into_iter().map(plain).collect()
-        }
+        (super::route::TARGET, []) => Target::KINDS.into_iter().map(plain).collect(),
         (super::route::TARGET, ["pool"]) | ("POOL", []) => pools(client).await,
         (super::route::TARGET, ["gateway", _, "dev"]) | ("IF", []) => interfaces(client).await,
         ("TABLE", []) => tables(client).await,
         ("NAME", []) => names(command, client).await,
+        ("ADDR", []) if command.get_name() == "del" => eips(client).await,
         (choice, []) if choice.contains('|') => choice.split('|').map(plain).collect(),
         _ => Vec::new(),
     }
@@ -170,6 +172,12 @@ async fn names(command: &Command, client: &Client) -> Vec<Candidate> {
 async fn pools(client: &Client) -> Vec<Candidate> {
     let list: Result<List<PoolRow>, _> = client.get("/v1/pools", &()).await;
     list.map(|list| list.items.into_iter().map(|pool| plain(&pool.name)).collect()).unwrap_or_default()
+}
+
+async fn eips(client: &Client) -> Vec<Candidate> {
+    let list: Result<List<EipRow>, _> = client.get("/v1/eips", &()).await;
+    list.map(|list| list.items.into_iter().map(|eip| plain(&eip.address.to_string())).collect())
+        .unwrap_or_default()
 }
 
 async fn tables(client: &Client) -> Vec<Candidate> {

@@ -5,6 +5,7 @@
 
 mod completion;
 mod context;
+mod eip;
 mod failure;
 mod gateway;
 mod help;
@@ -106,6 +107,9 @@ enum Noun {
     /// Outside addresses for source NAT
     #[command(subcommand)]
     Pool(pool::Verb),
+    /// Outside addresses of single inside hosts (1:1 NAT)
+    #[command(subcommand)]
+    Eip(eip::Verb),
     /// Devices that packets come in through
     #[command(subcommand)]
     Interface(interface::Verb),
@@ -226,6 +230,7 @@ async fn execute(noun: Noun, context: &mut Context<'_, '_>) -> Result<u8, Failur
         Noun::Route(verb) => verb.run(context).await?,
         Noun::Table(verb) => verb.run(context).await?,
         Noun::Pool(verb) => verb.run(context).await?,
+        Noun::Eip(verb) => verb.run(context).await?,
         Noun::Interface(verb) => verb.run(context).await?,
         Noun::Session(verb) => verb.run(context).await?,
         Noun::Activate(verb) => verb.run(context).await?,

@@ -68,8 +68,8 @@ fn words_and_flags_mean_the_same_in_any_order(#[case] words: &[&str]) {
 #[case("blackhole", "blackhole")]
 #[case("prohibit", "prohibit")]
 #[case("host", "host")]
-// The daemon knows which targets there are; these two take a word each.
 #[case("eip", "eip")]
+// The daemon knows which targets there are.
 #[case("proxy squid", "proxy squid")]
 fn a_target_takes_its_words_and_leaves_the_rest(#[case] target: &str, #[case] via: &str) {
     let words = format!("route replace default via {target} table t proto tcp dport 80-90 log comment x");
@@ -102,6 +102,10 @@ fn every_form_of_every_command_is_read() {
         pool set nat ports 2000-3000
         pool del nat
         pool show nat
+        eip add 198.51.100.50 host 10.0.0.2
+        eip del 198.51.100.50
+        eip show
+        eip
         interface add eth1 role inside mode native
         interface del eth1
         interface
@@ -172,7 +176,8 @@ fn an_unknown_word_is_named_with_what_it_may_have_been_meant_to_be() {
         "route aad default via direct",
         "route dele default",
         "rotue",
-        "eip add 198.51.100.50 host 10.0.0.2",
+        "proxy add squid host 10.0.1.2",
+        "eip add 198.51.100.50 hots 10.0.0.2",
         "route import routes.txt via direct",
         "route add default vai direct",
         "route add default via direct domain example.com",
@@ -192,6 +197,7 @@ fn what_is_missing_is_named() {
         "route add default via gateway 198.51.100.1 dev",
         "route flush",
         "pool add nat",
+        "eip add 198.51.100.50",
         "completion",
         "table bind servers",
     ]));

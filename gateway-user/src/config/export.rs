@@ -45,6 +45,11 @@ fn write(out: &mut String, state: &Snapshot, metrics: Option<SocketAddr>) -> fmt
         }
     }
     state.pools.values().try_for_each(|pool| write_pool(out, pool))?;
+    for eip in state.eips.values() {
+        writeln!(out, "\n[[eip]]")?;
+        writeln!(out, "address = \"{}\"", eip.address)?;
+        writeln!(out, "host = \"{}\"", eip.host)?;
+    }
     state.tables.values().try_for_each(|table| write_table(out, table))
 }
 

@@ -23,9 +23,10 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) pool: Vec<Pool>,
     #[serde(default)]
+    pub(super) eip: Vec<Eip>,
+    #[serde(default)]
     pub(super) table: Vec<Table>,
     pub(super) access_log: Option<Spanned<IgnoredAny>>,
-    pub(super) eip: Option<Spanned<IgnoredAny>>,
     pub(super) proxy: Option<Spanned<IgnoredAny>>,
     pub(super) limit: Option<Spanned<IgnoredAny>>,
 }
@@ -75,6 +76,13 @@ pub(super) struct Pool {
     pub(super) per_destination: Option<Spanned<IgnoredAny>>,
     pub(super) mapping: Option<Spanned<IgnoredAny>>,
     pub(super) refuse: Option<Spanned<IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Eip {
+    pub(super) address: Spanned<String>,
+    pub(super) host: Spanned<String>,
 }
 
 #[derive(Deserialize)]

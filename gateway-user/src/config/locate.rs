@@ -39,6 +39,11 @@ pub(super) fn locate(
             });
             (at, format!("pool.{field}"))
         }
+        Subject::Eip(address) => {
+            let eip = file.eip.iter().find(|eip| eip.address.get_ref().parse() == Ok(*address));
+            let at = eip.map(|eip| start(if field == "host" { &eip.host } else { &eip.address }));
+            (at, format!("eip.{field}"))
+        }
         Subject::Table(name) => {
             let table = file.table.iter().find(|table| table.name.get_ref() == name);
             let at = table.map(|table| match &table.kind {

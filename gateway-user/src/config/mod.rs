@@ -22,8 +22,8 @@ use std::{
 use toml::Spanned;
 
 use crate::model::{
-    Interface, Pool, PortRange, RouteKey, Snapshot, Table, TableKind, ValueError, error::suggest, validate,
-    validate::below_standard, words,
+    Eip, Interface, Pool, PortRange, RouteKey, Snapshot, Table, TableKind, ValueError, error::suggest,
+    prefix::parse_address, validate, validate::below_standard, words,
 };
 
 pub use error::ConfigError;
@@ -87,6 +87,9 @@ impl Loader<'_> {
         for pool in &file.pool {
             self.pool(pool, &mut state)?;
         }
+        for eip in &file.eip {
+            self.eip(eip, &mut state)?;
+        }
         let mut names = BTreeSet::new();
         for table in &file.table {
             if !names.insert(table.name.get_ref()) {
@@ -101,7 +104,6 @@ impl Loader<'_> {
     fn refuse_unsupported(&self, file: &File) -> Result<(), ConfigError> {
         for (section, what, value) in [
             ("access_log", "the access log", &file.access_log),
-            ("eip", "an EIP", &file.eip),
             ("proxy", "a proxy", &file.proxy),
             ("limit", "a limit of sources", &file.limit),
         ] {
@@ -219,6 +221,21 @@ impl Loader<'_> {
             None => Ok(()),
             Some(_) => Err(self.source.twice("pool", &pool.name)),
         }
+    }
+
+    fn eip(&self, eip: &file::Eip, state: &mut Snapshot) -> Result<(), ConfigError> {
+        let address = |field, key, text: &Spanned<String>| {
+            parse_address(field, text.get_ref())
+                .map_err(|error| self.source.value(text.span().start, key, error))
+        };
+        let host = address("host", "eip.host", &eip.host)?;
+        let address = address("address", "eip.address", &eip.address)?;
+        if state.eips.insert(address, Eip { address, host }).is_none() {
+            return Ok(());
+        }
+        let message = format!("EIP {address} is there twice");
+        let error = self.source.error(eip.address.span().start, "eip.address", message);
+        Err(error.hint("an EIP stands for one host: remove one"))
     }
 
     fn table(&mut self, table: &file::Table) -> Result<Table, ConfigError> {

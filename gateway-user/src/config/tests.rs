@@ -148,6 +148,22 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         replaced("10.0.3.0/24 iif eth1", "10.0.3.0/24 iif eth2"),
         replaced("name = \"servers\"", "name = \"main\""),
         replaced("servers.routes", "absent.routes"),
+        // EIPs.
+        added("[[eip]]\naddress = \"198.51.100.300\"\nhost = \"10.0.0.2\"\n"),
+        added("[[eip]]\naddress = \"198.51.100.50\"\nhost = \"2001:db8::2\"\n"),
+        added("[[eip]]\naddress = \"198.51.100.50\"\n"),
+        added("[[eip]]\naddress = \"198.51.100.10\"\nhost = \"10.0.0.2\"\n"),
+        added("[[eip]]\naddress = \"198.51.100.50\"\nhost = \"198.51.100.10\"\n"),
+        added("[[eip]]\naddress = \"198.51.100.50\"\nhost = \"198.51.100.50\"\n"),
+        added("[[eip]]\naddress = \"224.0.0.5\"\nhost = \"10.0.0.2\"\n"),
+        added(
+            "[[eip]]\naddress = \"198.51.100.50\"\nhost = \"10.0.0.2\"\n\
+             [[eip]]\naddress = \"198.51.100.51\"\nhost = \"10.0.0.2\"\n",
+        ),
+        added(
+            "[[eip]]\naddress = \"198.51.100.50\"\nhost = \"10.0.0.2\"\n\
+             [[eip]]\naddress = \"198.51.100.50\"\nhost = \"10.0.0.3\"\n",
+        ),
         // Files of routes.
         routes("10.0.0.0/8 via pool nta"),
         routes("10.0.0.0/8 vai direct"),
@@ -155,13 +171,11 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         routes("10.0.0.0/8 via gateway 2001:db8::1"),
         // What the contract knows and this version does not.
         added("[access_log]\npath = \"journal\"\n"),
-        added("[[eip]]\naddress = \"198.51.100.50\"\nhost = \"10.0.0.2\"\n"),
         added("[[proxy]]\nname = \"squid\"\nhosts = [\"10.0.1.2\"]\n"),
         added("[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\n"),
         added("[[table]]\nname = \"return\"\nkind = \"border\"\n"),
         replaced("ports = \"2000-65535\"", "per_destination = { rate = 900 }"),
         replaced("via = \"direct\"", "via = \"proxy squid\""),
-        replaced("via = \"direct\"", "via = \"eip\""),
         replaced("comment = \"the rest\"", "domain = \"*.example.com\""),
     ];
     let mut said = String::new();
@@ -228,6 +242,11 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 let pool = Pool { drained, ..Pool::new(&name, addresses, ports) };
                 state.pools.insert(name, pool);
             }
+            for number in 0..pools {
+                let address = IpAddr::from([198, 51, 100, 100 + number as u8]);
+                let host = IpAddr::from([10, 0, 0, number as u8]);
+                state.eips.insert(address, Eip { address, host });
+            }
             let mut bound = BTreeSet::new();
             for (name, bindings, routes) in tables {
                 let mut table = state
@@ -272,7 +291,7 @@ fn route() -> impl Strategy<Value = (RouteKey, crate::model::Route)> {
         (any::<[u8; 4]>(), 0u8..=32).prop_map(|(address, length)| (IpAddr::from(address), length)),
         (any::<[u8; 16]>(), 0u8..=64).prop_map(|(address, length)| (IpAddr::from(address), length)),
     ];
-    let target = select(&["direct", "pool any", "blackhole", "prohibit", "host", "gateway"][..]);
+    let target = select(&["direct", "pool any", "eip", "blackhole", "prohibit", "host", "gateway"][..]);
     let selector = select(
         &["", "proto tcp", "proto udp", "proto icmp", "proto tcp dport 443", "proto udp dport 1000-2000"][..],
     );

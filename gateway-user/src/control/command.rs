@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, sync::Arc};
 use crate::{
     api::{ApiError, ErrorKind},
     model::{
-        Binding, Interface, MAIN_TABLE, Pool, PortRange, Route, RouteKey, Snapshot, Subject, Table,
+        Binding, Eip, Interface, MAIN_TABLE, Pool, PortRange, Route, RouteKey, Snapshot, Subject, Table,
         TableKind, Target, error::closest,
     },
 };
@@ -85,6 +85,13 @@ pub enum Command {
         /// Name.
         name: String,
     },
+    /// Maps an outside address to an inside host; it must be free.
+    EipAdd(Eip),
+    /// Takes an outside address from its host.
+    EipDel {
+        /// Outside address.
+        address: IpAddr,
+    },
     /// Adds an interface.
     InterfaceAdd(Interface),
     /// Removes an interface that nothing refers to.
@@ -146,6 +153,8 @@ impl Command {
             Self::PoolDrain { name, addresses } => pool_drain(&mut next, name, addresses)?,
             Self::PoolUndrain { name, addresses } => pool_undrain(&mut next, name, addresses)?,
             Self::PoolDel { name } => pool_del(&mut next, name)?,
+            Self::EipAdd(eip) => eip_add(&mut next, eip)?,
+            Self::EipDel { address } => eip_del(&mut next, *address)?,
             Self::InterfaceAdd(interface) => {
                 if next.interfaces.contains_key(&interface.name) {
                     return Err(exists("interface", &interface.name)
@@ -177,6 +186,7 @@ impl Command {
             | Self::PoolDrain { name, .. }
             | Self::PoolUndrain { name, .. }
             | Self::PoolDel { name } => Subject::Pool(name.clone()),
+            Self::EipAdd(Eip { address, .. }) | Self::EipDel { address } => Subject::Eip(*address),
             Self::InterfaceAdd(Interface { name, .. }) | Self::InterfaceDel { name } => {
                 Subject::Interface(name.clone())
             }
@@ -220,6 +230,8 @@ impl fmt::Display for Command {
                 write!(f, "pool undrain {name} address {}", list(addresses))
             }
             Self::PoolDel { name } => write!(f, "pool del {name}"),
+            Self::EipAdd(Eip { address, host }) => write!(f, "eip add {address} host {host}"),
+            Self::EipDel { address } => write!(f, "eip del {address}"),
             Self::InterfaceAdd(Interface { name, role, mode }) => {
                 write!(f, "interface add {name} role {role} mode {mode}")
             }
@@ -376,6 +388,29 @@ fn pool_del(state: &mut Snapshot, name: &str) -> Result<(), ApiError> {
     }
     state.pools.remove(name);
     Ok(())
+}
+
+fn eip_add(state: &mut Snapshot, eip: &Eip) -> Result<(), ApiError> {
+    if let Some(present) = state.eips.get(&eip.address) {
+        let message = format!("EIP {} exists already, for host {}", present.address, present.host);
+        return Err(ApiError::new("eip", ErrorKind::Exists, message)
+            .hint(format!("to give it to another host: eip del {}", present.address))
+            .field("address"));
+    }
+    state.eips.insert(eip.address, *eip);
+    Ok(())
+}
+
+fn eip_del(state: &mut Snapshot, address: IpAddr) -> Result<(), ApiError> {
+    if state.eips.remove(&address).is_some() {
+        return Ok(());
+    }
+    let error =
+        ApiError::new("eip", ErrorKind::NotFound, format!("EIP {address} does not exist")).field("address");
+    Err(match state.eips.values().find(|eip| eip.host == address) {
+        Some(eip) => error.hint(format!("{address} is the host of EIP {}", eip.address)),
+        None => error.hint("see what there is with `eip show`"),
+    })
 }
 
 fn interface_del(state: &mut Snapshot, name: &str) -> Result<(), ApiError> {

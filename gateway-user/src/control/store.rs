@@ -9,6 +9,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, BufReader, BufWriter, ErrorKind, Write as _},
+    net::IpAddr,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,7 +19,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{Interface, Pool, Snapshot, Table},
+    model::{Eip, Interface, Pool, Snapshot, Table},
     refused::Refused,
 };
 
@@ -53,6 +54,9 @@ pub struct Running<'a> {
     active: bool,
     interfaces: Cow<'a, BTreeMap<String, Interface>>,
     pools: Cow<'a, BTreeMap<String, Pool>>,
+    // Gateways of before there were any did not write them.
+    #[serde(default)]
+    eips: Cow<'a, BTreeMap<IpAddr, Eip>>,
     tables: Cow<'a, BTreeMap<String, Arc<Table>>>,
 }
 
@@ -123,6 +127,7 @@ impl<'a> Saved<'a> {
                 active: state.active,
                 interfaces: Cow::Borrowed(&state.interfaces),
                 pools: Cow::Borrowed(&state.pools),
+                eips: Cow::Borrowed(&state.eips),
                 tables: Cow::Borrowed(&state.tables),
             }),
         }
@@ -139,6 +144,7 @@ impl Running<'_> {
             timeouts: base.timeouts,
             interfaces: self.interfaces.into_owned(),
             pools: self.pools.into_owned(),
+            eips: self.eips.into_owned(),
             tables: self.tables.into_owned(),
         }
     }

@@ -33,10 +33,10 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    api::{self, error::exit},
+    api::{self, error::exit, types::Notice},
     config::{self, Config, ConfigError},
     control::{self, Base, Control, Handle, Store},
-    dataplane::Dataplane,
+    dataplane::{Dataplane, Host},
     events,
     metrics::{self, Metrics},
     model::{Capacity, Snapshot},
@@ -258,8 +258,25 @@ fn inspector(handle: &Handle) -> api::Inspect {
     Arc::new(move |state: &Snapshot| {
         let host = handle.host();
         let links = state.interfaces.keys().filter_map(|name| host.links.get_key_value(name));
-        Sysctls::read(links.map(|(name, link)| (name.as_str(), link)))
+        let mut found = Sysctls::read(links.map(|(name, link)| (name.as_str(), link)));
+        found.warnings.extend(own_eips(state, &host));
+        found
     })
+}
+
+/// EIPs that are addresses of the host, too: it keeps their packets to itself.
+fn own_eips(state: &Snapshot, host: &Host) -> Vec<Notice> {
+    let addresses =
+        host.links.iter().flat_map(|(device, link)| link.addresses.iter().map(move |net| (device, net)));
+    let own = addresses.filter(|(_, net)| state.eips.contains_key(&net.addr()));
+    own.map(|(device, net)| Notice {
+        message: format!(
+            "EIP {} is an address of the host on {device}: packets for it stay with the host",
+            net.addr()
+        ),
+        hint: Some(format!("ip address del {net} dev {device}; the gateway answers ARP for it")),
+    })
+    .collect()
 }
 
 async fn pass_on(ring: Option<RingBuf<MapData>>, unresolved: mpsc::Sender<Neighbor>) -> anyhow::Result<()> {

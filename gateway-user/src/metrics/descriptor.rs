@@ -149,7 +149,7 @@ pub fn reference() -> String {
          | `family` | `ipv4`, `ipv6` |\n\
          | `role` | `inside`, `outside`, `both` |\n\
          | `mode` | `native`, `generic`, `none` |\n\
-         | `target` | `direct`, `pool`, `gateway`, `blackhole`, `prohibit`, `host` |\n\
+         | `target` | `direct`, `pool`, `eip`, `gateway`, `blackhole`, `prohibit`, `host` |\n\
          | `interface`, `table`, `pool`, `address`, `map`, `source` | as configured; never the address of a client or a server |\n\
          \n## The process\n\n\
          | metric | help |\n\

@@ -1,5 +1,6 @@
 //! What the gateway is told to be: plain, serialisable, compared by value. No kernel, no sockets.
 
+pub mod eip;
 pub mod error;
 pub mod interface;
 pub mod pool;
@@ -15,6 +16,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+pub use eip::Eip;
 pub use error::{Fault, ValueError};
 pub use interface::{AttachMode, Interface, Role};
 pub use pool::{Pool, PortRange};
@@ -41,6 +43,9 @@ pub struct Snapshot {
     pub interfaces: BTreeMap<String, Interface>,
     /// Pools by name.
     pub pools: BTreeMap<String, Pool>,
+    /// EIPs by outside address.
+    #[serde(default)]
+    pub eips: BTreeMap<IpAddr, Eip>,
     /// Tables by name; [`MAIN_TABLE`] always exists.
     pub tables: BTreeMap<String, Arc<Table>>,
 }
@@ -102,6 +107,7 @@ impl Default for Snapshot {
             timeouts: Timeouts::default(),
             interfaces: BTreeMap::new(),
             pools: BTreeMap::new(),
+            eips: BTreeMap::new(),
             tables: BTreeMap::from([(MAIN_TABLE.to_owned(), Arc::new(main))]),
         }
     }

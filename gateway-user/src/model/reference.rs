@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use gateway_common::{
     V4, V6,
+    eip::MAX_EIPS,
     interface::{MAX_IFINDEX, MAX_INTERFACES},
     pool::{FIRST_PORT, LAST_PORT, MAX_ADDRESSES_PER_POOL, MAX_POOL_ADDRESSES, MAX_POOLS},
     ports::{self, Destination, Ports},
@@ -57,6 +58,7 @@ fn reference() -> String {
         ("addresses of one pool", MAX_ADDRESSES_PER_POOL.to_string()),
         ("addresses of all pools", MAX_POOL_ADDRESSES.to_string()),
         ("ports of a pool address, for each destination and protocol", port_count.to_string()),
+        ("EIPs", MAX_EIPS.to_string()),
         ("idle time", format!("{} days", MAX_TIMEOUT.as_secs() / 86_400)),
         ("bytes in the name of a gateway, pool or table", MAX_NAME.to_string()),
         ("bytes in the name of a device", MAX_DEVICE_NAME.to_string()),

@@ -49,6 +49,8 @@ pub enum Target {
     Direct,
     /// Translate the source to an address of the pool.
     Pool(String),
+    /// Translate the source to its own EIP.
+    Eip,
     /// Forward to that router.
     Gateway {
         /// The router.
@@ -193,16 +195,18 @@ impl Selector {
 
 impl Target {
     /// The first words of all targets.
-    const WORDS: [&'static str; 6] = ["direct", "pool", "gateway", "blackhole", "prohibit", "host"];
+    const WORDS: [&'static str; 7] = Self::KINDS;
 
     /// What [`Target::kind`] may say.
-    pub const KINDS: [&'static str; 6] = ["direct", "pool", "gateway", "blackhole", "prohibit", "host"];
+    pub const KINDS: [&'static str; 7] =
+        ["direct", "pool", "eip", "gateway", "blackhole", "prohibit", "host"];
 
     /// The word of the target, without its object: the `target` label of metrics.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Pool(_) => "pool",
+            Self::Eip => "eip",
             Self::Gateway { .. } => "gateway",
             Self::Blackhole => "blackhole",
             Self::Prohibit => "prohibit",
@@ -223,6 +227,7 @@ impl Target {
             None => Err(ValueError::invalid("via", "the target is missing")
                 .hint(format!("one of {}", Self::WORDS.join(", ")))),
             Some("direct") => Ok((Self::Direct, 1)),
+            Some("eip") => Ok((Self::Eip, 1)),
             Some("blackhole") => Ok((Self::Blackhole, 1)),
             Some("prohibit") => Ok((Self::Prohibit, 1)),
             Some("host") => Ok((Self::Host, 1)),
@@ -239,7 +244,7 @@ impl Target {
                 })?;
                 Ok((Self::Gateway { address, dev: Some(dev.to_owned()) }, 4))
             }
-            Some(word @ ("eip" | "proxy")) => Err(ValueError::unsupported(
+            Some(word @ "proxy") => Err(ValueError::unsupported(
                 "via",
                 format!("target `{word}` is not supported by this version"),
             )
@@ -272,7 +277,9 @@ impl fmt::Display for RouteKey {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Direct | Self::Blackhole | Self::Prohibit | Self::Host => f.write_str(self.kind()),
+            Self::Direct | Self::Eip | Self::Blackhole | Self::Prohibit | Self::Host => {
+                f.write_str(self.kind())
+            }
             Self::Pool(name) => write!(f, "pool {name}"),
             Self::Gateway { address, dev: None } => write!(f, "gateway {address}"),
             Self::Gateway { address, dev: Some(dev) } => write!(f, "gateway {address} dev {dev}"),
@@ -300,7 +307,7 @@ impl FromStr for Target {
         match words.get(taken) {
             None => Ok(target),
             Some(word) => Err(ValueError::invalid("via", format!("`{word}` is too much after `{target}`"))
-                .hint("a target is one of `direct`, `pool NAME`, `gateway ADDR [dev IF]`, `blackhole`, `prohibit`, `host`")),
+                .hint("a target is one of `direct`, `pool NAME`, `eip`, `gateway ADDR [dev IF]`, `blackhole`, `prohibit`, `host`")),
         }
     }
 }
@@ -380,6 +387,7 @@ mod tests {
     #[rstest]
     #[case("direct")]
     #[case("pool nat")]
+    #[case("eip")]
     #[case("gateway 10.0.1.2")]
     #[case("gateway 2001:db8::2 dev eth1")]
     #[case("blackhole")]
@@ -407,9 +415,7 @@ mod tests {
 
     #[test]
     fn targets_of_the_contract_that_are_not_there_are_unsupported() {
-        for text in ["eip", "proxy squid"] {
-            assert_eq!(text.parse::<Target>().expect_err("refused").fault, Fault::Unsupported);
-        }
+        assert_eq!("proxy squid".parse::<Target>().expect_err("refused").fault, Fault::Unsupported);
     }
 
     #[rstest]

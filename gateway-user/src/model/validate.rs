@@ -8,6 +8,7 @@ use std::{
 };
 
 use gateway_common::{
+    eip::MAX_EIPS,
     interface::MAX_INTERFACES,
     pool::{FIRST_PORT, MAX_ADDRESSES_PER_POOL, MAX_POOL_ADDRESSES, MAX_POOLS},
     route::{MAX_BINDINGS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX, MAX_TABLE_SLOTS},
@@ -16,7 +17,7 @@ use gateway_common::{
 use ipnet::IpNet;
 
 use super::{
-    Binding, Interface, MAIN_TABLE, Pool, Role, Route, RouteKey, Snapshot, Table, TableKind, Target,
+    Binding, Eip, Interface, MAIN_TABLE, Pool, Role, Route, RouteKey, Snapshot, Table, TableKind, Target,
     Timeouts,
     error::{ValueError, closest},
     prefix::{check_unicast, family},
@@ -42,6 +43,8 @@ pub enum Subject {
     Interface(String),
     /// A pool.
     Pool(String),
+    /// An EIP, by its outside address.
+    Eip(IpAddr),
     /// A table.
     Table(String),
     /// A binding of the table.
@@ -66,6 +69,7 @@ impl Subject {
             Self::Gateway => "gateway",
             Self::Interface(_) => "interface",
             Self::Pool(_) => "pool",
+            Self::Eip(_) => "eip",
             Self::Table(_) => "table",
             Self::Binding(..) => "binding",
             Self::Route(..) => "route",
@@ -79,6 +83,7 @@ impl fmt::Display for Subject {
             Self::Gateway => f.write_str("gateway"),
             Self::Interface(name) => write!(f, "interface {name}"),
             Self::Pool(name) => write!(f, "pool {name}"),
+            Self::Eip(address) => write!(f, "eip {address}"),
             Self::Table(name) => write!(f, "table {name}"),
             Self::Binding(table, binding) => write!(f, "table {table}, binding {binding}"),
             Self::Route(table, key) => write!(f, "table {table}, route {key}"),
@@ -99,6 +104,7 @@ pub fn validate(state: &Snapshot) -> Result<(), Violation> {
     gateway(state).map_err(at(&Subject::Gateway))?;
     interfaces(state)?;
     pools(state)?;
+    eips(state)?;
     tables(state)?;
     bindings(state)?;
     shared(state)?;
@@ -235,6 +241,57 @@ fn one_pool(pool: &Pool) -> Result<(), ValueError> {
         return Err(ValueError::invalid("drained", message).hint("name addresses of the pool"));
     }
     pool.addresses.iter().try_for_each(|address| check_unicast("addresses", *address))
+}
+
+fn eips(state: &Snapshot) -> Result<(), Violation> {
+    let mut hosts: HashMap<IpAddr, IpAddr> = HashMap::new();
+    let pool_of: HashMap<IpAddr, &str> = state
+        .pools
+        .values()
+        .flat_map(|pool| pool.addresses.iter().map(|address| (*address, pool.name.as_str())))
+        .collect();
+    for (number, eip) in state.eips.values().enumerate() {
+        let Eip { address, host } = *eip;
+        let mut check = || {
+            if number >= MAX_EIPS as usize {
+                let message = format!("EIP {address} is one more than the {MAX_EIPS} there can be");
+                return Err(ValueError::full("address", message).hint("remove one first"));
+            }
+            one_eip(eip)?;
+            if let Some(pool) = pool_of.get(&address) {
+                let message = format!("address {address} cannot be an EIP and belong to pool `{pool}`");
+                return Err(ValueError::invalid("address", message)
+                    .hint("an EIP stands for one host alone: choose another address"));
+            }
+            if pool_of.contains_key(&host) || state.eips.contains_key(&host) {
+                let message = format!("host {host} is an outside address of the gateway");
+                return Err(ValueError::invalid("host", message).hint("give the address of an inside host"));
+            }
+            match hosts.insert(host, address) {
+                None => Ok(()),
+                Some(other) => {
+                    let message = format!("host {host} has EIP {other} already");
+                    Err(ValueError::invalid("host", message)
+                        .hint("a host has one EIP: it leaves with that one"))
+                }
+            }
+        };
+        check().map_err(at(&Subject::Eip(address)))?;
+    }
+    Ok(())
+}
+
+fn one_eip(Eip { address, host }: &Eip) -> Result<(), ValueError> {
+    check_unicast("address", *address)?;
+    check_unicast("host", *host)?;
+    if address.is_ipv4() != host.is_ipv4() {
+        return Err(ValueError::invalid(
+            "host",
+            format!("EIP {address} is {} and host {host} is not", family(*address)),
+        )
+        .hint("use two addresses of the same family"));
+    }
+    Ok(())
 }
 
 fn tables(state: &Snapshot) -> Result<(), Violation> {
@@ -392,7 +449,7 @@ fn crossing(a: &RouteKey, b: &RouteKey) -> bool {
 fn one_route(state: &Snapshot, key: &RouteKey, route: &Route) -> Result<(), ValueError> {
     key.selector.check()?;
     match &route.target {
-        Target::Direct | Target::Blackhole | Target::Prohibit | Target::Host => Ok(()),
+        Target::Direct | Target::Eip | Target::Blackhole | Target::Prohibit | Target::Host => Ok(()),
         Target::Pool(name) => {
             let Some(pool) = state.pools.get(name) else {
                 let hint = match closest(name, state.pools.keys().map(String::as_str)) {

@@ -2,7 +2,7 @@
 //!
 //! Three kinds of neighbors, all on interfaces of the gateway:
 //!
-//! * **Routers** of the host's routes and of `gateway` targets are handed to the kernel as managed neighbors
+//! * **Routers** of the host's routes and of `gateway` targets, and hosts that have EIPs, are handed to the kernel as managed neighbors
 //!   (`NTF_EXT_MANAGED`, Linux 5.16): it resolves them at once and keeps them resolved, also while no daemon
 //!   runs. Older kernels ignore the flag; there the daemon asks again every second.
 //! * **Whatever the packet path found unresolved** is resolved once ([`Resolver::wanted`]).
@@ -59,7 +59,7 @@ pub(super) struct Resolver {
     interfaces: BTreeSet<u32>,
     /// Routers of the host's routes, all interfaces.
     of_routes: BTreeSet<Neighbor>,
-    /// Routers of `gateway` targets.
+    /// Routers of `gateway` targets, and hosts that have EIPs.
     of_targets: BTreeSet<Neighbor>,
     /// Routers that the kernel was told to manage.
     managed: BTreeSet<Neighbor>,
@@ -85,10 +85,15 @@ impl Resolver {
             .flat_map(|table| table.routes.values())
             .filter_map(|route| match &route.target {
                 Target::Gateway { address, dev } => Some((*address, dev.as_deref())),
-                Target::Direct | Target::Pool(_) | Target::Blackhole | Target::Prohibit | Target::Host => {
-                    None
-                }
+                Target::Direct
+                | Target::Pool(_)
+                | Target::Eip
+                | Target::Blackhole
+                | Target::Prohibit
+                | Target::Host => None,
             })
+            // Whoever has an EIP is spoken to first by the outside.
+            .chain(snapshot.eips.values().map(|eip| (eip.host, None)))
             .collect::<BTreeSet<_>>()
             .into_iter()
             .filter_map(|(address, dev)| {

@@ -5,6 +5,7 @@ pub mod human;
 pub mod paint;
 pub mod status;
 
+mod eip;
 mod interface;
 mod pool;
 mod route;

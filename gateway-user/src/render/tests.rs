@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{Columns, Grid, Paint, status};
 use crate::api::types::{
-    DropRow, InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRow, RouteMatch, RouteRow,
-    SessionCount, SessionRow, Status, TableRow,
+    DropRow, EipRow, InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRow, RouteMatch,
+    RouteRow, SessionCount, SessionRow, Status, TableRow,
 };
 
 /// Reads a list as it comes from the daemon, and shows it in both forms.
@@ -67,6 +67,14 @@ fn pools() {
     assert_snapshot!(shown::<PoolRow>(&json!([
         { "name": "nat", "addresses": ["198.51.100.10", "198.51.100.11"], "ports": "1024-65535" },
         { "name": "other", "addresses": ["198.51.100.20"], "ports": "20000-29999" },
+    ])));
+}
+
+#[test]
+fn eips() {
+    assert_snapshot!(shown::<EipRow>(&json!([
+        { "address": "198.51.100.50", "host": "10.0.1.2" },
+        { "address": "2001:db8:100::50", "host": "2001:db8:1::2" },
     ])));
 }
 

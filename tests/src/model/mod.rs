@@ -5,6 +5,7 @@
 //! computes every checksum anew. What the programs are free to choose, the address and port of a session, it
 //! reads from their output and checks that the choice was legal. Everything else must be as it says.
 
+mod eip;
 mod nat;
 mod neighbor;
 mod policy;
@@ -285,7 +286,9 @@ impl Model {
             None => Some(DropReason::NoRoute),
             Some(Target::Blackhole) => Some(DropReason::Blackhole),
             Some(Target::Prohibit) => Some(DropReason::Prohibited),
-            Some(Target::Direct | Target::Pool(_) | Target::Gateway { .. } | Target::Host) => None,
+            Some(Target::Direct | Target::Pool(_) | Target::Eip | Target::Gateway { .. } | Target::Host) => {
+                None
+            }
         };
         match (found, denied) {
             (Some(route), None) => {
@@ -326,6 +329,11 @@ impl Model {
             Target::Blackhole => Err(DropReason::Blackhole.into()),
             Target::Prohibit => Err(DropReason::Prohibited.into()),
             Target::Host => Ok(Action::Pass),
+            Target::Eip => self.from_eip(arrival, ip),
+            // For an EIP: its host would answer from its own address.
+            Target::Direct | Target::Gateway { .. } | Target::Pool(_) if self.is_eip(ip.destination) => {
+                Err(DropReason::NoSession.into())
+            }
             Target::Direct => {
                 let next_hop = self.towards(ip.destination)?;
                 fits(ip, &next_hop)?;
@@ -404,6 +412,9 @@ impl Model {
                 Fragment::First | Fragment::Later => DropReason::FragmentUnmatched.into(),
             });
         }
+        if self.is_eip(ip.destination) {
+            return self.to_eip(arrival, ip);
+        }
         let Some(way) = self.network.way(ip.destination).filter(|way| faces(way.device, Side::Inside)) else {
             return Ok(Action::Pass);
         };
@@ -424,7 +435,7 @@ impl Model {
                 fits(ip, &next_hop)?;
                 Ok(self.send(Verdict::Reply, &next_hop, arrival, ip, Rewrite::Nothing))
             }
-            Target::Pool(_) => Err(DropReason::NoSession.into()),
+            Target::Pool(_) | Target::Eip => Err(DropReason::NoSession.into()),
             Target::Host => Ok(Action::Pass),
             Target::Blackhole | Target::Prohibit => Err(DropReason::NoRoute.into()),
         }
@@ -433,7 +444,7 @@ impl Model {
     /// Which side a packet comes from.
     fn side(&self, ingress: &Device, destination: IpAddr) -> Side {
         match (faces(ingress, Side::Inside), faces(ingress, Side::Outside)) {
-            (true, true) if self.is_pool_address(destination) => Side::Outside,
+            (true, true) if self.is_pool_address(destination) || self.is_eip(destination) => Side::Outside,
             (true, _) => Side::Inside,
             (false, _) => Side::Outside,
         }
@@ -447,7 +458,7 @@ impl Model {
 
     /// Whether the gateway speaks for an address in ARP and neighbour discovery.
     fn answers_for(&self, address: IpAddr) -> bool {
-        self.is_pool_address(address) && !self.network.is_local(address)
+        (self.is_pool_address(address) || self.is_eip(address)) && !self.network.is_local(address)
     }
 
     fn is_pool_address(&self, address: IpAddr) -> bool {

@@ -308,6 +308,127 @@ pub(super) fn quoted(frame: &[u8], ip: &Ip) -> Option<Quoted> {
     })
 }
 
+/// The packet of any protocol that the error `ip` quotes. Ports that it does not show are 0.
+pub(super) fn quoted_addresses(frame: &[u8], ip: &Ip) -> Option<Quoted> {
+    let network = ip.transport + 8;
+    let quote = frame.get(network..ip.end)?;
+    let (header, proto, later) = if ip.is_v4() {
+        let header = usize::from(quote.first()? & 15) * 4;
+        let sound = quote[0] >> 4 == 4 && header >= 20 && quote.len() >= header;
+        sound.then(|| (header, quote[9], u16_at(quote, 6).is_some_and(|field| field & 0x1fff != 0)))?
+    } else {
+        let (mut proto, mut at, mut later) = (*quote.get(6)?, 40, false);
+        for _ in 0..6 {
+            if !matches!(proto, 0 | 43 | 44 | 60) || later {
+                break;
+            }
+            let &[next, size, f0, f1] = quote.get(at..at + 4)? else { return None };
+            later = proto == 44 && u16::from_be_bytes([f0, f1]) >> 3 != 0;
+            at += if proto == 44 { 8 } else { 8 + usize::from(size) * 8 };
+            proto = next;
+        }
+        let hidden = matches!(proto, 0 | 43 | 44 | 60) && !later;
+        (quote[0] >> 4 == 6 && quote.len() >= at && !hidden).then_some((at, proto, later))?
+    };
+    let segment = if later { &[] } else { &quote[header..] };
+    let shown = matches!(proto, PROTO_TCP | PROTO_UDP) && segment.len() >= 4;
+    let word = |at: usize| if shown { u16::from_be_bytes([segment[at], segment[at + 1]]) } else { 0 };
+    let address = |at: usize| -> IpAddr {
+        if ip.is_v4() {
+            <[u8; 4]>::try_from(&quote[at..at + 4]).expect("4 bytes").into()
+        } else {
+            <[u8; 16]>::try_from(&quote[at..at + 16]).expect("16 bytes").into()
+        }
+    };
+    let (source_at, destination_at) = if ip.is_v4() { (12, 16) } else { (8, 24) };
+    let checksum = checksum_over_addresses(proto, ip.is_v4()).filter(|at| segment.len() >= at + 2);
+    Some(Quoted {
+        source: (address(source_at), word(0)),
+        destination: (address(destination_at), word(2)),
+        proto,
+        network,
+        transport: network + header,
+        checksum: checksum.map(|at| network + header + at),
+    })
+}
+
+/// Where a protocol has its checksum, if that covers addresses: TCP, UDP, DCCP, UDP-Lite, `ICMPv6`.
+fn checksum_over_addresses(proto: u8, v4: bool) -> Option<usize> {
+    match proto {
+        PROTO_TCP => Some(16),
+        PROTO_UDP | 33 | 136 => Some(6),
+        PROTO_ICMPV6 if !v4 => Some(2),
+        _ => None,
+    }
+}
+
+/// The frame as it goes on with other addresses, whatever it carries.
+pub(super) fn exchange(
+    frame: &[u8],
+    ip: &Ip,
+    (source, destination): (IpAddr, IpAddr),
+    (source_mac, destination_mac): (Mac, Mac),
+) -> Result<Vec<u8>, DropReason> {
+    let mut frame = frame.to_vec();
+    let at = checksum_over_addresses(ip.proto, ip.is_v4()).filter(|_| ip.fragment != Fragment::Later);
+    if let Some(at) = at {
+        if ip.transport + at + 2 > ip.end {
+            return Err(DropReason::Truncated);
+        }
+        let packet = &mut frame[ip.network..];
+        let (transport, at) = (ip.transport - ip.network, ip.transport - ip.network + at);
+        if let Some(error) = ip.checksum_error(packet, transport, at) {
+            let right = ip.right_checksum(packet, transport, at, source, destination);
+            let checksum = ones_complement_sum(right, error);
+            let checksum = if ip.kind == Kind::Udp && checksum == 0 { 0xffff } else { checksum };
+            packet[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+        }
+    }
+    let other = Ip { source, destination, ..ip.clone() };
+    Ok(forward(&frame, &other, Rewrite::Nothing, source_mac, destination_mac))
+}
+
+/// As [`exchange`], for an error: the packet that it quotes is one that came from its receiver, and if it comes from
+/// inside, one that went to whom its new source stands for.
+pub(super) fn exchange_in_error(
+    frame: &[u8],
+    ip: &Ip,
+    quoted: &Quoted,
+    (source, destination): (IpAddr, IpAddr),
+    inside: bool,
+    (source_mac, destination_mac): (Mac, Mac),
+) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let (source_at, destination_at) = if ip.is_v4() { (12, 16) } else { (8, 24) };
+    let quoted_destination = if inside { source } else { quoted.destination.0 };
+    if let Some(at) = quoted.checksum {
+        let there = u16_at(&frame, at).expect("it is in the quote");
+        let sum_of = |a, b| ones_complement_sum(covered((a, 0), true), covered((b, 0), true));
+        let before = sum_of(quoted.source.0, quoted.destination.0);
+        let after = sum_of(destination, quoted_destination);
+        let sum = ones_complement_sum(there, ones_complement_sum(before, !after));
+        let sum = match (quoted.proto, there, sum) {
+            (PROTO_UDP, 0, _) => 0,
+            (PROTO_UDP, _, 0) => 0xffff,
+            (_, _, sum) => sum,
+        };
+        frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    }
+    write_address(&mut frame[quoted.network..], source_at, destination);
+    write_address(&mut frame[quoted.network..], destination_at, quoted_destination);
+    if ip.is_v4() {
+        let header = &mut frame[quoted.network..quoted.transport];
+        header[10..12].fill(0);
+        let checksum = checksum_of(header);
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+    }
+    let at = ip.transport + 2;
+    frame[at..at + 2].fill(0);
+    let checksum = transport_checksum(source, destination, ip.proto, &frame[ip.transport..ip.end]);
+    frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    forward(&frame, &Ip { source, destination, ..ip.clone() }, Rewrite::Nothing, source_mac, destination_mac)
+}
+
 /// Whether the checksums of an error and of the IPv4 header that it quotes are right.
 pub(super) fn is_sound_error(frame: &[u8], ip: &Ip, quoted: &Quoted) -> bool {
     let header = !ip.is_v4() || checksum_of(&frame[quoted.network..quoted.transport]) == 0;

@@ -125,7 +125,15 @@ fn what_was_added_is_shown() -> Result<()> {
 #[test]
 fn nothing_to_show_is_nothing_and_no_failure() -> Result<()> {
     let daemon = Daemon::start()?;
-    for line in ["route show", "pool show", "interface show", "session show", "stats drops", "stats pools"] {
+    for line in [
+        "route show",
+        "pool show",
+        "eip show",
+        "interface show",
+        "session show",
+        "stats drops",
+        "stats pools",
+    ] {
         let said = daemon.run(line)?;
         assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""), "{line}");
     }
@@ -200,6 +208,35 @@ fn a_change_is_made_once_and_its_opposite_undoes_it() -> Result<()> {
 }
 
 #[test]
+fn an_eip_is_given_shown_and_taken_back() -> Result<()> {
+    assert_snapshot!(set_up()?.transcript(
+        "
+        eip
+        eip add 198.51.100.50 host 10.0.1.2
+        eip add 2001:db8:100::50 host 2001:db8:1::2
+        eip show
+        eip show --json
+        route add 10.1.0.0/16 via eip
+        route get 10.1.0.1
+        eip add 198.51.100.50 host 10.0.1.3
+        eip add 198.51.100.51 host 10.0.1.2
+        eip add 198.51.100.10 host 10.0.1.3
+        eip add 198.51.100.51 host 198.51.100.10
+        eip add 198.51.100.51 host 2001:db8:1::3
+        eip add 198.51.100.51 host 10.0.1.300
+        pool add other address 198.51.100.50
+        eip del 10.0.1.2
+        eip del 198.51.100.51
+        eip del 198.51.100.50
+        eip del 2001:db8:100::50
+        eip show
+        status
+    "
+    )?);
+    Ok(())
+}
+
+#[test]
 fn what_the_daemon_refuses_is_told_with_a_remedy() -> Result<()> {
     let daemon = set_up()?;
     let before = daemon.run("export")?.out;
@@ -209,7 +246,7 @@ fn what_the_daemon_refuses_is_told_with_a_remedy() -> Result<()> {
         route add 203.0.113.300 via direct
         route add 10.1.0.0/16 via pool nta
         route add 10.1.0.0/16 via nowhere
-        route add 10.1.0.0/16 via eip
+        route add 10.1.0.0/16 via proxy squid
         route add 10.1.0.0/16 via gateway 2001:db8::1
         route add 10.1.0.0/16 via direct table mian
         route add 10.1.0.0/16 via direct dport 53

@@ -6,6 +6,7 @@
 //! and as it came out.
 
 mod change;
+mod eip;
 mod expiry;
 mod header;
 mod inbound;

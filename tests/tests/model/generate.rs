@@ -25,6 +25,8 @@ struct World {
     servers: [&'static [&'static str]; 2],
     /// Addresses that have no business to be there.
     strange: [&'static [&'static str]; 2],
+    /// Clients that may have an EIP, by the EIP.
+    eips: &'static [(&'static str, &'static str)],
     routers: &'static [&'static str],
     bindings: &'static [&'static str],
 }
@@ -156,6 +158,17 @@ fn standard() -> World {
                 "2001:db8:2::1",
             ],
         ],
+        eips: &[
+            ("198.51.100.50", "10.0.1.2"),
+            ("198.51.100.51", "10.0.3.2"),
+            ("192.0.2.52", "10.0.2.9"),
+            ("198.51.100.53", "10.0.1.99"),
+            ("192.0.2.1", "10.0.1.3"),
+            ("198.51.100.54", "203.0.113.10"),
+            ("2001:db8:100::50", "2001:db8:1::2"),
+            ("2001:db8:100::51", "2001:db8:3::2"),
+            ("2001:db8:2::52", "2001:db8:4::9"),
+        ],
         routers: &[
             "192.0.2.2",
             "10.9.0.254 dev out1",
@@ -186,6 +199,12 @@ fn one_armed() -> World {
         strange: [
             &["10.0.7.1", "10.0.7.98", "10.0.7.255", "127.0.0.1", "224.0.0.5", "0.0.0.0", "10.0.7.254"],
             &["2001:db8:7::1", "::", "ff02::5", "fe80::9", "2001:db8:7::98"],
+        ],
+        eips: &[
+            ("198.51.100.50", "10.0.7.2"),
+            ("10.0.7.51", "10.0.7.3"),
+            ("198.51.100.52", "10.0.7.99"),
+            ("2001:db8:100::50", "2001:db8:7::2"),
         ],
         routers: &["10.0.7.254", "10.0.7.3", "2001:db8:7::254"],
         bindings: &["10.0.7.0/24", "10.0.7.2/32 iif arm0", "2001:db8:7::/64"],
@@ -238,6 +257,11 @@ fn policy(rng: &mut Rng, world: &World, pools: &Pools) -> Policy {
     for (name, (ports, addresses)) in ["nat", "two"].iter().zip(pools.ports.iter().zip(&pools.addresses)) {
         policy = policy.pool(name, &addresses.join(" "), ports);
     }
+    for (address, host) in world.eips {
+        if rng.u8(..3) != 0 {
+            policy = policy.eip(address, host);
+        }
+    }
     let mut tables = vec!["main"];
     let mut bindings = world.bindings.to_vec();
     for table in ["a", "b"] {
@@ -251,18 +275,19 @@ fn policy(rng: &mut Rng, world: &World, pools: &Pools) -> Policy {
         // Most clients are to get somewhere.
         for all in ["0.0.0.0/0", "::/0"] {
             if rng.u8(..4) != 0 {
-                let target = if rng.u8(..4) == 0 { "direct" } else { "pool nat" };
+                let target = ["direct", "eip", "pool nat", "pool nat"][rng.usize(..4)];
                 policy = policy.table(table, &[], &format!("{all} via {target}"));
             }
         }
         for _ in 0..rng.u8(..14) {
-            let target = match rng.u8(..12) {
+            let target = match rng.u8(..14) {
                 0..4 => "pool nat".to_owned(),
                 4..6 => "pool two".to_owned(),
                 6..8 => "direct".to_owned(),
                 8 => format!("gateway {}", pick(rng, world.routers)),
                 9 => "blackhole".to_owned(),
                 10 => "prohibit".to_owned(),
+                11 | 12 => "eip".to_owned(),
                 _ => "host".to_owned(),
             };
             let line = format!("{} via {target} {}", pick(rng, PREFIXES), pick(rng, SELECTORS));
@@ -289,6 +314,8 @@ fn packet(rng: &mut Rng, world: &World, pools: &Pools) -> Step {
         4..7 => destination = pools.any(rng, v6 == 1),
         7 => source = pools.any(rng, v6 == 1),
         8 => source = ip(pick(rng, world.servers[v6])),
+        9..14 => destination = an_eip(rng, world, v6 == 1),
+        14 => source = an_eip(rng, world, v6 == 1),
         _ => {}
     }
     // Mostly through the device that the source is behind.
@@ -302,6 +329,12 @@ fn packet(rng: &mut Rng, world: &World, pools: &Pools) -> Step {
     Step::Packet { device, packet, twists: twists(rng, 4) }
 }
 
+/// One that is there, or not.
+fn an_eip(rng: &mut Rng, world: &World, v6: bool) -> IpAddr {
+    let eips = world.eips.iter().map(|(address, _)| ip(address));
+    pick(rng, &eips.filter(|address| address.is_ipv6() == v6).collect::<Vec<_>>())
+}
+
 fn transport(rng: &mut Rng, source: u16, destination: u16) -> Transport {
     match rng.u8(..20) {
         0..8 => {
@@ -312,7 +345,7 @@ fn transport(rng: &mut Rng, source: u16, destination: u16) -> Transport {
         8..14 => Transport::Udp { source, destination, checksum: true },
         14..17 => Transport::Echo { request: rng.u8(..6) != 0, identifier: source, sequence: rng.u16(..) },
         17 => Transport::Icmp { kind: pick(rng, &[3, 11, 1, 2, 13, 134]), code: rng.u8(..3), rest: [0; 4] },
-        18 => Transport::Bare(pick(rng, &[47, 50, 132, 59, 4])),
+        18 => Transport::Bare(pick(rng, &[47, 50, 132, 59, 4, 33, 136])),
         _ => Transport::Udp { source: rng.u16(..), destination, checksum: true },
     }
 }
@@ -379,6 +412,7 @@ fn strange_frame(rng: &mut Rng, world: &World, pools: &Pools) -> Step {
     let v6 = rng.bool();
     let wanted =
         if rng.u8(..4) == 0 { ip(pick(rng, world.strange[usize::from(v6)])) } else { pools.any(rng, v6) };
+    let wanted = if rng.u8(..4) == 0 { an_eip(rng, world, v6) } else { wanted };
     let sender = ip(pick(rng, world.servers[usize::from(v6)]));
     let mut frame = match (rng.u8(..8), wanted, sender) {
         (0, ..) => (0..rng.usize(14..120)).map(|_| rng.u8(..)).collect(),

@@ -34,6 +34,7 @@ const PACKETS: u64 = 100_000;
 const EXPECTED: &[&str] = &[
     "verdict direct",
     "verdict drop",
+    "verdict eip",
     "verdict gateway",
     "verdict host",
     "verdict reply",
@@ -44,6 +45,7 @@ const EXPECTED: &[&str] = &[
     "drops malformed",
     "drops mtu_exceeded",
     "drops neighbor_unresolved",
+    "drops no_eip",
     "drops no_route",
     "drops no_session",
     "drops pool_exhausted",

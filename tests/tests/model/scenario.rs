@@ -1,6 +1,9 @@
 //! What happens to a gateway: packets, answers to what came of them, changes of policy.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use gateway_tests::{
     network::{Network, mac},
@@ -87,16 +90,22 @@ pub(crate) fn frame(network: &Network, device: &str, packet: &Packet, twists: &[
 pub(crate) fn answer(packet: &Packet, sent: &[u8]) -> Packet {
     // Tags were taken off.
     let plain = Packet { tags: Vec::new(), ..packet.clone() };
-    let port_at =
-        plain.transport_offset() + if matches!(plain.transport, Transport::Echo { .. }) { 4 } else { 0 };
-    let port = sent.get(port_at..port_at + 2).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
-    let source = if plain.source.is_ipv4() {
-        <[u8; 4]>::try_from(&sent[26..30]).expect("4 bytes").into()
-    } else {
-        <[u8; 16]>::try_from(&sent[22..38]).expect("16 bytes").into()
+    let at = plain.transport_offset();
+    let port = |at: usize| sent.get(at..at + 2).map_or(0, |port| u16::from_be_bytes([port[0], port[1]]));
+    let (from, to) =
+        if matches!(plain.transport, Transport::Echo { .. }) { (at + 4, at + 4) } else { (at, at + 2) };
+    let address = |at: usize| -> IpAddr {
+        if plain.source.is_ipv4() {
+            <[u8; 4]>::try_from(&sent[at..at + 4]).expect("4 bytes").into()
+        } else {
+            <[u8; 16]>::try_from(&sent[at..at + 16]).expect("16 bytes").into()
+        }
     };
-    let server = mac(plain.destination);
-    plain.from_address(source).from_port(port).answer().macs(server, [0; 6])
+    let (source_at, destination_at) = if plain.source.is_ipv4() { (26, 30) } else { (22, 38) };
+    let destination = SocketAddr::new(address(destination_at), port(to));
+    let source = (address(source_at), port(from));
+    let sent = plain.to(&destination.to_string()).from_address(source.0).from_port(source.1);
+    sent.answer().macs(mac(destination.ip()), [0; 6])
 }
 
 /// An error about what left as `sent`, to whom it seems to come from.

@@ -2,6 +2,7 @@
 
 mod address;
 mod change;
+mod eip;
 mod frames;
 mod inactive;
 mod mode;

@@ -56,6 +56,7 @@ schemas! {
     RouteMatch => "gateway.route/v1";
     TableRow => "gateway.tables/v1";
     PoolRow => "gateway.pools/v1";
+    EipRow => "gateway.eips/v1";
     InterfaceRow => "gateway.interfaces/v1";
     SessionRow => "gateway.sessions/v1";
     SessionCount => "gateway.session_counts/v1";
@@ -346,6 +347,25 @@ pub struct PoolAddressRow {
     /// Whether it takes no new sessions.
     #[serde(default)]
     pub drained: bool,
+}
+
+// ---- EIPs ---------------------------------------------------------------------------------------------
+
+/// `eip add`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EipRequest {
+    /// The inside host that gets the address.
+    pub host: String,
+}
+
+/// An EIP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EipRow {
+    /// Outside address.
+    pub address: IpAddr,
+    /// The inside host it is mapped to.
+    pub host: IpAddr,
 }
 
 // ---- interfaces ---------------------------------------------------------------------------------------

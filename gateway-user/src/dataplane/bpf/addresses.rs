@@ -1,4 +1,4 @@
-//! Map `ADDRESSES`: the addresses of the host and of the pools.
+//! Map `ADDRESSES`: the addresses of the host and of the pools, and EIPs.
 
 use std::{
     collections::HashMap,
@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::maps::{self, MapData};
 use gateway_common::{
-    address::{Address, BROADCAST, LOCAL, POOL},
+    address::{Address, BROADCAST, EIP, LOCAL, POOL},
     family::{self, MappedAddress},
 };
 use ipnet::IpNet;
@@ -31,18 +31,24 @@ impl Addresses {
         Ok(Self { map, written })
     }
 
-    /// Enters every address of the host and of `pools` (with its element of `POOL_ADDRESSES`).
-    pub(super) fn add(&mut self, host: &Host, pools: impl Iterator<Item = (IpAddr, u32)>) -> Result<()> {
-        self.enter(wanted(host, pools))
-    }
-
-    /// Removes what [`Addresses::add`] would not enter.
-    pub(super) fn remove_unused(
+    /// Enters every address of the host, of `pools` (with its element of `POOL_ADDRESSES`), and of `eips`.
+    pub(super) fn add<'a>(
         &mut self,
         host: &Host,
         pools: impl Iterator<Item = (IpAddr, u32)>,
+        eips: impl Iterator<Item = &'a IpAddr>,
     ) -> Result<()> {
-        let wanted = wanted(host, pools);
+        self.enter(wanted(host, pools, eips))
+    }
+
+    /// Removes what [`Addresses::add`] would not enter.
+    pub(super) fn remove_unused<'a>(
+        &mut self,
+        host: &Host,
+        pools: impl Iterator<Item = (IpAddr, u32)>,
+        eips: impl Iterator<Item = &'a IpAddr>,
+    ) -> Result<()> {
+        let wanted = wanted(host, pools, eips);
         let unused: Vec<IpAddr> =
             self.written.keys().filter(|address| !wanted.contains_key(*address)).copied().collect();
         for address in unused {
@@ -68,7 +74,11 @@ impl Addresses {
     }
 }
 
-fn wanted(host: &Host, pools: impl Iterator<Item = (IpAddr, u32)>) -> HashMap<IpAddr, Address> {
+fn wanted<'a>(
+    host: &Host,
+    pools: impl Iterator<Item = (IpAddr, u32)>,
+    eips: impl Iterator<Item = &'a IpAddr>,
+) -> HashMap<IpAddr, Address> {
     let mut wanted: HashMap<IpAddr, Address> = HashMap::new();
     for net in host.addresses() {
         wanted.entry(net.addr()).or_default().flags |= LOCAL;
@@ -80,6 +90,9 @@ fn wanted(host: &Host, pools: impl Iterator<Item = (IpAddr, u32)>) -> HashMap<Ip
         let value = wanted.entry(address).or_default();
         value.flags |= POOL;
         value.index = element;
+    }
+    for address in eips {
+        wanted.entry(*address).or_default().flags |= EIP;
     }
     wanted
 }

@@ -8,6 +8,7 @@ mod addresses;
 mod clock;
 mod compile;
 mod counters;
+mod eips;
 mod interfaces;
 mod links;
 mod netdev;
@@ -38,7 +39,7 @@ use aya::{
 use aya_obj::Object;
 use gateway_common::{
     ABI_VERSION,
-    config::{self, Config, DECIDE_V4, DECIDE_V6, RELATED_V4, RELATED_V6},
+    config::{self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, RELATED_V4, RELATED_V6},
     ports,
 };
 
@@ -46,6 +47,7 @@ use self::{
     addresses::Addresses,
     clock::{Clock, Scale},
     counters::RouteCounters,
+    eips::Eips,
     interfaces::{Context, Interfaces},
     numbers::{CountedAddress, Numbers},
     observe::BpfObserve,
@@ -64,11 +66,13 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ga
 const ENTRY: &str = "gateway";
 const SWEEP: &str = "sweep";
 /// Programs that are tail called, with their elements of `PROGRAMS`.
-const STAGES: [(&str, u32); 4] = [
+const STAGES: [(&str, u32); 6] = [
     ("decide_v4", DECIDE_V4),
     ("decide_v6", DECIDE_V6),
     ("related_v4", RELATED_V4),
     ("related_v6", RELATED_V6),
+    ("eip_v4", EIP_V4),
+    ("eip_v6", EIP_V6),
 ];
 
 /// How long a session is kept whose connection was refused: repeated SYNs that were under way are refused by
@@ -106,6 +110,7 @@ pub struct BpfDataplane {
     // Not before the first `host_changed`, which tells the devices.
     interfaces: Option<Interfaces>,
     addresses: Addresses,
+    eips: Eips,
     pools: Pools,
     tables: Tables,
     sweep: Mutex<Sweep>,
@@ -191,6 +196,7 @@ impl BpfDataplane {
             config,
             interfaces: None,
             addresses: Addresses::new(take(&mut ebpf, "ADDRESSES")?)?,
+            eips: Eips::new(take(&mut ebpf, "EIPS")?)?,
             pools,
             tables,
             sweep: Mutex::new(Sweep::new(sweep, &pins)?),
@@ -270,7 +276,8 @@ impl BpfDataplane {
         };
         interfaces.attach(&mut context, before, &to.interfaces)?;
         self.pools.write(&to.pools, &self.host)?;
-        self.addresses.add(&self.host, self.pools.elements())?;
+        self.eips.write(&to.eips)?;
+        self.addresses.add(&self.host, self.pools.elements(), to.eips.keys())?;
         let devices: BTreeMap<String, u32> =
             self.host.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
         let references =
@@ -294,7 +301,8 @@ impl BpfDataplane {
             interfaces.open_all()?;
         }
         self.pools.remove_unused(&to.pools)?;
-        self.addresses.remove_unused(&self.host, self.pools.elements())?;
+        self.eips.remove_unused(&to.eips)?;
+        self.addresses.remove_unused(&self.host, self.pools.elements(), to.eips.keys())?;
         // The generation moves last: what is decided under it has seen all of the change.
         self.move_generation()?;
         if let Some(pending) = pending {
@@ -324,6 +332,7 @@ impl BpfDataplane {
         }
         let mut numbers = self.numbers.write().unwrap_or_else(PoisonError::into_inner);
         numbers.pool_addresses = pool_addresses;
+        numbers.eips = self.eips.count();
         numbers.interfaces = interfaces.status(&to.interfaces);
         for (name, slot) in interfaces.slots() {
             numbers.slots.insert(*slot, name.clone());

@@ -27,6 +27,8 @@ pub(super) struct Numbers {
     pub(super) retired: BTreeMap<(String, &'static str), Counter>,
     /// Pool addresses by element of `POOL_ADDRESSES`.
     pub(super) pool_addresses: BTreeMap<u32, CountedAddress>,
+    /// How many EIPs there are.
+    pub(super) eips: usize,
 }
 
 /// A route with a counter of its own.

@@ -281,6 +281,11 @@ impl Observe for BpfObserve {
             capacity: u64::from(gateway_common::pool::MAX_POOL_ADDRESSES),
         });
         stats.push(MapStats {
+            name: "eips".to_owned(),
+            entries: numbers.eips as u64,
+            capacity: u64::from(gateway_common::eip::MAX_EIPS),
+        });
+        stats.push(MapStats {
             name: "interfaces".to_owned(),
             entries: numbers.interfaces.len() as u64,
             capacity: u64::from(gateway_common::interface::MAX_INTERFACES),

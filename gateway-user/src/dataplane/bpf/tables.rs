@@ -368,6 +368,7 @@ impl Tables {
                 let number = self.routers.get(&(*address, dev.clone()));
                 (Code::Gateway, *number.context("a router has no number")?)
             }
+            Target::Eip => (Code::Eip, 0),
             Target::Blackhole => (Code::Blackhole, 0),
             Target::Prohibit => (Code::Prohibit, 0),
             Target::Host => (Code::Host, 0),
@@ -456,6 +457,11 @@ fn key_v6(net: Ipv6Net) -> Key<[u32; 4]> {
 fn routers_of(tables: &BTreeMap<String, Arc<Table>>) -> impl Iterator<Item = (IpAddr, Option<&String>)> {
     tables.values().flat_map(|table| table.routes.values()).filter_map(|route| match &route.target {
         Target::Gateway { address, dev } => Some((*address, dev.as_ref())),
-        Target::Direct | Target::Pool(_) | Target::Blackhole | Target::Prohibit | Target::Host => None,
+        Target::Direct
+        | Target::Pool(_)
+        | Target::Eip
+        | Target::Blackhole
+        | Target::Prohibit
+        | Target::Host => None,
     })
 }

@@ -1,0 +1,40 @@
+//! EIPs: outside addresses that are mapped 1:1 to inside hosts.
+
+use crate::{
+    family::MappedAddress,
+    pod,
+    session::{SIDE_INSIDE, SIDE_OUTSIDE},
+};
+
+/// EIPs there can be.
+pub const MAX_EIPS: u32 = 4_096;
+/// Elements of `EIPS`: two for each EIP, and room for those that take their place.
+pub const MAX_EIP_ELEMENTS: u32 = 4 * MAX_EIPS;
+
+/// Key of map `EIPS`. Its value is the address of the other side, see [`MappedAddress`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct EipKey {
+    /// See [`EipKey::side`].
+    pub address: MappedAddress,
+    /// [`SIDE_INSIDE`]: `address` is the host's, and the value is its EIP. [`SIDE_OUTSIDE`]: the other way round.
+    pub side: u32,
+}
+
+impl EipKey {
+    /// The key of an inside host: whose EIP has it?
+    #[inline(always)]
+    pub const fn of_host(address: MappedAddress) -> Self {
+        Self { address, side: SIDE_INSIDE as u32 }
+    }
+
+    /// The key of an EIP: whose is it?
+    #[inline(always)]
+    pub const fn of_eip(address: MappedAddress) -> Self {
+        Self { address, side: SIDE_OUTSIDE as u32 }
+    }
+}
+
+const _: () = assert!(size_of::<EipKey>() == 20);
+
+pod!(EipKey);

@@ -1,0 +1,355 @@
+//! Map `EIPS`, and the translation of packets to and from EIPs: programs `eip_v4` and `eip_v6`.
+//!
+//! There is no session. An address is exchanged for another one, whatever the packet carries; only checksums that
+//! cover addresses change with them. Both directions ask the table of the inside host: a packet goes in where an
+//! answer to it would go out by a route of target `eip`, so that no answer leaves in another way.
+
+use aya_ebpf::{btf_maps::HashMap, macros::btf_map};
+use gateway_common::{
+    DropReason, Verdict, checksum,
+    eip::{EipKey, MAX_EIP_ELEMENTS},
+    family::{MappedAddress, NextHop, is_same},
+    parse::{self, Bytes as _, Flow, Fragment, NO_PORT, PROTO_UDP, Packet},
+    quote::ICMP_LEN,
+    route::Target,
+    session::SIDE_INSIDE,
+};
+
+use crate::{
+    address, count,
+    family::Datapath,
+    forward,
+    neighbor::{self, Found},
+    packet::Frame,
+    path::{self, Code, Context, Outcome},
+    related,
+    route::{self, Query},
+    session::Subject,
+};
+
+#[btf_map]
+static EIPS: HashMap<EipKey, MappedAddress, { MAX_EIP_ELEMENTS as usize }> = HashMap::new();
+
+/// Offset of the checksum in an ICMP header.
+const CHECKSUM: usize = 2;
+/// Offset of the checksum in an IPv4 header.
+const HEADER_CHECKSUM: usize = 10;
+
+/// The EIP of an inside host.
+#[inline(always)]
+fn of_host<F: Datapath>(host: &F::Address) -> Option<F::Address> {
+    find::<F>(&EipKey::of_host(F::mapped(host)))
+}
+
+/// The inside host that has an EIP.
+#[inline(always)]
+fn host_of<F: Datapath>(eip: &F::Address) -> Option<F::Address> {
+    find::<F>(&EipKey::of_eip(F::mapped(eip)))
+}
+
+#[inline(always)]
+fn find<F: Datapath>(key: &EipKey) -> Option<F::Address> {
+    // SAFETY: the value is copied at once; a concurrent change may give the old or the new address.
+    unsafe { EIPS.get(key) }.map(|address| F::unmapped(address))
+}
+
+/// Sends the packet in the subject on, which `decide` has found to be from an inside host with a route of target
+/// `eip`, or for an EIP.
+#[inline(always)]
+pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropReason> {
+    let subject = F::subject().ok_or(DropReason::Internal)?;
+    // SAFETY: the element is this CPU's own and programs do not preempt each other.
+    let subject = unsafe { &mut *subject };
+    may_pass(&subject.packet)?;
+    if related::is_error(&subject.packet) {
+        read_quote(context.frame, subject).result()?;
+    }
+    find_side(context, subject).result()?;
+    let mut new = Addresses { source: subject.packet.source, destination: subject.packet.destination };
+    if subject.tuple.side == SIDE_INSIDE {
+        leave(context, subject, &mut new).result()?;
+    } else {
+        arrive(context, subject, &mut new).result()?;
+    }
+    let next_hop = subject.forth;
+    subject.mtu = next_hop.mtu;
+    forward::check(&subject.packet, &next_hop)?;
+    if related::is_error(&subject.packet) {
+        translate_error(context.frame, subject, &new).result()?;
+    } else {
+        translate(context.frame, &subject.packet, &new).result()?;
+    }
+    forward::readdress::<F>(context.frame, subject.packet.network(), &next_hop)?;
+    Ok(Outcome { verdict: Verdict::Eip, slot: u32::from(next_hop.slot) })
+}
+
+/// The addresses that a packet goes on with.
+struct Addresses<F: Datapath> {
+    source: F::Address,
+    destination: F::Address,
+}
+
+/// ICMP messages for the link only do not pass, nor does an error in fragments: what it quotes would stay as it is.
+#[inline(always)]
+fn may_pass<F: Datapath>(packet: &Packet<F>) -> Result<(), DropReason> {
+    if !matches!(packet.transport_layer.flow, Flow::Icmp) {
+        return Ok(());
+    }
+    let kind = packet.transport_layer.detail;
+    if F::is_icmp_of_link(kind) {
+        return Err(DropReason::UnsupportedProtocol);
+    }
+    if matches!(packet.fragment, Fragment::First) && F::is_icmp_error(kind) {
+        return Err(DropReason::FragmentUnmatched);
+    }
+    Ok(())
+}
+
+/// Reads what the error in the subject quotes, which must be a packet of whom it is for.
+#[inline(never)]
+fn read_quote<F: Datapath>(frame: &Frame<'_>, subject: &mut Subject<F>) -> Code {
+    let packet = &subject.packet;
+    let end = packet.network() + usize::from(packet.length);
+    let Some(quote) = F::quote_addresses(frame, packet.transport() + ICMP_LEN, end) else {
+        return Code::drop(DropReason::NoSession);
+    };
+    if !is_same(&F::mapped(&quote.source), &F::mapped(&packet.destination)) {
+        return Code::drop(DropReason::NoSession);
+    }
+    subject.quote = quote;
+    related::verify(frame, subject)
+}
+
+/// On a one-armed interface, what is for an EIP may also come from a client, whose own route decides then.
+#[inline(never)]
+fn find_side<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    if subject.tuple.side == SIDE_INSIDE
+        || !context.is_one_armed()
+        || neighbor::back(context, &subject.packet).is_err()
+    {
+        return Code::OK;
+    }
+    let code = path::find_route(context, subject);
+    if code.result().is_err() {
+        return code;
+    }
+    count::route(subject.route.counter, context.bytes);
+    subject.tuple.side = SIDE_INSIDE;
+    subject.hairpin = 1;
+    match Target::from_number(subject.route.target) {
+        Some(Target::Eip) => Code::OK,
+        Some(Target::None) => Code::drop(DropReason::NoRoute),
+        Some(Target::Blackhole) => Code::drop(DropReason::Blackhole),
+        Some(Target::Prohibit) => Code::drop(DropReason::Prohibited),
+        Some(Target::Direct | Target::Pool | Target::Gateway | Target::Host) | None => {
+            Code::drop(DropReason::NoSession)
+        }
+    }
+}
+
+/// A packet from inside: its source becomes the EIP. One for another EIP goes to that inside host, as if it had come
+/// from outside.
+#[inline(never)]
+fn leave<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, new: &mut Addresses<F>) -> Code {
+    match try_leave(context, subject, new) {
+        Ok(next_hop) => {
+            subject.forth = next_hop;
+            Code::OK
+        }
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_leave<F: Datapath>(
+    context: &Context<'_>,
+    subject: &Subject<F>,
+    new: &mut Addresses<F>,
+) -> Result<NextHop, DropReason> {
+    let packet = &subject.packet;
+    // An error is about a packet to the EIP's host, whichever router on the way complains.
+    let host = if related::is_error(packet) { subject.quote.destination } else { packet.source };
+    new.source = of_host::<F>(&host).ok_or(DropReason::NoEip)?;
+    if subject.hairpin == 0 {
+        let Found { next_hop, .. } = neighbor::towards::<F>(context, packet.source, packet.destination)?;
+        return Ok(next_hop);
+    }
+    new.destination = host_of::<F>(&packet.destination).ok_or(DropReason::NoEip)?;
+    let Found { next_hop, .. } = neighbor::towards_inside::<F>(context, packet.source, new.destination)?;
+    admit(context, subject, &next_hop, new.source, new.destination)?;
+    Ok(next_hop)
+}
+
+/// A packet from outside: its destination becomes the inside host.
+#[inline(never)]
+fn arrive<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, new: &mut Addresses<F>) -> Code {
+    match try_arrive(context, subject, new) {
+        Ok(next_hop) => {
+            subject.forth = next_hop;
+            Code::OK
+        }
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_arrive<F: Datapath>(
+    context: &Context<'_>,
+    subject: &Subject<F>,
+    new: &mut Addresses<F>,
+) -> Result<NextHop, DropReason> {
+    let packet = &subject.packet;
+    new.destination = host_of::<F>(&packet.destination).ok_or(DropReason::NoEip)?;
+    // The gateway's own addresses do not come from outside.
+    if address::find(&F::mapped(&packet.source)).is_some() {
+        return Err(DropReason::SpoofedSource);
+    }
+    // On a one-armed interface it would be a client's, and `find_side` has looked for that.
+    if !context.is_one_armed() {
+        neighbor::outside(context, packet)?;
+    }
+    let Found { next_hop, .. } = neighbor::towards_inside::<F>(context, packet.source, new.destination)?;
+    let counter = admit(context, subject, &next_hop, packet.source, new.destination)?;
+    count::route(counter, context.bytes);
+    Ok(next_hop)
+}
+
+/// Whether a packet of `remote` may go in to `host`: the host's table must send answers by its EIP. The counter of
+/// the route that says so.
+#[inline(always)]
+fn admit<F: Datapath>(
+    context: &Context<'_>,
+    subject: &Subject<F>,
+    next_hop: &NextHop,
+    remote: F::Address,
+    host: F::Address,
+) -> Result<u32, DropReason> {
+    let slot = u32::from(next_hop.slot);
+    if !context.is_inside(slot) {
+        return Err(DropReason::NoRoute);
+    }
+    let Subject { packet, quote, .. } = subject;
+    // An error may come from anybody on the way; what it quotes is the host's packet.
+    let query = if related::is_error(packet) {
+        // 0 where the quote shows none; nobody has that port.
+        let port = u32::from(u16::from_be_bytes(quote.destination_port));
+        Query::<F> {
+            source: host,
+            destination: quote.destination,
+            proto: quote.proto,
+            port: if port == 0 { NO_PORT } else { port },
+        }
+    } else {
+        Query::<F> { source: host, destination: remote, proto: packet.proto, port: packet.server_port(false) }
+    };
+    let found = route::lookup(context.config, slot, &query)?;
+    match Target::from_number(found.target).ok_or(DropReason::Internal)? {
+        Target::Eip => Ok(found.counter),
+        // Answers would come from another address.
+        Target::Pool | Target::Direct | Target::Gateway | Target::Host => Err(DropReason::NoSession),
+        Target::None | Target::Blackhole | Target::Prohibit => Err(DropReason::NoRoute),
+    }
+}
+
+/// Writes the new addresses, and changes the checksums by how much that changes them (RFC 1624).
+#[inline(never)]
+fn translate<F: Datapath>(frame: &Frame<'_>, packet: &Packet<F>, new: &Addresses<F>) -> Code {
+    match try_translate(frame, packet, new) {
+        Ok(()) => Code::OK,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_translate<F: Datapath>(
+    frame: &Frame<'_>,
+    packet: &Packet<F>,
+    new: &Addresses<F>,
+) -> Result<(), DropReason> {
+    let delta = addresses_delta(packet, new);
+    if !matches!(packet.fragment, Fragment::Later)
+        && let Some(at) = parse::address_checksum::<F>(packet.proto)
+    {
+        let at = packet.transport() + at;
+        if at + 2 > packet.network() + usize::from(packet.length) {
+            return Err(DropReason::Truncated);
+        }
+        if packet.proto == PROTO_UDP {
+            frame.update_udp_checksum(at, delta)?;
+        } else {
+            frame.update_checksum(at, delta)?;
+        }
+    }
+    write_addresses(frame, packet, new, delta)
+}
+
+/// Writes the addresses of the header, and its TTL.
+#[inline(always)]
+fn write_addresses<F: Datapath>(
+    frame: &Frame<'_>,
+    packet: &Packet<F>,
+    new: &Addresses<F>,
+    delta: u16,
+) -> Result<(), DropReason> {
+    F::write_address(frame, packet.network() + F::SOURCE, new.source)?;
+    F::write_address(frame, packet.network() + F::DESTINATION, new.destination)?;
+    forward::age(frame, packet, checksum::combine(delta, forward::TTL_DELTA))
+}
+
+/// By how much the new addresses change a sum over them.
+#[inline(always)]
+fn addresses_delta<F: Datapath>(packet: &Packet<F>, new: &Addresses<F>) -> u16 {
+    let source = checksum::delta(F::sum(&packet.source), F::sum(&new.source));
+    checksum::combine(source, checksum::delta(F::sum(&packet.destination), F::sum(&new.destination)))
+}
+
+/// As [`translate`], for an ICMP error: the packet that it quotes is changed back.
+#[inline(never)]
+fn translate_error<F: Datapath>(frame: &Frame<'_>, subject: &Subject<F>, new: &Addresses<F>) -> Code {
+    match try_translate_error(frame, subject, new) {
+        Ok(()) => Code::OK,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_translate_error<F: Datapath>(
+    frame: &Frame<'_>,
+    subject: &Subject<F>,
+    new: &Addresses<F>,
+) -> Result<(), DropReason> {
+    let Subject { packet, quote, .. } = subject;
+    let network = usize::from(quote.network);
+    // Quoted is a packet from whom the error is for, to the host behind the EIP that it leaves with.
+    let quoted_destination = if subject.tuple.side == SIDE_INSIDE { new.source } else { quote.destination };
+    let quoted = checksum::combine(
+        checksum::delta(F::sum(&quote.source), F::sum(&new.destination)),
+        checksum::delta(F::sum(&quote.destination), F::sum(&quoted_destination)),
+    );
+    let outer = addresses_delta(packet, new);
+    let mut icmp = quoted;
+    if F::IS_V4 {
+        let at = network + HEADER_CHECKSUM;
+        let old = u16::from_be(frame.read(at).ok_or(DropReason::Truncated)?);
+        let changed = checksum::apply(old, quoted);
+        frame.write(at, changed.to_be())?;
+        icmp = checksum::combine(icmp, checksum::delta(old.into(), changed.into()));
+    } else {
+        icmp = checksum::combine(icmp, outer);
+    }
+    if quote.checksum != 0 {
+        let at = usize::from(quote.checksum);
+        let old = u16::from_be(frame.read(at).ok_or(DropReason::Truncated)?);
+        let changed = if quote.proto == PROTO_UDP {
+            checksum::apply_udp(old, quoted)
+        } else {
+            checksum::apply(old, quoted)
+        };
+        frame.write(at, changed.to_be())?;
+        icmp = checksum::combine(icmp, checksum::delta(old.into(), changed.into()));
+    }
+    F::write_address(frame, network + F::SOURCE, new.destination)?;
+    F::write_address(frame, network + F::DESTINATION, quoted_destination)?;
+    frame.update_checksum(packet.transport() + CHECKSUM, icmp)?;
+    write_addresses(frame, packet, new, outer)
+}
