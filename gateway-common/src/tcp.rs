@@ -295,7 +295,7 @@ mod tests {
             State::OutsideFin => 'U',
             State::BothFins => 'B',
             State::Reset => 'R',
-            State::Refused => 'X',
+            State::Refused => 'N',
             State::Gone => 'G',
         }
     }
@@ -305,13 +305,13 @@ mod tests {
         // A row a state, a column a segment of `INSIDE`, then of `OUTSIDE`; `-`: dropped.
         let table = [
             "E EEEIR EEEURR--",
-            "O OOOOR AAOO---X",
+            "O OOOOR AAOO---N",
             "A AEEIR AAAARR--",
             "I IIIIR IIIBRRRR",
             "U UUUBR UUUURR--",
             "B OBBBB BBBBBBBB",
             "R OEEIR RRRRRRRR",
-            "X OXXXX XXXXXXXX",
+            "N ONNNN NNNNNNNN",
             "G GGGGG GGGGGGGG",
         ];
         for row in table {

@@ -213,7 +213,7 @@ impl Gateway {
     /// # Panics
     /// If it cannot be read.
     pub fn elements(&self) -> usize {
-        self.sessions_v4().keys().map(|key| key.expect("a key")).count()
+        self.sessions_v4().keys().collect::<Result<Vec<_>, _>>().expect("the keys").len()
     }
 
     fn sessions_v4(&self) -> maps::HashMap<MapData, Tuple<V4>, Session<V4>> {
