@@ -13,6 +13,9 @@ pub(crate) const TEMPLATES: usize = 1 << 14;
 /// How many flows they stand for, at most.
 pub(crate) const MANY: u32 = 1 << 22;
 
+/// Clients there are, from 10.0.1.2 on.
+pub(crate) const CLIENTS: u8 = 200;
+
 /// Bytes before a frame in an element of the map `FRAMES`.
 const LEAD: usize = 2;
 
@@ -46,9 +49,9 @@ impl Flow {
     /// Flow `number` from the clients to the servers: 200 clients, 250 servers, and as many ports of the
     /// clients as it takes.
     pub(crate) fn outward(number: usize) -> Self {
-        let client = Ipv4Addr::new(10, 0, 1, 2 + (number % 200) as u8);
+        let client = Ipv4Addr::new(10, 0, 1, 2 + (number % usize::from(CLIENTS)) as u8);
         let server = Ipv4Addr::new(203, 0, 113, 1 + (number % 250) as u8);
-        Self { source: (client, 2_000 + (number / 200) as u16), destination: (server, 443) }
+        Self { source: (client, 2_000 + (number / usize::from(CLIENTS)) as u16), destination: (server, 443) }
     }
 
     /// Flow `number` of [`TEMPLATES`] of different clients and servers, each of which stands for

@@ -16,6 +16,8 @@ use aya::{
 use gateway_lab::{Gatewayd, Node, Sandbox};
 use nix::net::if_::if_nametoindex;
 
+use crate::frame::CLIENTS;
+
 /// Address of the pool that the gateway translates to.
 pub(crate) const POOL: &str = "198.51.100.10";
 
@@ -77,6 +79,13 @@ impl Network {
         gateway.sysctl("net.ipv4.ip_forward", "1")?;
         // Makes both sides of the link to the world know each other.
         gateway.ok(&["ping", "-q", "-c", "1", "-W", "2", "198.51.100.1"])?;
+        // As in a network that has been there for a while. What the gateway does for a client that the host's
+        // neighbour table does not have yet is for its first packets only.
+        let mac = clients.mac(DEVICE)?;
+        for client in 0..CLIENTS {
+            let address = format!("10.0.1.{}", 2 + client);
+            gateway.ip(&["neighbour", "replace", &address, "lladdr", &mac, "dev", inside])?;
+        }
         Ok(network)
     }
 

@@ -33,7 +33,7 @@ const TARGET: f64 = 2.0;
 const CAPACITY: &str = "[capacity]\nsessions = 2097152\n";
 
 /// The longest turn, for the same reason: connection tracking has room for a quarter of a million.
-const LONGEST: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_millis(250);
 
 /// What was measured with one kind of packet.
 #[derive(Serialize)]
