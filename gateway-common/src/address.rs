@@ -10,12 +10,14 @@ pub const POOL: u32 = 2;
 pub const BROADCAST: u32 = 4;
 /// The address is an EIP; see [`crate::eip`].
 pub const EIP: u32 = 8;
+/// The address belongs to a pool with endpoint-independent mappings.
+pub const MAPPING: u32 = 16;
 
 /// Map `ADDRESSES`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Address {
-    /// [`LOCAL`] | [`POOL`] | [`BROADCAST`] | [`EIP`].
+    /// [`LOCAL`] | [`POOL`] | [`BROADCAST`] | [`EIP`] | [`MAPPING`].
     pub flags: u32,
     /// See the flags.
     pub index: u32,

@@ -97,6 +97,10 @@ pub struct SessionCounters {
     pub expired: u64,
     /// Sessions cut by a change of routes or by an operator.
     pub killed: u64,
+    /// Mappings made, see [`crate::mapping`]. They are no sessions.
+    pub mapped: u64,
+    /// Mappings removed.
+    pub unmapped: u64,
 }
 
 /// Map `ROUTE_OWNERS`, indexed as `ROUTE_COUNTERS`: whose a counter is. Programs do not read it; it lets a
@@ -112,7 +116,7 @@ pub struct CounterOwner {
 
 const _: () = assert!(size_of::<CounterOwner>() == 16);
 const _: () = assert!(size_of::<Counter>() == 16);
-const _: () = assert!(size_of::<SessionCounters>() == 32);
+const _: () = assert!(size_of::<SessionCounters>() == 48);
 
 pod!(Counter, CounterOwner, SessionCounters);
 

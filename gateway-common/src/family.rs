@@ -85,6 +85,8 @@ pub trait Family: sealed::Sealed + Copy + Eq + core::hash::Hash + core::fmt::Deb
     fn from_words(words: [u32; 4]) -> Self::Address;
     /// One's complement sum of the address, see [`crate::checksum`].
     fn sum(address: &Self::Address) -> u32;
+    /// Whether it is the address that no host has.
+    fn is_zero(address: &Self::Address) -> bool;
 }
 
 /// IPv4.
@@ -136,6 +138,11 @@ impl Family for V4 {
     fn sum(address: &u32) -> u32 {
         sum_word(*address)
     }
+
+    #[inline(always)]
+    fn is_zero(address: &u32) -> bool {
+        *address == 0
+    }
 }
 
 impl Family for V6 {
@@ -179,6 +186,11 @@ impl Family for V6 {
     #[inline(always)]
     fn sum(address: &[u32; 4]) -> u32 {
         sum_word(address[0]) + sum_word(address[1]) + sum_word(address[2]) + sum_word(address[3])
+    }
+
+    #[inline(always)]
+    fn is_zero(address: &[u32; 4]) -> bool {
+        address[0] | address[1] | address[2] | address[3] == 0
     }
 }
 

@@ -16,6 +16,7 @@ pub mod eip;
 pub mod event;
 pub mod family;
 pub mod interface;
+pub mod mapping;
 pub mod parse;
 pub mod pool;
 pub mod ports;
@@ -31,7 +32,7 @@ pub use reason::DropReason;
 pub use verdict::Verdict;
 
 /// Version of every layout in this crate. Pinned maps carry it in [`config::Config::abi`].
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Marks a type as plain old data for aya.
 macro_rules! pod {

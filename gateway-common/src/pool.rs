@@ -30,9 +30,13 @@ pub struct Pool {
     pub port_low: u16,
     /// Highest port, host byte order, included.
     pub port_high: u16,
-    /// Zero.
+    /// 0 or [`ENDPOINT_INDEPENDENT`].
     pub flags: u32,
 }
+
+/// [`Pool::flags`] and [`PoolAddress::flags`]: new flows of an inside host's address and port share a
+/// [`crate::mapping`].
+pub const ENDPOINT_INDEPENDENT: u32 = 8;
 
 /// [`PoolAddress::flags`]: the pool address is in use.
 pub const IN_USE: u32 = 1;
@@ -49,7 +53,7 @@ pub struct PoolAddress {
     pub address: MappedAddress,
     /// Number of the pool it belongs to.
     pub pool: u32,
-    /// [`IN_USE`] | [`DRAINED`] | [`OF_HOST`].
+    /// [`IN_USE`] | [`DRAINED`] | [`OF_HOST`] | [`ENDPOINT_INDEPENDENT`].
     pub flags: u32,
 }
 

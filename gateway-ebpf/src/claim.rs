@@ -60,8 +60,8 @@ pub(crate) fn claim<F: Datapath>(
     let secret = context.config.secret;
     // SAFETY: the scratch element is this CPU's own, and the reference ends before the callback runs.
     let scratch = unsafe { &mut *place };
-    scratch.towards.server = F::mapped(&packet.destination);
-    scratch.towards.port = packet.transport_layer.destination_port;
+    scratch.towards.server = F::mapped(&scratch.outside.source);
+    scratch.towards.port = scratch.outside.source_port;
     scratch.towards.proto = packet.proto;
     scratch.claim = Claim {
         search: Search::new(low, high, 0),
@@ -79,7 +79,7 @@ pub(crate) fn claim<F: Datapath>(
         random: unsafe { bpf_get_prandom_u32() },
         secret,
         client_sum: F::sum(&packet.source),
-        pseudo_header: u32::from(F::IS_V4 && matches!(packet.transport_layer.flow, Flow::EchoRequest)) ^ 1,
+        pseudo_header: pseudo_header(packet),
         chosen: 0,
         of_host: 0,
         known: 0,
@@ -96,7 +96,8 @@ pub(crate) fn claim<F: Datapath>(
         0 => Ok(()),
         EEXIST => {
             let reason = refuse(&scratch.claim);
-            if packet.proto == PROTO_TCP && enter_own(scratch) {
+            // A mapping is not closed by any of its connections.
+            if packet.proto == PROTO_TCP && !F::is_zero(&scratch.outside.source) && enter_own(scratch) {
                 // SAFETY: as above.
                 unsafe { bpf_loop(SAMPLES, cut_closed::<F> as *mut c_void, (&raw mut held).cast(), 0) };
             }
@@ -104,6 +105,12 @@ pub(crate) fn claim<F: Datapath>(
         }
         error => Err(session::refusal(error)),
     }
+}
+
+/// 1 where the transport checksum covers the addresses.
+#[inline(always)]
+fn pseudo_header<F: Datapath>(packet: &Packet<F>) -> u32 {
+    u32::from(F::IS_V4 && matches!(packet.transport_layer.flow, Flow::EchoRequest)) ^ 1
 }
 
 /// Gives back what was claimed.
@@ -145,7 +152,7 @@ pub(crate) struct Claim {
     /// The element of `POOL_ADDRESSES` in hand.
     pub(crate) chosen: u32,
     /// Not 0 where the address in hand is the host's too.
-    of_host: u32,
+    pub(crate) of_host: u32,
     /// 1 where `PORTS` knows which ports of the address are used.
     known: u32,
     /// 0, or the error of the last insertion.
@@ -153,6 +160,14 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
+    /// What [`insert`] has to know where the address, the element `chosen`, and the port are known already.
+    #[inline(always)]
+    pub(crate) fn adopt<F: Datapath>(&mut self, packet: &Packet<F>, client: &F::Address, chosen: u32) {
+        self.client_sum = F::sum(client);
+        self.pseudo_header = pseudo_header(packet);
+        self.chosen = chosen;
+    }
+
     /// Leaves the address in hand.
     #[inline(always)]
     fn next_address(&mut self) -> i64 {
@@ -302,7 +317,7 @@ fn load<F: Datapath>(scratch: &mut session::Scratch<F>, at: u32) -> u32 {
 
 /// Claims the port of the outside tuple; 0, or the error of the insertion.
 #[inline(always)]
-fn insert<F: Datapath>(scratch: &mut session::Scratch<F>) -> i32 {
+pub(crate) fn insert<F: Datapath>(scratch: &mut session::Scratch<F>) -> i32 {
     let session::Scratch { inside, outside, outside_session: answer, claim, .. } = scratch;
     let pool_sum = F::sum(&outside.destination);
     let (port, client_port) = (outside.destination_port, inside.source_port);

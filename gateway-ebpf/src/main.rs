@@ -3,7 +3,8 @@
 //! `gateway` sees every packet of every attached interface and sends those of confirmed sessions on. It tail
 //! calls `decide_v4` or `decide_v6` for all others; these have a stack and a verifier budget of their own.
 //! [`path`] reads like the checklist of all three. `related_v4` and `related_v6` continue with ICMP errors about
-//! packets of sessions, `eip_v4` and `eip_v6` with packets to and from EIPs.
+//! packets of sessions, `eip_v4` and `eip_v6` with packets to and from EIPs, `map_v4` and `map_v6` with flows of
+//! endpoint-independent mappings.
 //! `sweep` removes sessions that the daemon suspects to be idle; it runs on the daemon's demand only.
 #![no_std]
 #![no_main]
@@ -29,6 +30,7 @@ mod event;
 mod family;
 mod fib;
 mod forward;
+mod mapping;
 mod neighbor;
 mod open;
 mod packet;
@@ -47,7 +49,7 @@ mod tcp;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use gateway_common::{
     DropReason, V4, V6, Verdict,
-    config::{EIP_V4, EIP_V6, RELATED_V4, RELATED_V6},
+    config::{EIP_V4, EIP_V6, MAP_V4, MAP_V6, RELATED_V4, RELATED_V6},
     interface::NO_SLOT,
 };
 
@@ -68,7 +70,7 @@ pub fn decide_v4(ctx: XdpContext) -> u32 {
     enter(
         &ctx,
         lost_device,
-        |context| path::decide::<V4, RELATED_V4, EIP_V4>(context, &ctx),
+        |context| path::decide::<V4, RELATED_V4, EIP_V4, MAP_V4>(context, &ctx),
         refuse::answer::<V4>,
     )
 }
@@ -79,7 +81,7 @@ pub fn decide_v6(ctx: XdpContext) -> u32 {
     enter(
         &ctx,
         lost_device,
-        |context| path::decide::<V6, RELATED_V6, EIP_V6>(context, &ctx),
+        |context| path::decide::<V6, RELATED_V6, EIP_V6, MAP_V6>(context, &ctx),
         refuse::answer::<V6>,
     )
 }
@@ -106,6 +108,18 @@ pub fn eip_v4(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn eip_v6(ctx: XdpContext) -> u32 {
     enter(&ctx, lost_device, |context| eip::forward::<V6>(context), refuse::answer::<V6>)
+}
+
+/// Opens IPv4 sessions of endpoint-independent mappings, for packets that `decide_v4` has found a pool for.
+#[xdp]
+pub fn map_v4(ctx: XdpContext) -> u32 {
+    enter(&ctx, lost_device, |context| mapping::open::<V4>(context), refuse::answer::<V4>)
+}
+
+/// Opens IPv6 sessions of endpoint-independent mappings.
+#[xdp]
+pub fn map_v6(ctx: XdpContext) -> u32 {
+    enter(&ctx, lost_device, |context| mapping::open::<V6>(context), refuse::answer::<V6>)
 }
 
 /// Retires and removes sessions, see [`gateway_common::session`]. Its packet is a list of tuples.

@@ -2,8 +2,9 @@
 
 use gateway_common::{
     DropReason, Verdict, checksum,
-    parse::{Flow, Fragment, Packet, Transport},
-    session::{SIDE_INSIDE, SIDE_OUTSIDE, TCP_ACK, TCP_SYN},
+    parse::{Flow, Fragment, Packet},
+    session::{SIDE_INSIDE, SIDE_OUTSIDE, TCP_ACK, TCP_SYN, Tuple},
+    tcp::State,
 };
 
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
     forward,
     path::{Code, Context, Outcome},
     ports, rewrite,
-    session::{self, EEXIST, Subject},
+    session::{self, EEXIST, Scratch, Subject},
     tcp,
 };
 
@@ -29,22 +30,43 @@ pub(crate) fn open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> 
 
 #[inline(always)]
 fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<Option<Outcome>, DropReason> {
-    let Subject { packet, route, back, forth: next_hop, .. } = subject;
-    let Transport { source_port, destination_port, .. } = packet.transport_layer;
+    let Subject { packet, tuple, route, forth: next_hop, .. } = subject;
     forward::check(packet, next_hop)?;
     let place = F::scratch().ok_or(DropReason::Internal)?;
+    let (state, mark) = tcp::opening(context.frame, packet)?;
     // SAFETY: the scratch element is this CPU's own, and the reference ends before the claim.
+    begin(context, subject, tuple, state, unsafe { &mut *place });
+
+    claim::claim(context, packet, route.object)?;
+
+    // SAFETY: as above; the claim is through.
     let scratch = unsafe { &mut *place };
+    if let Err(error) = finish(context, subject, mark, scratch) {
+        // Give the port back. Nobody can have used it: no packet has left with it.
+        claim::give_back(scratch);
+        // Another CPU opened the session with an earlier packet of this flow?
+        return if error == EEXIST { Ok(None) } else { Err(session::refusal(error)) };
+    }
+    count::pool(scratch.claim.chosen, |pool| pool.attempts += 1);
+    rewrite::translate(context.frame, packet, &scratch.inside_session, SIDE_INSIDE)?;
+    forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
+    Ok(Some(Outcome { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) }))
+}
+
+/// Begins the session of the inside tuple `inside`: all that is known before it has an address and a port.
+#[inline(always)]
+pub(crate) fn begin<F: Datapath>(
+    context: &Context<'_>,
+    subject: &Subject<F>,
+    inside: &Tuple<F>,
+    state: State,
+    scratch: &mut Scratch<F>,
+) {
     let now = config::now(context.config);
-    scratch.inside.source = packet.source;
-    scratch.inside.destination = packet.destination;
-    scratch.inside.source_port = source_port;
-    scratch.inside.destination_port = destination_port;
-    scratch.inside.proto = packet.proto;
-    scratch.inside.side = SIDE_INSIDE;
-    scratch.outside.source = packet.destination;
-    scratch.outside.source_port = destination_port;
-    scratch.outside.proto = packet.proto;
+    scratch.inside = *inside;
+    scratch.outside.source = inside.destination;
+    scratch.outside.source_port = inside.destination_port;
+    scratch.outside.proto = inside.proto;
     scratch.outside.side = SIDE_OUTSIDE;
 
     let answer = &mut scratch.outside_session;
@@ -53,52 +75,53 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     answer.last_seen = now;
     answer.packets = 0;
     answer.bytes = 0;
-    answer.next_hop = *back;
-    answer.translated = packet.source;
-    answer.translated_port = source_port;
-    let (state, mark) = tcp::opening(context.frame, packet)?;
+    answer.next_hop = subject.back;
+    answer.translated = inside.source;
+    answer.translated_port = inside.source_port;
     answer.state = state as u8;
     answer.flags = 0;
-    answer.counter = route.counter;
+    answer.counter = subject.route.counter;
     answer.mark = now;
+}
 
-    claim::claim(context, packet, route.object)?;
-
-    // SAFETY: as above; the claim is through.
-    let scratch = unsafe { &mut *place };
+/// Enters the inside element of a session whose outside element is entered, and counts the session.
+///
+/// # Errors
+/// Why the element could not be entered. The outside element is the caller's to take back.
+#[inline(always)]
+pub(crate) fn finish<F: Datapath>(
+    context: &Context<'_>,
+    subject: &Subject<F>,
+    mark: u32,
+    scratch: &mut Scratch<F>,
+) -> Result<(), i32> {
+    let Subject { packet, tuple, forth: next_hop, .. } = subject;
     let claim = &scratch.claim;
     let translated = scratch.outside.destination;
-    let port = scratch.outside.destination_port;
+    let (client_port, port) = (scratch.inside.source_port, scratch.outside.destination_port);
     let forward = &mut scratch.inside_session;
     *forward = scratch.outside_session;
     forward.generation = context.generation;
-    forward.ingress = context.ingress.slot as u16;
+    // The client's packets come from where its answers go (strict reverse path check).
+    forward.ingress = subject.back.slot;
     forward.next_hop = *next_hop;
     forward.translated = translated;
     forward.translated_port = port;
+    forward.flags = 0;
     // The way out changes the checksums by the opposite of what the way back does, and one hop.
     let pool_sum = F::sum(&translated);
     forward.network_delta =
         checksum::combine(checksum::delta(claim.client_sum, pool_sum), forward::TTL_DELTA);
-    forward.transport_delta = claim.transport_delta(claim.client_sum, source_port, pool_sum, port);
-    forward.packets = 1;
-    forward.bytes = u64::from(packet.length);
+    forward.transport_delta = claim.transport_delta(claim.client_sum, client_port, pool_sum, port);
+    let first = u64::from(tuple.side == SIDE_INSIDE);
+    forward.packets = first;
+    forward.bytes = first * u64::from(packet.length);
     forward.mark = mark;
-    if let Err(error) = F::insert_session(&scratch.inside, forward) {
-        // Give the port back. Nobody can have used it: no packet has left with it.
-        claim::give_back(scratch);
-        // Another CPU opened the session with an earlier packet of this flow?
-        return if error == EEXIST { Ok(None) } else { Err(session::refusal(error)) };
-    }
+    F::insert_session(&scratch.inside, forward)?;
     ports::opened(&scratch.towards, context.config.secret);
     count::session(packet.proto, |sessions| sessions.created += 1);
-    count::pool(claim.chosen, |pool| {
-        pool.attempts += 1;
-        pool.opened += 1;
-    });
-    rewrite::translate(context.frame, packet, forward, SIDE_INSIDE)?;
-    forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
-    Ok(Some(Outcome { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) }))
+    count::pool(claim.chosen, |pool| pool.opened += 1);
+    Ok(())
 }
 
 /// Whether a packet may open a session.

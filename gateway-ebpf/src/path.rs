@@ -8,12 +8,13 @@
 //!                -> session, unconfirmed -> confirm or cut -> translate -> send
 //!                -> none, from inside    -> source, route, target: open a session, forward, or eip
 //!                -> none, from outside   -> a pool's address, an EIP, an inside host, or the host's business
+//!                -> none, of a pool with endpoint-independent mappings -> mapping
 //! ```
 
 use aya_ebpf::{btf_maps::ProgramArray, macros::btf_map, programs::XdpContext};
 use gateway_common::{
     DropReason, V4, V6, Verdict,
-    address::{BROADCAST, EIP, LOCAL, POOL},
+    address::{BROADCAST, EIP, LOCAL, MAPPING, POOL},
     config::{Config, DECIDE_V4, DECIDE_V6, PROGRAM_COUNT},
     family::NextHop,
     interface::{INSIDE, Interface, NO_SLOT, OUTSIDE},
@@ -28,7 +29,7 @@ use gateway_common::{
 use crate::{
     address, config, count,
     family::Datapath,
-    forward,
+    forward, mapping,
     neighbor::{self, Found},
     open,
     packet::Frame,
@@ -212,11 +213,11 @@ fn hand_over<const PROGRAM: u32>(ctx: &XdpContext) -> Result<Outcome, DropReason
 }
 
 /// Decides a packet of family `F` (with IPv4: or ARP) that has no confirmed session. `RELATED` is the program for
-/// ICMP errors, `EIP_STAGE` that for EIPs.
+/// ICMP errors, `EIP_STAGE` that for EIPs, `MAP` that for endpoint-independent mappings.
 ///
 /// The stages are functions of their own, so that each gives its stack back.
 #[inline(always)]
-pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32>(
+pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32, const MAP: u32>(
     context: &Context<'_>,
     ctx: &XdpContext,
 ) -> Result<Outcome, DropReason> {
@@ -270,7 +271,10 @@ pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32>(
     }
     if subject.tuple.side == SIDE_OUTSIDE {
         let code = from_outside(context, subject);
-        return if code.is_to_eip() { hand_over::<EIP_STAGE>(ctx) } else { code.result() };
+        if code.is_to_eip() {
+            return hand_over::<EIP_STAGE>(ctx);
+        }
+        return if code.is_open() { hand_over::<MAP>(ctx) } else { code.result() };
     }
     let code = from_inside(context, subject);
     if code.is_to_eip() {
@@ -282,6 +286,9 @@ pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32>(
     // The elements of a session that was cut are in the way of another one until the sweep has removed them.
     if subject.cut != 0 {
         return Err(DropReason::NoSession);
+    }
+    if pool::is_endpoint_independent(subject.route.object) {
+        return hand_over::<MAP>(ctx);
     }
     let code = open::open(context, subject);
     if !code.is_open() {
@@ -396,7 +403,7 @@ fn established<F: Datapath>(
 
 /// A packet of a session that another CPU has opened meanwhile, with an earlier packet of the flow.
 #[inline(never)]
-fn follow_other<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+pub(crate) fn follow_other<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
     let Some(session) = F::session(&subject.tuple) else { return Code::drop(DropReason::Internal) };
     // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
     follow(context, subject, unsafe { &mut *session })
@@ -587,29 +594,33 @@ pub(crate) fn find_route<F: Datapath>(context: &Context<'_>, subject: &mut Subje
 ///
 /// An inside host's own address may be answered where its table sends packets to the answering host
 /// untranslated; the host's IP input would let in everything, so what is for an inside host stops here.
+///
+/// [`Code::OPEN`]: it is for a pool with endpoint-independent mappings, and may open a session.
 #[inline(never)]
 fn from_outside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
-    Code::from(try_from_outside(context, subject))
+    let packet = &subject.packet;
+    let Some(found) = address::find(&F::mapped(&packet.destination)) else {
+        return Code::from(to_inside(context, subject));
+    };
+    if found.flags & MAPPING != 0 && mapping::may_open(packet) {
+        return Code::OPEN;
+    }
+    if found.flags & (LOCAL | BROADCAST) != 0 {
+        return Code::OK;
+    }
+    if found.flags & EIP != 0 {
+        return Code::outcome(Outcome::TO_EIP);
+    }
+    Code::drop(match packet.fragment {
+        Fragment::Whole => DropReason::NoSession,
+        Fragment::First | Fragment::Later => DropReason::FragmentUnmatched,
+    })
 }
 
+/// A packet from the outside for an address that is neither the gateway's nor the host's.
 #[inline(always)]
-fn try_from_outside<F: Datapath>(
-    context: &Context<'_>,
-    subject: &mut Subject<F>,
-) -> Result<Outcome, DropReason> {
+fn to_inside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Result<Outcome, DropReason> {
     let packet = &subject.packet;
-    if let Some(found) = address::find(&F::mapped(&packet.destination)) {
-        if found.flags & (LOCAL | BROADCAST) != 0 {
-            return Ok(Outcome::HOST);
-        }
-        if found.flags & EIP != 0 {
-            return Ok(Outcome::TO_EIP);
-        }
-        return Err(match packet.fragment {
-            Fragment::Whole => DropReason::NoSession,
-            Fragment::First | Fragment::Later => DropReason::FragmentUnmatched,
-        });
-    }
     let Found { next_hop, .. } =
         match neighbor::towards_inside::<F>(context, packet.source, packet.destination) {
             Err(DropReason::NoRoute) => return Ok(Outcome::HOST),

@@ -3,7 +3,10 @@
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use gateway_common::{
     family::{MappedAddress, is_same},
-    pool::{self, DRAINED, IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, Pool, PoolAddress},
+    pool::{
+        self, DRAINED, ENDPOINT_INDEPENDENT, IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, Pool,
+        PoolAddress,
+    },
 };
 
 use crate::family::Datapath;
@@ -33,6 +36,20 @@ pub(crate) fn owns(index: u16, address: &MappedAddress) -> bool {
     POOL_ADDRESSES
         .get(u32::from(index))
         .is_some_and(|found| found.flags & IN_USE != 0 && is_same(&found.address, address))
+}
+
+/// Whether new flows of this pool share mappings.
+#[inline(always)]
+pub(crate) fn is_endpoint_independent(number: u32) -> bool {
+    get(number).is_some_and(|pool| pool.flags & ENDPOINT_INDEPENDENT != 0)
+}
+
+/// The element `index` of `POOL_ADDRESSES`, if it is `address`, in use by the pool `number`.
+#[inline(always)]
+pub(crate) fn of(index: u16, address: &MappedAddress, number: u32) -> Option<&'static PoolAddress> {
+    POOL_ADDRESSES
+        .get(u32::from(index))
+        .filter(|found| found.flags & IN_USE != 0 && found.pool == number && is_same(&found.address, address))
 }
 
 /// The run of `POOL_MEMBERS` that has a pool's addresses of family `F`.

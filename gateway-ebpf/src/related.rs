@@ -60,6 +60,10 @@ pub(crate) fn find<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>)
     if !is_same(&F::mapped(&quote.source), &F::mapped(&packet.destination)) {
         return Code::OPEN;
     }
+    // Nothing was sent to the zero address, which stands for all in the keys of mappings.
+    if F::is_zero(&quote.destination) {
+        return Code::OPEN;
+    }
     subject.tuple = quote.answer(subject.tuple.side);
     subject.quote = quote;
     if F::session(&subject.tuple).is_some() { Code::OK } else { Code::OPEN }

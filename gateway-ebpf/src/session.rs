@@ -67,6 +67,9 @@ pub(crate) struct Scratch<F: Family> {
     pub(crate) claim: Claim,
     /// A session that is cut.
     pub(crate) cut: Cut<F>,
+    /// Address and port that the pointer of a mapping shows.
+    pub(crate) shown: F::Address,
+    pub(crate) shown_port: [u8; 2],
 }
 
 #[btf_map]

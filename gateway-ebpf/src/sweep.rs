@@ -16,7 +16,7 @@ use gateway_common::{
     tcp::State,
 };
 
-use crate::{atomic, config, count, family::Datapath, packet::Frame, ports, session, tcp};
+use crate::{atomic, config, count, family::Datapath, mapping, packet::Frame, ports, session, tcp};
 
 /// Turns that a session which was cut waits for its removal: at least one whole turn of the daemon's, 50 ms.
 const GRACE: u32 = 2;
@@ -77,6 +77,10 @@ unsafe extern "C" fn visit_nth<F: Datapath>(index: u32, visit: *mut c_void) -> i
     let Some(tuple) = F::read_tuple(&frame, size_of::<SweepHeader>() + index * size_of::<Tuple<F>>()) else {
         return 1;
     };
+    if mapping::is_key(&tuple) {
+        mapping::visit(&tuple, visit.secret);
+        return 0;
+    }
     if tuple.side != SIDE_INSIDE {
         return 0;
     }
@@ -163,7 +167,10 @@ fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>,
     let closed = state.is_closed();
     let killed = session.flags != 0 && !closed;
     let pool_address = u32::from(session.pool_address);
-    let _ = F::remove_session(inside);
+    let held = mapping::is_held(outside);
+    if F::remove_session(inside).is_ok() && held {
+        mapping::let_go(outside);
+    }
     let _ = F::remove_session(outside);
     let destination = Destination {
         address: F::mapped(&outside.destination),

@@ -8,7 +8,7 @@
 use gateway_common::{
     DropReason,
     parse::{Bytes as _, Flow, Packet},
-    session::{SIDE_INSIDE, Session, TCP_FIN, TCP_RST, TCP_SYN, Tuple},
+    session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, TCP_FIN, TCP_RST, TCP_SYN, Tuple},
     tcp::{self, Segment, State, Step},
 };
 
@@ -50,6 +50,22 @@ pub(crate) fn opening<F: Datapath>(
     let segment = segment(frame, packet)?;
     // As the SYN of a connection that comes after one that was refused.
     let step = tcp::step(State::Refused, 0, SIDE_INSIDE, &segment).ok_or(DropReason::Internal)?;
+    Ok((step.state, step.mark.to_be()))
+}
+
+/// State and mark of a new session that a packet from outside opens; only a SYN does, of TCP.
+///
+/// As the second SYN of two that cross: the client has yet to acknowledge it.
+#[inline(always)]
+pub(crate) fn opening_from_outside<F: Datapath>(
+    frame: &Frame<'_>,
+    packet: &Packet<F>,
+) -> Result<(State, u32), DropReason> {
+    if !matches!(packet.transport_layer.flow, Flow::Tcp) {
+        return Ok((State::Established, 0));
+    }
+    let segment = segment(frame, packet)?;
+    let step = tcp::step(State::Opening, 0, SIDE_OUTSIDE, &segment).ok_or(DropReason::Internal)?;
     Ok((step.state, step.mark.to_be()))
 }
 

@@ -283,6 +283,15 @@ impl Gateway {
         Counters::read(&*self.observe).unwrap_or_else(|error| panic!("the counters: {error:#}"))
     }
 
+    /// Elements in use of a map, as `stats maps` shows them.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    pub fn map_entries(&self, name: &str) -> u64 {
+        let maps = self.observe.maps().unwrap_or_else(|error| panic!("the maps: {error:#}"));
+        maps.iter().find(|map| map.name == name).map_or(0, |map| map.entries)
+    }
+
     /// Reads all sessions.
     ///
     /// # Panics

@@ -3,7 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use gateway_user::model::{
-    AttachMode, Capacity, Eip, Interface, MAIN_TABLE, Pool, Snapshot, Table, TableKind, Timeouts, validate,
+    AttachMode, Capacity, Eip, Interface, MAIN_TABLE, Mapping, Pool, Snapshot, Table, TableKind, Timeouts,
+    validate,
     words::{parse_binding, parse_route_line},
 };
 
@@ -36,6 +37,14 @@ impl Policy {
         let addresses = addresses.split_whitespace().flat_map(|word| refused(Pool::parse_addresses(word)));
         let pool = Pool::new(name, addresses.collect(), refused(ports.parse()));
         self.0.pools.insert(name.to_owned(), pool);
+        self
+    }
+
+    /// Makes the mappings of a pool endpoint-independent.
+    pub fn endpoint_independent(mut self, name: &str) -> Self {
+        if let Some(pool) = self.0.pools.get_mut(name) {
+            pool.mapping = Mapping::EndpointIndependent;
+        }
         self
     }
 
@@ -122,6 +131,13 @@ impl Policy {
             udp_dns: time,
             icmp: time,
         };
+        self
+    }
+
+    /// Idle time of UDP sessions, and of those to port 53.
+    #[must_use]
+    pub fn udp_idle(mut self, udp: std::time::Duration, dns: std::time::Duration) -> Self {
+        (self.0.timeouts.udp, self.0.timeouts.udp_dns) = (udp, dns);
         self
     }
 

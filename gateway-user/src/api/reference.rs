@@ -110,9 +110,8 @@ fn json(kind: &str) -> String {
         return format!("list of {}", json(inner));
     }
     match kind {
-        "String" | "IpAddr" | "IpNet" | "PortRange" | "Proto" | "Role" | "AttachMode" | "TableKind" => {
-            "string".to_owned()
-        }
+        "String" | "IpAddr" | "IpNet" | "PortRange" | "Proto" | "Role" | "AttachMode" | "TableKind"
+        | "Mapping" => "string".to_owned(),
         "u16" | "u32" | "u64" | "f64" => "number".to_owned(),
         "bool" => "boolean".to_owned(),
         "T" => "row".to_owned(),

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     control::{Command, Entry},
     model::{
-        Binding, Eip, Interface, MAIN_TABLE, Pool, PortRange, Proto, RouteKey, RouteWords, Selector,
+        Binding, Eip, Interface, MAIN_TABLE, Mapping, Pool, PortRange, Proto, RouteKey, RouteWords, Selector,
         TableKind, ValueError,
         prefix::{parse_address, parse_prefix},
         validate::check_name,
@@ -133,11 +133,14 @@ impl PoolRequest {
     pub(super) fn add(&self, name: String) -> Result<Command, ApiError> {
         check_name("pool", &name).map_err(about("pool"))?;
         let addresses = self.addresses()?.unwrap_or_default();
-        Ok(Command::PoolAdd(Pool::new(name, addresses, self.ports()?.unwrap_or(PortRange::POOL))))
+        let ports = self.ports()?.unwrap_or(PortRange::POOL);
+        let mapping = self.mapping()?.unwrap_or_default();
+        Ok(Command::PoolAdd(Pool { mapping, ..Pool::new(name, addresses, ports) }))
     }
 
     pub(super) fn set(&self, name: String) -> Result<Command, ApiError> {
-        Ok(Command::PoolSet { name, addresses: self.addresses()?, ports: self.ports()? })
+        let (addresses, ports, mapping) = (self.addresses()?, self.ports()?, self.mapping()?);
+        Ok(Command::PoolSet { name, addresses, ports, mapping })
     }
 
     fn addresses(&self) -> Result<Option<Vec<IpAddr>>, ApiError> {
@@ -151,13 +154,16 @@ impl PoolRequest {
         self.ports.as_deref().map(str::parse).transpose().map_err(about("pool"))
     }
 
+    fn mapping(&self) -> Result<Option<Mapping>, ApiError> {
+        self.mapping.as_deref().map(str::parse).transpose().map_err(about("pool"))
+    }
+
     fn supported(&self) -> Result<(), ApiError> {
         let number = |value: Option<u64>| value.map(|value| value.to_string());
         for (field, value) in [
             ("rate", number(self.rate)),
             ("burst", number(self.burst)),
             ("concurrent", number(self.concurrent)),
-            ("mapping", self.mapping.clone()),
             ("refuse", self.refuse.clone()),
         ] {
             if let Some(value) = value {

@@ -103,6 +103,7 @@ pub(super) fn pool(pool: &Pool) -> PoolRow {
         addresses: pool.addresses.clone(),
         ports: pool.ports,
         drained: pool.drained.iter().copied().collect(),
+        mapping: pool.mapping,
     }
 }
 

@@ -275,7 +275,8 @@ async fn counters_of_the_data_plane_are_shown() {
         state
             .pools
             .insert(address, PoolCounters { opened: 9, closed: 4, attempts: 10, ..PoolCounters::default() });
-        state.session_counters[0] = SessionCounters { created: 9, closed: 3, expired: 1, killed: 0 };
+        state.session_counters[0] =
+            SessionCounters { created: 9, closed: 3, expired: 1, killed: 0, ..SessionCounters::default() };
     }
     insta::assert_json_snapshot!("stats_interfaces", daemon.get("/v1/stats/interfaces").await);
     insta::assert_json_snapshot!("stats_pools", daemon.get("/v1/stats/pools").await);

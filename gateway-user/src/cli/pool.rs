@@ -13,7 +13,8 @@ use crate::api::{
 pub(super) enum Verb {
     /// Add a pool
     #[command(after_help = "gwctl pool add nat address 198.51.100.10\n\
-                            gwctl pool add nat address 198.51.100.10,198.51.100.11 ports 10000-65535")]
+                            gwctl pool add nat address 198.51.100.10,198.51.100.11 ports 10000-65535\n\
+                            gwctl pool add calls address 198.51.100.20 mapping endpoint-independent")]
     Add(Add),
     /// Change what is named of a pool; sessions keep their addresses and ports
     #[command(after_help = "gwctl pool set nat address 198.51.100.10,198.51.100.12")]
@@ -43,6 +44,9 @@ pub(super) struct Add {
     /// Ports used on each address
     #[arg(long, value_name = "A-B")]
     ports: Option<String>,
+    /// endpoint-dependent, or endpoint-independent: one port of a client for all, who all can reach it there
+    #[arg(long, value_name = "endpoint-dependent|endpoint-independent")]
+    mapping: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -56,6 +60,9 @@ pub(super) struct Set {
     /// Ports used on each address
     #[arg(long, value_name = "A-B")]
     ports: Option<String>,
+    /// endpoint-dependent, or endpoint-independent: one port of a client for all, who all can reach it there
+    #[arg(long, value_name = "endpoint-dependent|endpoint-independent")]
+    mapping: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -85,16 +92,17 @@ pub(super) struct Show {
 impl Verb {
     pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
         match self {
-            Self::Add(Add { name, address, ports }) => {
-                let pool = PoolRequest { addresses: Some(address), ports, ..PoolRequest::default() };
+            Self::Add(Add { name, address, ports, mapping }) => {
+                let pool = PoolRequest { addresses: Some(address), ports, mapping, ..PoolRequest::default() };
                 context.change(Method::POST, &path(&name), &pool).await
             }
-            Self::Set(Set { name, address, ports }) => {
-                if address.is_none() && ports.is_none() {
-                    return Err(Failure::usage("`gwctl pool set` needs something to set")
-                        .hint("usage: gwctl pool set NAME [address ADDR[,ADDR...]] [ports A-B]"));
+            Self::Set(Set { name, address, ports, mapping }) => {
+                if address.is_none() && ports.is_none() && mapping.is_none() {
+                    return Err(Failure::usage("`gwctl pool set` needs something to set").hint(
+                        "usage: gwctl pool set NAME [address ADDR[,ADDR...]] [ports A-B] [mapping MAPPING]",
+                    ));
                 }
-                let pool = PoolRequest { addresses: address, ports, ..PoolRequest::default() };
+                let pool = PoolRequest { addresses: address, ports, mapping, ..PoolRequest::default() };
                 context.change(Method::PATCH, &path(&name), &pool).await
             }
             Self::Drain(Drain { name, address }) => {

@@ -100,6 +100,8 @@ fn every_form_of_every_command_is_read() {
         table unbind servers from 10.0.2.0/24
         pool add nat address 198.51.100.10,198.51.100.11 ports 1024-65535
         pool set nat ports 2000-3000
+        pool add calls address 198.51.100.20 mapping endpoint-independent
+        pool set calls mapping endpoint-dependent
         pool del nat
         pool show nat
         eip add 198.51.100.50 host 10.0.0.2
@@ -142,7 +144,7 @@ fn every_form_of_every_command_is_read() {
 fn a_name_may_be_a_keyword() {
     assert_eq!(
         noun(&line("pool add address address 198.51.100.10")),
-        r#"Ok(Pool(Add(Add { name: "address", address: ["198.51.100.10"], ports: None })))"#
+        r#"Ok(Pool(Add(Add { name: "address", address: ["198.51.100.10"], ports: None, mapping: None })))"#
     );
     assert_eq!(
         noun(&line("table bind from from 10.0.0.0/8")),

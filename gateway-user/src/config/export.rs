@@ -64,6 +64,9 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
     if !pool.drained.is_empty() {
         writeln!(out, "drained = [{}]", list(&mut pool.drained.iter()))?;
     }
+    if !pool.mapping.is_default() {
+        writeln!(out, "mapping = \"{}\"", pool.mapping)?;
+    }
     Ok(())
 }
 

@@ -73,8 +73,8 @@ pub(super) struct Pool {
     pub(super) ports: Option<Spanned<String>>,
     #[serde(default)]
     pub(super) drained: Vec<Spanned<String>>,
+    pub(super) mapping: Option<Spanned<String>>,
     pub(super) per_destination: Option<Spanned<IgnoredAny>>,
-    pub(super) mapping: Option<Spanned<IgnoredAny>>,
     pub(super) refuse: Option<Spanned<IgnoredAny>>,
 }
 

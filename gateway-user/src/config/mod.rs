@@ -193,11 +193,7 @@ impl Loader<'_> {
     }
 
     fn pool(&self, pool: &file::Pool, state: &mut Snapshot) -> Result<(), ConfigError> {
-        for (key, value) in [
-            ("pool.per_destination", &pool.per_destination),
-            ("pool.mapping", &pool.mapping),
-            ("pool.refuse", &pool.refuse),
-        ] {
+        for (key, value) in [("pool.per_destination", &pool.per_destination), ("pool.refuse", &pool.refuse)] {
             if let Some(value) = value {
                 let message = "not supported by this version";
                 return Err(self.source.error(value.span().start, key, message).hint("remove the key"));
@@ -216,7 +212,9 @@ impl Loader<'_> {
         let drained = parse("pool.drained", &pool.drained)?.into_iter().collect();
         let ports = pool.ports.as_ref().map(|ports| self.parse(ports, "pool.ports"));
         let ports = ports.transpose()?.unwrap_or(PortRange::POOL);
-        let added = Pool { drained, ..Pool::new(&name, addresses, ports) };
+        let mapping = pool.mapping.as_ref().map(|mapping| self.parse(mapping, "pool.mapping"));
+        let mapping = mapping.transpose()?.unwrap_or_default();
+        let added = Pool { drained, mapping, ..Pool::new(&name, addresses, ports) };
         match state.pools.insert(name, added) {
             None => Ok(()),
             Some(_) => Err(self.source.twice("pool", &pool.name)),

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs, net::IpAddr};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
-use crate::model::{AttachMode, MAIN_TABLE, Role, Target, words::parse_binding};
+use crate::model::{AttachMode, MAIN_TABLE, Mapping, Role, Target, words::parse_binding};
 
 /// The sample of the reference, as far as this version goes.
 const SAMPLE: &str = r#"
@@ -175,6 +175,7 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         added("[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\n"),
         added("[[table]]\nname = \"return\"\nkind = \"border\"\n"),
         replaced("ports = \"2000-65535\"", "per_destination = { rate = 900 }"),
+        replaced("ports = \"2000-65535\"", "mapping = \"full-cone\""),
         replaced("via = \"direct\"", "via = \"proxy squid\""),
         replaced("comment = \"the rest\"", "domain = \"*.example.com\""),
     ];
@@ -239,7 +240,9 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 ];
                 let ports = PortRange { low: 1024 + number, high: 2048 };
                 let drained = addresses[..usize::from(number % 2)].iter().copied().collect();
-                let pool = Pool { drained, ..Pool::new(&name, addresses, ports) };
+                let mapping =
+                    if number.is_multiple_of(3) { Mapping::EndpointIndependent } else { Mapping::default() };
+                let pool = Pool { drained, mapping, ..Pool::new(&name, addresses, ports) };
                 state.pools.insert(name, pool);
             }
             for number in 0..pools {

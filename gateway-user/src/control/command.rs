@@ -5,8 +5,8 @@ use std::{fmt, net::IpAddr, sync::Arc};
 use crate::{
     api::{ApiError, ErrorKind},
     model::{
-        Binding, Eip, Interface, MAIN_TABLE, Pool, PortRange, Route, RouteKey, Snapshot, Subject, Table,
-        TableKind, Target, error::closest,
+        Binding, Eip, Interface, MAIN_TABLE, Mapping, Pool, PortRange, Route, RouteKey, Snapshot, Subject,
+        Table, TableKind, Target, error::closest,
     },
 };
 
@@ -65,6 +65,8 @@ pub enum Command {
         addresses: Option<Vec<IpAddr>>,
         /// Ports.
         ports: Option<PortRange>,
+        /// Mapping of new flows.
+        mapping: Option<Mapping>,
     },
     /// From now on, these addresses take no new sessions; those that they have go on.
     PoolDrain {
@@ -142,13 +144,14 @@ impl Command {
                 }
                 next.pools.insert(pool.name.clone(), pool.clone());
             }
-            Self::PoolSet { name, addresses, ports } => {
+            Self::PoolSet { name, addresses, ports, mapping } => {
                 let pool = pool_mut(&mut next, name)?;
                 if let Some(addresses) = addresses {
                     pool.addresses.clone_from(addresses);
                     pool.drained.retain(|address| addresses.contains(address));
                 }
                 pool.ports = ports.unwrap_or(pool.ports);
+                pool.mapping = mapping.unwrap_or(pool.mapping);
             }
             Self::PoolDrain { name, addresses } => pool_drain(&mut next, name, addresses)?,
             Self::PoolUndrain { name, addresses } => pool_undrain(&mut next, name, addresses)?,
@@ -213,15 +216,17 @@ impl fmt::Display for Command {
             Self::TableDel { name } => write!(f, "table del {name}"),
             Self::TableBind { name, binding } => write!(f, "table bind {name} from {binding}"),
             Self::TableUnbind { name, binding } => write!(f, "table unbind {name} from {binding}"),
-            Self::PoolAdd(Pool { name, addresses, ports, .. }) => {
-                write!(f, "pool add {name} address {} ports {ports}", list(addresses))
+            Self::PoolAdd(Pool { name, addresses, ports, mapping, .. }) => {
+                write!(f, "pool add {name} address {} ports {ports}", list(addresses))?;
+                if mapping.is_default() { Ok(()) } else { write!(f, " mapping {mapping}") }
             }
-            Self::PoolSet { name, addresses, ports } => {
+            Self::PoolSet { name, addresses, ports, mapping } => {
                 write!(f, "pool set {name}")?;
                 if let Some(addresses) = addresses {
                     write!(f, " address {}", list(addresses))?;
                 }
-                ports.map_or(Ok(()), |ports| write!(f, " ports {ports}"))
+                ports.map_or(Ok(()), |ports| write!(f, " ports {ports}"))?;
+                mapping.map_or(Ok(()), |mapping| write!(f, " mapping {mapping}"))
             }
             Self::PoolDrain { name, addresses } => {
                 write!(f, "pool drain {name} address {}", list(addresses))

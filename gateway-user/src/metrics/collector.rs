@@ -170,7 +170,7 @@ fn pool_address(out: &mut Families, stats: &PoolAddressStats) {
 
 fn sessions(out: &mut Families, classes: &[(SessionClass, SessionCounters)]) {
     let mut sum = SessionCounters::default();
-    for &(class, SessionCounters { created, closed, expired, killed }) in classes {
+    for &(class, SessionCounters { created, closed, expired, killed, .. }) in classes {
         // The four are read one CPU after the other while packets go on: the difference may be off by those.
         let open = created.saturating_sub(closed + expired + killed);
         out.set(&metric::SESSIONS, [class.name()], open);
@@ -179,7 +179,7 @@ fn sessions(out: &mut Families, classes: &[(SessionClass, SessionCounters)]) {
         sum.expired += expired;
         sum.killed += killed;
     }
-    let SessionCounters { created, closed, expired, killed } = sum;
+    let SessionCounters { created, closed, expired, killed, .. } = sum;
     for (event, count) in [("created", created), ("closed", closed), ("expired", expired), ("killed", killed)]
     {
         out.set(&metric::SESSION_EVENTS, [event], count);

@@ -43,8 +43,10 @@ pub(super) async fn gateway() -> (Memory, Metrics) {
                 closed: 5,
             },
         )]);
-        state.session_counters[0] = SessionCounters { created: 8, closed: 3, expired: 1, killed: 1 };
-        state.session_counters[1] = SessionCounters { created: 2, closed: 0, expired: 1, killed: 0 };
+        state.session_counters[0] =
+            SessionCounters { created: 8, closed: 3, expired: 1, killed: 1, ..SessionCounters::default() };
+        state.session_counters[1] =
+            SessionCounters { created: 2, closed: 0, expired: 1, killed: 0, ..SessionCounters::default() };
     }
     let link = |index| Link {
         index,

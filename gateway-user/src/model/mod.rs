@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use eip::Eip;
 pub use error::{Fault, ValueError};
 pub use interface::{AttachMode, Interface, Role};
-pub use pool::{Pool, PortRange};
+pub use pool::{Mapping, Pool, PortRange};
 pub use route::{Proto, Route, RouteKey, RouteWords, Selector, Target};
 pub use table::{Binding, Table, TableKind};
 pub use validate::{Subject, Violation, validate};

@@ -82,6 +82,52 @@ impl From<PortRange> for String {
     }
 }
 
+/// What an inside host's address and port are translated to (RFC 4787 4.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mapping {
+    /// For each outside host and port something of its own; only that one can answer.
+    #[default]
+    EndpointDependent,
+    /// The same for all, and all can answer.
+    EndpointIndependent,
+}
+
+impl Mapping {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EndpointDependent => "endpoint-dependent",
+            Self::EndpointIndependent => "endpoint-independent",
+        }
+    }
+
+    /// Whether it is the one that pools have unless told otherwise.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Mapping {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        [Self::EndpointDependent, Self::EndpointIndependent]
+            .into_iter()
+            .find(|mapping| mapping.name() == text)
+            .ok_or_else(|| {
+                ValueError::invalid("mapping", format!("`{text}` is not a mapping"))
+                    .hint("write `endpoint-dependent` or `endpoint-independent`")
+            })
+    }
+}
+
 /// A set of outside addresses that hide inside sources.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,12 +141,15 @@ pub struct Pool {
     /// Those of the addresses that take no new sessions.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub drained: BTreeSet<IpAddr>,
+    /// Mapping of new flows.
+    #[serde(default, skip_serializing_if = "Mapping::is_default")]
+    pub mapping: Mapping,
 }
 
 impl Pool {
-    /// A pool none of whose addresses is drained.
+    /// A pool none of whose addresses is drained, with the default mapping.
     pub fn new(name: impl Into<String>, addresses: Vec<IpAddr>, ports: PortRange) -> Self {
-        Self { name: name.into(), addresses, ports, drained: BTreeSet::new() }
+        Self { name: name.into(), addresses, ports, drained: BTreeSet::new(), mapping: Mapping::default() }
     }
 
     /// Reads one entry of an address list: an address, or a prefix that stands for all its addresses

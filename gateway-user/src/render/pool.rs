@@ -7,7 +7,13 @@ use crate::api::types::{PoolAddressRow, PoolRow};
 
 impl Columns for PoolRow {
     fn columns() -> Vec<Column> {
-        vec![Column::text("POOL"), Column::text("ADDRESSES"), Column::text("PORTS"), Column::text("DRAINED")]
+        vec![
+            Column::text("POOL"),
+            Column::text("ADDRESSES"),
+            Column::text("PORTS"),
+            Column::text("MAPPING"),
+            Column::text("DRAINED"),
+        ]
     }
 
     fn cells(&self) -> Vec<Cell> {
@@ -17,6 +23,7 @@ impl Columns for PoolRow {
             Cell::new(&self.name),
             Cell::new(&list(&self.addresses)),
             Cell::new(&self.ports),
+            Cell::new(&self.mapping),
             Cell::of(Some(&list(&self.drained)).filter(|list| !list.is_empty())),
         ]
     }

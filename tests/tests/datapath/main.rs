@@ -10,6 +10,7 @@ mod eip;
 mod expiry;
 mod header;
 mod inbound;
+mod mapping;
 mod neighbor;
 mod one_armed;
 mod outbound;

@@ -5,6 +5,7 @@ mod change;
 mod eip;
 mod frames;
 mod inactive;
+mod mapping;
 mod mode;
 mod outside;
 mod snat;

@@ -13,7 +13,7 @@ use gateway_common::counter::Counter;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{AttachMode, PortRange, Proto, Role, TableKind};
+use crate::model::{AttachMode, Mapping, PortRange, Proto, Role, TableKind};
 
 pub use observed::{
     ConfigStatus, DropRow, Endpoint, Export, MapRow, Notice, SessionCount, SessionQuery, SessionRow,
@@ -295,7 +295,7 @@ pub struct PoolRequest {
     /// Refused as unsupported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrent: Option<u64>,
-    /// Refused as unsupported.
+    /// `endpoint-dependent` (the default) or `endpoint-independent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mapping: Option<String>,
     /// Refused as unsupported.
@@ -323,6 +323,9 @@ pub struct PoolRow {
     /// Those of the addresses that take no new sessions.
     #[serde(default)]
     pub drained: Vec<IpAddr>,
+    /// Mapping of new flows: `endpoint-dependent` or `endpoint-independent`.
+    #[serde(default)]
+    pub mapping: Mapping,
 }
 
 /// An address of a pool, and how much of it is in use.

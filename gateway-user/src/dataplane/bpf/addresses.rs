@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::maps::{self, MapData};
 use gateway_common::{
-    address::{Address, BROADCAST, EIP, LOCAL, POOL},
+    address::{Address, BROADCAST, EIP, LOCAL},
     family::{self, MappedAddress},
 };
 use ipnet::IpNet;
@@ -31,11 +31,11 @@ impl Addresses {
         Ok(Self { map, written })
     }
 
-    /// Enters every address of the host, of `pools` (with its element of `POOL_ADDRESSES`), and of `eips`.
+    /// Enters every address of the host, of `pools` (with what it means), and of `eips`.
     pub(super) fn add<'a>(
         &mut self,
         host: &Host,
-        pools: impl Iterator<Item = (IpAddr, u32)>,
+        pools: impl Iterator<Item = (IpAddr, Address)>,
         eips: impl Iterator<Item = &'a IpAddr>,
     ) -> Result<()> {
         self.enter(wanted(host, pools, eips))
@@ -45,7 +45,7 @@ impl Addresses {
     pub(super) fn remove_unused<'a>(
         &mut self,
         host: &Host,
-        pools: impl Iterator<Item = (IpAddr, u32)>,
+        pools: impl Iterator<Item = (IpAddr, Address)>,
         eips: impl Iterator<Item = &'a IpAddr>,
     ) -> Result<()> {
         let wanted = wanted(host, pools, eips);
@@ -76,7 +76,7 @@ impl Addresses {
 
 fn wanted<'a>(
     host: &Host,
-    pools: impl Iterator<Item = (IpAddr, u32)>,
+    pools: impl Iterator<Item = (IpAddr, Address)>,
     eips: impl Iterator<Item = &'a IpAddr>,
 ) -> HashMap<IpAddr, Address> {
     let mut wanted: HashMap<IpAddr, Address> = HashMap::new();
@@ -86,10 +86,10 @@ fn wanted<'a>(
             wanted.entry(broadcast).or_default().flags |= BROADCAST;
         }
     }
-    for (address, element) in pools {
+    for (address, meaning) in pools {
         let value = wanted.entry(address).or_default();
-        value.flags |= POOL;
-        value.index = element;
+        value.flags |= meaning.flags;
+        value.index = meaning.index;
     }
     for address in eips {
         wanted.entry(*address).or_default().flags |= EIP;

@@ -39,7 +39,7 @@ use aya::{
 use aya_obj::Object;
 use gateway_common::{
     ABI_VERSION,
-    config::{self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, RELATED_V4, RELATED_V6},
+    config::{self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, MAP_V4, MAP_V6, RELATED_V4, RELATED_V6},
     ports,
 };
 
@@ -66,13 +66,15 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ga
 const ENTRY: &str = "gateway";
 const SWEEP: &str = "sweep";
 /// Programs that are tail called, with their elements of `PROGRAMS`.
-const STAGES: [(&str, u32); 6] = [
+const STAGES: [(&str, u32); 8] = [
     ("decide_v4", DECIDE_V4),
     ("decide_v6", DECIDE_V6),
     ("related_v4", RELATED_V4),
     ("related_v6", RELATED_V6),
     ("eip_v4", EIP_V4),
     ("eip_v6", EIP_V6),
+    ("map_v4", MAP_V4),
+    ("map_v6", MAP_V6),
 ];
 
 /// How long a session is kept whose connection was refused: repeated SYNs that were under way are refused by
@@ -277,7 +279,7 @@ impl BpfDataplane {
         interfaces.attach(&mut context, before, &to.interfaces)?;
         self.pools.write(&to.pools, &self.host)?;
         self.eips.write(&to.eips)?;
-        self.addresses.add(&self.host, self.pools.elements(), to.eips.keys())?;
+        self.addresses.add(&self.host, self.pools.meanings(), to.eips.keys())?;
         let devices: BTreeMap<String, u32> =
             self.host.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
         let references =
@@ -302,7 +304,7 @@ impl BpfDataplane {
         }
         self.pools.remove_unused(&to.pools)?;
         self.eips.remove_unused(&to.eips)?;
-        self.addresses.remove_unused(&self.host, self.pools.elements(), to.eips.keys())?;
+        self.addresses.remove_unused(&self.host, self.pools.meanings(), to.eips.keys())?;
         // The generation moves last: what is decided under it has seen all of the change.
         self.move_generation()?;
         if let Some(pending) = pending {

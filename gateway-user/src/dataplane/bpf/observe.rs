@@ -18,6 +18,7 @@ use gateway_common::{
     counter::{Counter, SessionClass, SessionCounters, traffic_index},
     family,
     interface::NO_SLOT,
+    mapping,
     parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP},
     pool::PoolCounters,
     session::{DEAD, SIDE_INSIDE, Session, Tuple},
@@ -242,6 +243,8 @@ impl Observe for BpfObserve {
                     counters.closed += cpu.closed;
                     counters.expired += cpu.expired;
                     counters.killed += cpu.killed;
+                    counters.mapped += cpu.mapped;
+                    counters.unmapped += cpu.unmapped;
                 }
                 Ok((*class, counters))
             })
@@ -257,17 +260,15 @@ impl Observe for BpfObserve {
 
     fn maps(&self) -> Result<Vec<MapStats>> {
         let mut stats = Vec::new();
-        let mut entries = [0u64; 2];
-        for (class, counters) in self.session_counters()? {
-            let _ = class;
-            entries[0] +=
-                counters.created.saturating_sub(counters.closed + counters.expired + counters.killed);
+        let (mut sessions, mut mappings) = (0, 0);
+        for (_, counters) in self.session_counters()? {
+            sessions += counters.created.saturating_sub(counters.closed + counters.expired + counters.killed);
+            mappings += counters.mapped.saturating_sub(counters.unmapped);
         }
-        stats.push(MapStats {
-            name: "sessions".to_owned(),
-            entries: entries[0],
-            capacity: u64::from(self.capacity),
-        });
+        // A mapping takes the room of a session.
+        for (name, entries) in [("sessions", sessions + mappings), ("mappings", mappings)] {
+            stats.push(MapStats { name: name.to_owned(), entries, capacity: u64::from(self.capacity) });
+        }
         let numbers = self.numbers();
         let counted = numbers.routes.len() + numbers.shared.len();
         stats.push(MapStats {
@@ -329,7 +330,7 @@ impl BpfObserve {
                 if limit != 0 && rows.len() == limit {
                     return Ok(());
                 }
-                if tuple.side != SIDE_INSIDE || session.generation == DEAD {
+                if tuple.side != SIDE_INSIDE || session.generation == DEAD || mapping::is_key(tuple) {
                     continue;
                 }
                 let answer: Option<Session<F>> =
@@ -384,7 +385,7 @@ impl BpfObserve {
 fn state<F: Family>(proto: u8, session: &Session<F>, answer: Option<&Session<F>>) -> &'static str {
     if proto == PROTO_TCP {
         State::from_number(session.state).name()
-    } else if answer.is_some_and(|answer| answer.packets > 0) {
+    } else if session.packets > 0 && answer.is_some_and(|answer| answer.packets > 0) {
         "replied"
     } else {
         "active"

@@ -11,13 +11,20 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, MapData};
 use gateway_common::{
+    address::{Address, MAPPING, POOL},
     family,
-    pool::{DRAINED, IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, OF_HOST, Pool, PoolAddress},
+    pool::{
+        DRAINED, ENDPOINT_INDEPENDENT, IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, OF_HOST,
+        Pool, PoolAddress,
+    },
 };
 use ipnet::IpNet;
 
 use super::space::Space;
-use crate::{dataplane::Host, model};
+use crate::{
+    dataplane::Host,
+    model::{self, Mapping},
+};
 
 pub(super) struct Pools {
     records: Array<MapData, Pool>,
@@ -75,6 +82,14 @@ impl Pools {
         self.elements.iter().map(|(address, (element, _))| (*address, *element))
     }
 
+    /// What map `ADDRESSES` says of the pools' addresses.
+    pub(super) fn meanings(&self) -> impl Iterator<Item = (IpAddr, Address)> {
+        self.elements.iter().map(|(address, (element, value))| {
+            let mapping = if value.flags & ENDPOINT_INDEPENDENT == 0 { 0 } else { MAPPING };
+            (*address, Address { flags: POOL | mapping, index: *element })
+        })
+    }
+
     /// Writes the pools of `to`. New flows use them at once; addresses that left keep their elements, for
     /// their sessions, until [`Pools::remove_unused`].
     pub(super) fn write(&mut self, to: &BTreeMap<String, model::Pool>, host: &Host) -> Result<()> {
@@ -86,11 +101,16 @@ impl Pools {
             let number = self.number(pool)?;
             let length = pool.addresses.len() as u32;
             let start = self.member_space.run(length)?;
+            let mapping = match pool.mapping {
+                Mapping::EndpointDependent => 0,
+                Mapping::EndpointIndependent => ENDPOINT_INDEPENDENT,
+            };
             let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) =
                 pool.addresses.iter().copied().partition(IpAddr::is_ipv4);
             for (at, address) in (start..).zip(v4.iter().chain(&v6)) {
                 let flag = |condition, flag| if condition { flag } else { 0 };
                 let flags = IN_USE
+                    | mapping
                     | flag(of_host.contains(address), OF_HOST)
                     | flag(pool.drained.contains(address), DRAINED);
                 let value = PoolAddress { address: family::from_ip(*address), pool: number, flags };
@@ -103,7 +123,7 @@ impl Pools {
                 v6: v6.len() as u16,
                 port_low: pool.ports.low,
                 port_high: pool.ports.high,
-                flags: 0,
+                flags: mapping,
             };
             self.records.set(number, value, 0).context("cannot write a pool")?;
             if let Some((start, length)) = self.runs.insert(pool.name.clone(), (start, length)) {

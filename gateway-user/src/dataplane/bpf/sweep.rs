@@ -19,6 +19,7 @@ use aya::{Pod, programs::ProgramFd};
 use gateway_common::{
     Family, V4, V6,
     config::Timeouts,
+    mapping,
     session::{
         DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_IDLE, SWEEP_TURN, Session, SweepHeader,
         Tuple,
@@ -103,7 +104,7 @@ where
             .keys
             .iter()
             .zip(&self.values)
-            .filter(|(tuple, session)| tuple.side == SIDE_INSIDE && may_go(now, timeouts, tuple, session))
+            .filter(|(tuple, session)| may_go(now, timeouts, tuple, session))
             .map(|(tuple, _)| *tuple)
             .collect();
         for batch in candidates.chunks(SWEEP_BATCH) {
@@ -141,8 +142,14 @@ impl Program {
     }
 }
 
-/// Whether the inside element alone does not rule out that the session may go.
+/// Whether the element alone does not rule out that its session or mapping may go.
 fn may_go<F: Family>(now: u32, timeouts: &Timeouts, tuple: &Tuple<F>, session: &Session<F>) -> bool {
+    if mapping::is_key(tuple) {
+        return mapping::is_claim(tuple) && (session.mark == 0 || session.generation != mapping::LIVE);
+    }
+    if tuple.side != SIDE_INSIDE {
+        return false;
+    }
     let timeout = timeouts.of(tuple.proto, tuple.destination_port, State::from_number(session.state));
     matches!(session.generation, RETIRED | DEAD) || now.saturating_sub(session.last_seen) >= timeout
 }
