@@ -6,7 +6,9 @@
 
 use aya_ebpf::{btf_maps::HashMap, macros::btf_map};
 use gateway_common::{
-    DropReason, Verdict, checksum,
+    DropReason, Verdict,
+    address::{BROADCAST, EIP, LOCAL},
+    checksum,
     eip::{EipKey, MAX_EIP_ELEMENTS},
     family::{MappedAddress, NextHop, is_same},
     parse::{self, Bytes as _, Flow, Fragment, NO_PORT, PROTO_UDP, Packet},
@@ -62,7 +64,19 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
     let subject = unsafe { &mut *subject };
     may_pass(&subject.packet)?;
     if related::is_error(&subject.packet) {
-        read_quote(context.frame, subject).result()?;
+        if subject.tuple.side == SIDE_INSIDE {
+            let code = take_error(context, subject);
+            if code.is_open() {
+                // As any other packet from inside; but no EIP is the right one for it.
+                let code = path::from_inside(context, subject);
+                let none = code.is_open() || code.is_to_eip();
+                return if none { Err(DropReason::NoSession) } else { code.result() };
+            }
+            code.result()?;
+        } else if read_quote(context.frame, subject).is_open() {
+            return Err(DropReason::NoSession);
+        }
+        related::verify(context.frame, subject).result()?;
     }
     find_side(context, subject).result()?;
     let mut new = Addresses { source: subject.packet.source, destination: subject.packet.destination };
@@ -105,19 +119,65 @@ fn may_pass<F: Datapath>(packet: &Packet<F>) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// Reads what the error in the subject quotes, which must be a packet of whom it is for.
+/// Reads what the error in the subject quotes: [`Code::OPEN`] where that is no packet of whom it is for.
 #[inline(never)]
 fn read_quote<F: Datapath>(frame: &Frame<'_>, subject: &mut Subject<F>) -> Code {
     let packet = &subject.packet;
     let end = packet.network() + usize::from(packet.length);
     let Some(quote) = F::quote_addresses(frame, packet.transport() + ICMP_LEN, end) else {
-        return Code::drop(DropReason::NoSession);
+        return Code::OPEN;
     };
     if !is_same(&F::mapped(&quote.source), &F::mapped(&packet.destination)) {
-        return Code::drop(DropReason::NoSession);
+        return Code::OPEN;
     }
     subject.quote = quote;
-    related::verify(frame, subject)
+    Code::OK
+}
+
+/// Whether an error from inside is about a packet that came to a host by its EIP. The host's table decides, by what the
+/// host would have answered: whoever complains may be a router that has no route and no EIP. [`Code::OPEN`]: it is not.
+#[inline(never)]
+fn take_error<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    match try_take_error(context, subject) {
+        Ok(true) => Code::OK,
+        Ok(false) => Code::OPEN,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_take_error<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Result<bool, DropReason> {
+    let found = address::find(&F::mapped(&subject.packet.destination));
+    if found.is_some_and(|found| found.flags & EIP == 0 || found.flags & (LOCAL | BROADCAST) != 0)
+        || read_quote(context.frame, subject).is_open()
+        || of_host::<F>(&subject.quote.destination).is_none()
+    {
+        return Ok(false);
+    }
+    subject.hairpin = u8::from(found.is_some());
+    neighbor::back(context, &subject.packet)?;
+    let Subject { quote, .. } = subject;
+    let query = Query::<F> {
+        source: quote.destination,
+        destination: quote.source,
+        proto: quote.proto,
+        port: shown(quote.source_port),
+    };
+    let Ok(found) = route::lookup(context.config, context.ingress.slot, &query) else { return Ok(false) };
+    if found.target != Target::Eip as u8 {
+        return Ok(false);
+    }
+    count::route(found.counter, context.bytes);
+    Ok(true)
+}
+
+/// A quoted port for route selectors: 0, which nobody has, where the quote shows none.
+#[inline(always)]
+fn shown(port: [u8; 2]) -> u32 {
+    match u16::from_be_bytes(port) {
+        0 => NO_PORT,
+        port => u32::from(port),
+    }
 }
 
 /// On a one-armed interface, what is for an EIP may also come from a client, whose own route decides then.
@@ -231,13 +291,11 @@ fn admit<F: Datapath>(
     let Subject { packet, quote, .. } = subject;
     // An error may come from anybody on the way; what it quotes is the host's packet.
     let query = if related::is_error(packet) {
-        // 0 where the quote shows none; nobody has that port.
-        let port = u32::from(u16::from_be_bytes(quote.destination_port));
         Query::<F> {
             source: host,
-            destination: quote.destination,
+            destination: if subject.tuple.side == SIDE_INSIDE { remote } else { quote.destination },
             proto: quote.proto,
-            port: if port == 0 { NO_PORT } else { port },
+            port: shown(quote.destination_port),
         }
     } else {
         Query::<F> { source: host, destination: remote, proto: packet.proto, port: packet.server_port(false) }

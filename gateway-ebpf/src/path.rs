@@ -78,7 +78,7 @@ impl Code {
 
     /// Whether this is [`Outcome::TO_EIP`].
     #[inline(always)]
-    const fn is_to_eip(self) -> bool {
+    pub(crate) const fn is_to_eip(self) -> bool {
         self.0 == Self::outcome(Outcome::TO_EIP).0
     }
 
@@ -248,8 +248,13 @@ pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32, cons
     take_side(context, subject);
     subject.cut = 0;
     let packet = &subject.packet;
-    if related::is_error(packet) && !related::find(context, subject).is_open() {
-        return hand_over::<RELATED>(ctx);
+    if related::is_error(packet) {
+        if !related::find(context, subject).is_open() {
+            return hand_over::<RELATED>(ctx);
+        }
+        if subject.tuple.side == SIDE_INSIDE {
+            return hand_over::<EIP_STAGE>(ctx);
+        }
     }
     let packet = &subject.packet;
     if packet.is_trackable()
@@ -510,7 +515,7 @@ pub(crate) fn allow<F: Datapath>(
 
 /// A packet from the inside without a session.
 #[inline(never)]
-fn from_inside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+pub(crate) fn from_inside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
     match try_from_inside(context, subject) {
         Ok(Some(outcome)) => Code::outcome(outcome),
         Ok(None) => Code::OPEN,

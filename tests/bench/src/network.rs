@@ -21,6 +21,9 @@ use crate::frame::CLIENTS;
 /// Address of the pool that the gateway translates to.
 pub(crate) const POOL: &str = "198.51.100.10";
 
+/// A client that the gateway's host knows and that has no flows of the pool.
+pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 250);
+
 /// The gateway's own address, which nft translates to.
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
@@ -86,6 +89,7 @@ impl Network {
             let address = format!("10.0.1.{}", 2 + client);
             gateway.ip(&["neighbour", "replace", &address, "lladdr", &mac, "dev", inside])?;
         }
+        gateway.ip(&["neighbour", "replace", &HOST.to_string(), "lladdr", &mac, "dev", inside])?;
         Ok(network)
     }
 

@@ -1,9 +1,11 @@
-//! Nanoseconds that the gateway's program takes for a packet of an established session.
+//! Nanoseconds that the gateway's program takes for a packet of an established session, and for one of an EIP.
 //!
 //! `BPF_PROG_RUN` runs a program on one packet many times over; the time of a program that only restores the
 //! headers and does nothing is taken off. The unit beside nanoseconds is a hit in a hash table
 //! with a key of 16 bytes: what the least translation cannot do without, on the same machine in the same
 //! minute.
+
+use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use serde::Serialize;
@@ -12,6 +14,7 @@ use crate::{
     Options,
     frame::{ACK, Flow, LENGTH, Transport, shuffle},
     kernel::{CONTROL, Kernel, LOOK_UP, MEASURE, MEASURE_OTHER, NOTHING},
+    network::HOST,
     report::Report,
     single::{Protocol, Seen, Single},
     statistic::Samples,
@@ -45,7 +48,14 @@ const CASES: &[Case] = &[
     Case { protocol: "tcp", direction: Direction::Out, flows: 65_536 },
     Case { protocol: "tcp", direction: Direction::Back, flows: 1 },
     Case { protocol: "udp", direction: Direction::Out, flows: 1 },
+    Case { protocol: EIP, direction: Direction::Out, flows: 1 },
+    Case { protocol: EIP, direction: Direction::Back, flows: 1 },
 ];
+
+/// UDP of a host that leaves with an EIP: without a session, and decided packet by packet.
+const EIP: &str = "eip";
+/// The EIP of [`HOST`].
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 50);
 
 /// What was measured of a case, nanoseconds of one packet.
 #[derive(Serialize)]
@@ -82,7 +92,18 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
         headings.extend(["OTHER", "GATEWAY / OTHER"]);
     }
     let mut report = Report::new("path", title, "ns per packet over an empty program", &headings);
-    let mut single = Single::new(options, "")?;
+    let config = format!(
+        r#"
+[[eip]]
+address = "{ADDRESS}"
+host = "{HOST}"
+[[table]]
+name = "eip"
+bind = ["{HOST}"]
+routes = [{{ to = "0.0.0.0/0", via = "eip" }}]
+"#
+    );
+    let mut single = Single::new(options, &config)?;
     for case in CASES {
         let outcome = run(&mut single, *case, options)?;
         let Outcome { empty, control, gateway, over_empty, hit, hits, .. } = &outcome;
@@ -102,7 +123,7 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
         report.line(&cells);
         report.bar(&format!("gateway, {}, {} at a time", cells[0], case.flows), over_empty);
         report.control("a hash hit", hit);
-        if case.flows == 1 {
+        if case.flows == 1 && case.protocol != EIP {
             let what = format!("{} {:?}, one flow, in hash hits", case.protocol, case.direction);
             report.at_most(&what.to_lowercase(), hits, TARGET);
         }
@@ -146,6 +167,16 @@ fn run(single: &mut Single, case: Case, options: &Options) -> Result<Outcome> {
 
 /// Opens a session for each flow of the case, and returns the frames to measure with.
 fn open(single: &mut Single, case: Case) -> Result<Vec<[u8; LENGTH]>> {
+    if case.protocol == EIP {
+        let server = (Ipv4Addr::new(203, 0, 113, 1), 443);
+        let macs = single.probe.macs;
+        return Ok(vec![match case.direction {
+            Direction::Out => macs.out(&Flow { source: (HOST, 4_000), destination: server }, Transport::Udp),
+            Direction::Back => {
+                macs.back(&Flow { source: server, destination: (ADDRESS, 4_000) }, Transport::Udp)
+            }
+        }]);
+    }
     let (protocol, later) = match case.protocol {
         "tcp" => (Protocol::Tcp, Transport::Tcp(ACK)),
         _ => (Protocol::Udp, Transport::Udp),

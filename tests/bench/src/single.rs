@@ -214,7 +214,7 @@ impl Seen {
             });
             lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
         };
-        Ok(Self { forwarded: sum(&["snat", "reply"]), dropped: sum(&["drop"]) })
+        Ok(Self { forwarded: sum(&["snat", "reply", "eip"]), dropped: sum(&["drop"]) })
     }
 
     /// Fails unless the gateway has sent on exactly so many packets since then, and dropped none.

@@ -19,8 +19,40 @@ type Ends = (IpAddr, IpAddr);
 impl Model {
     /// A packet from inside by a route of target `eip`.
     pub(super) fn from_eip(&mut self, arrival: &Arrival<'_>, ip: &Ip) -> Step<Action> {
-        let quoted = may_pass(arrival, ip)?;
-        self.leave(arrival, ip, quoted.as_ref())
+        // An error that is the EIP's has been told from others before.
+        if is_error(ip) && ip.fragment == Fragment::Whole {
+            return Err(DropReason::NoSession.into());
+        }
+        may_pass(arrival, ip)?;
+        self.leave(arrival, ip, None)
+    }
+
+    /// What becomes of an error from inside about a packet that came to a host by its EIP; `None`: it is none.
+    pub(super) fn error_of_eip(&mut self, arrival: &Arrival<'_>, ip: &Ip) -> Step<Option<Action>> {
+        if !is_error(ip) || ip.fragment != Fragment::Whole {
+            return Ok(None);
+        }
+        let quoted = wire::quoted_addresses(arrival.frame, ip);
+        let Some(quoted) = quoted.filter(|quoted| quoted.source.0 == ip.destination) else { return Ok(None) };
+        let host = quoted.destination.0;
+        if !self.state.eips.values().any(|eip| eip.host == host) {
+            return Ok(None);
+        }
+        self.reverse_path(arrival, ip)?;
+        let question = Question {
+            device: arrival.ingress.name,
+            client: host,
+            server: ip.destination,
+            proto: quoted.proto,
+            port: Some(quoted.source.1).filter(|port| *port != 0),
+        };
+        let found = policy::route(&self.state, question).ok().filter(|found| found.target == Target::Eip);
+        let Some(found) = found else { return Ok(None) };
+        self.count_route(&found, arrival);
+        if !wire::is_sound_error(arrival.frame, ip, &quoted) {
+            return Err(DropReason::BadChecksum.into());
+        }
+        self.leave(arrival, ip, Some(&quoted)).map(Some)
     }
 
     /// A packet for an EIP, that does not come from an inside interface.
@@ -73,7 +105,9 @@ impl Model {
             return self.exchange(arrival, ip, quoted, (eip, ip.destination), Side::Inside, &next_hop);
         };
         let next_hop = self.way_in(other)?;
-        self.admit(ip, quoted, &next_hop, eip, other)?;
+        // An error is about what the other host has sent to this EIP.
+        let quoted_to_eip = quoted.map(|quoted| quoted.to(eip));
+        self.admit(ip, quoted_to_eip.as_ref(), &next_hop, eip, other)?;
         self.exchange(arrival, ip, quoted, (eip, other), Side::Inside, &next_hop)
     }
 
@@ -130,18 +164,22 @@ impl Model {
     }
 }
 
+fn is_error(ip: &Ip) -> bool {
+    match ip.kind {
+        Kind::OtherIcmp { kind } if ip.is_v4() => matches!(kind, 3 | 11 | 12),
+        Kind::OtherIcmp { kind } => matches!(kind, 1..=4),
+        _ => false,
+    }
+}
+
 /// Whether routers pass the packet on; what it quotes, if it is an ICMP error.
 fn may_pass(arrival: &Arrival<'_>, ip: &Ip) -> Step<Option<Quoted>> {
     let Kind::OtherIcmp { kind } = ip.kind else { return Ok(None) };
-    let (error, of_link) = if ip.is_v4() {
-        (matches!(kind, 3 | 11 | 12), matches!(kind, 4 | 5 | 9 | 10))
-    } else {
-        (matches!(kind, 1..=4), matches!(kind, 130..=137 | 143))
-    };
+    let of_link = if ip.is_v4() { matches!(kind, 4 | 5 | 9 | 10) } else { matches!(kind, 130..=137 | 143) };
     if of_link {
         return Err(DropReason::UnsupportedProtocol.into());
     }
-    match (error, ip.fragment) {
+    match (is_error(ip), ip.fragment) {
         (false, _) | (_, Fragment::Later) => Ok(None),
         (true, Fragment::First) => Err(DropReason::FragmentUnmatched.into()),
         (true, Fragment::Whole) => {

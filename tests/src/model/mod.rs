@@ -315,6 +315,9 @@ impl Model {
         if self.is_pool_address(ip.destination) {
             return Err(DropReason::NoSession.into());
         }
+        if let Some(action) = self.error_of_eip(arrival, ip)? {
+            return Ok(action);
+        }
         let back = self.reverse_path(arrival, ip)?;
         let question = Question {
             device: arrival.ingress.name,

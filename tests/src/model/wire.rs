@@ -255,6 +255,13 @@ pub(super) struct Quoted {
     checksum: Option<usize>,
 }
 
+impl Quoted {
+    /// The same, as its sender addressed it.
+    pub(super) fn to(&self, address: IpAddr) -> Self {
+        Self { destination: (address, self.destination.1), ..self.clone() }
+    }
+}
+
 /// The packet that the error `ip` quotes, if it shows ports.
 pub(super) fn quoted(frame: &[u8], ip: &Ip) -> Option<Quoted> {
     let network = ip.transport + 8;

@@ -7,7 +7,7 @@ use gateway_common::{
         BadChecksum, Blackhole, FragmentUnmatched, NeighborUnresolved, NoEip, NoRoute, NoSession, Prohibited,
         SpoofedSource, TtlExceeded, UnsupportedProtocol,
     },
-    Verdict::{Eip, Reply, Snat},
+    Verdict::{Direct, Eip, Reply, Snat},
 };
 use gateway_tests::{
     network::{Network, mac},
@@ -27,7 +27,7 @@ const ALL6: &str = "::/0";
 /// The EIPs of 10.0.1.2 and 10.0.3.2, which are behind different interfaces.
 const ONE: &str = "198.51.100.50";
 const TWO: &str = "198.51.100.51";
-/// Those of 2001:db8:1::2 and 2001:db8:3::2.
+/// Those of `2001:db8:1::2` and `2001:db8:3::2`.
 const ONE6: &str = "2001:db8:100::50";
 const TWO6: &str = "2001:db8:100::51";
 /// Somebody on the way.
@@ -55,7 +55,7 @@ fn checksummed(mut packet: Packet) -> Packet {
     packet
 }
 
-/// Packets of every kind from 10.0.1.2 and 2001:db8:1::2 to the same servers.
+/// Packets of every kind from 10.0.1.2 and `2001:db8:1::2` to the same servers.
 fn packets() -> Vec<Packet> {
     let mut packets = Vec::new();
     for (from, to) in [("10.0.1.2", "203.0.113.10"), ("2001:db8:1::2", "2001:db8:f::1")] {
@@ -375,7 +375,33 @@ fn errors_that_are_not_right_are_dropped() {
     lab.check("out0", &good.clone().fragment(0, true), dropped(FragmentUnmatched));
     // From inside about a packet to a host that has no EIP.
     let delivered = udp("203.0.113.10:53", "10.0.1.3:4000");
-    lab.check("in0", &error("10.0.1.2", kind, &delivered, 1000), dropped(NoEip).by(ALL, "eip"));
+    lab.check("in0", &error("10.0.1.2", kind, &delivered, 1000), dropped(NoSession).by(ALL, "eip"));
+    // About a packet of the gateway's own host: for the host.
+    let own = udp("10.0.1.1:53", "10.0.1.2:4000");
+    lab.check("in0", &error("10.0.1.2", kind, &own, 1000), passed());
+}
+
+#[test]
+fn an_error_of_a_router_on_the_inside_needs_no_route_of_its_own() {
+    let policy = |policy| {
+        with_eips(policy).table("one", &["10.0.1.2/32"], "203.0.113.0/24 via eip proto tcp dport 443")
+    };
+    let Some(mut lab) = standard(policy) else { return };
+    let route = "203.0.113.0/24 proto tcp dport 443";
+    let (arrived, kind) = (|to: &str| tcp("203.0.113.10:443", to, ACK).ttl(5), (3, 4, [0, 0, 5, 0]));
+    let complains = |delivered: &Packet| error("10.0.2.9", kind, delivered, 28);
+    let leaves = error(ONE, kind, &arrived(&format!("{ONE}:4000")), 28);
+    let expected = sent("out0", ROUTER, Eip, &leaves).by_table("one", route, "eip");
+    lab.check("in0", &complains(&arrived("10.0.1.2:4000")), expected);
+    // What no route of the host's would answer is the router's own affair.
+    let other = arrived("10.0.1.2:4000").from_port(444);
+    lab.check("in0", &complains(&other), dropped(NoRoute));
+    lab.check("in0", &complains(&arrived("10.0.3.2:4000")), dropped(NoRoute));
+    lab.change(|policy| policy.routes("203.0.113.0/24 via direct"));
+    let as_it_is = complains(&other);
+    lab.check("in0", &as_it_is, sent("out0", ROUTER, Direct, &as_it_is).by("203.0.113.0/24", "direct"));
+    let spoofed = error("203.0.113.99", kind, &arrived("10.0.1.2:4000"), 28);
+    lab.check("in0", &spoofed, dropped(SpoofedSource));
 }
 
 #[test]
@@ -440,6 +466,10 @@ fn both_hosts_must_allow_what_goes_from_one_to_the_other() {
     let comes = asks.clone().from(&format!("{ONE}:4000")).to("10.0.3.2:53");
     let expected = sent("in1", "10.0.3.2", Eip, &comes).by_table("one", "198.51.100.51/32", "eip");
     lab.check("in0", &asks, expected);
+    let complains = error("10.0.3.2", (3, 3, [0; 4]), &comes.ttl(63), 1000);
+    let told = error(TWO, (3, 3, [0; 4]), &asks.clone().ttl(63), 1000);
+    let expected = sent("in0", "10.0.1.2", Eip, &told).by_table("two", "198.51.100.50/32", "eip");
+    lab.check("in1", &complains, expected);
     // With its own address it would be answered by another one than it asked.
     lab.change(|policy| policy.table("one", &[], "198.51.100.51/32 via direct"));
     lab.check("in0", &asks, dropped(NoSession).by_table("one", "198.51.100.51/32", "direct"));

@@ -175,6 +175,33 @@ fn changes_made_while_the_daemon_was_away_are_taken_up() -> Result<()> {
 }
 
 #[test]
+fn eips_work_without_the_daemon_and_follow_the_file_when_it_returns() -> Result<()> {
+    let eip = r#"
+[[eip]]
+address = "198.51.100.10"
+host = "10.0.1.2"
+[[table]]
+name = "main"
+routes = [{ to = "203.0.113.0/24", via = "eip" }]
+"#;
+    let Some(mut rig) = Rig::start("active", eip)? else { return Ok(()) };
+    let _server = Server::udp(&rig.lab.api, DNS.parse()?)?;
+    let one = UdpClient::new(&rig.lab.c1, "10.0.1.2:5000")?;
+    let other = UdpClient::new(&rig.lab.c2, "10.0.2.2:5000")?;
+    assert_eq!(one.ask(DNS)?.to_string(), "198.51.100.10:5000");
+    rig.daemon.kill()?;
+    assert_eq!(one.ask(DNS)?.to_string(), "198.51.100.10:5000");
+    rig.lab.api.ok(&["ping", "-c", "1", "-W", "2", "198.51.100.10"])?;
+    let path = rig.daemon.config_path();
+    let config = fs::read_to_string(&path)?;
+    fs::write(&path, config.replace("host = \"10.0.1.2\"", "host = \"10.0.2.2\""))?;
+    rig.daemon.start_again(&[])?;
+    one.ask_in_vain(DNS)?;
+    assert_eq!(other.ask(DNS)?.to_string(), "198.51.100.10:5000");
+    Ok(())
+}
+
+#[test]
 fn pins_of_another_capacity_are_refused_with_a_remedy() -> Result<()> {
     let Some(mut rig) = Rig::start("active", ONE_POOL)? else { return Ok(()) };
     rig.daemon.kill()?;

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt::Write as _,
+    net::IpAddr,
 };
 
 use gateway_common::{Verdict, counter::Counter};
@@ -13,6 +14,7 @@ use gateway_tests::{
     network::Network,
     packet::{Packet, differences},
 };
+use gateway_user::model::Role;
 
 use crate::scenario::{Scenario, Step, answer, error, frame};
 
@@ -114,7 +116,7 @@ impl Run {
             Ok(decision) => decision,
             Err(illegal) => return Err((format!("  {illegal}\n"), Some((frame.to_vec(), outcome.frame)))),
         };
-        let what = compare(device, frame, &decision, &outcome);
+        let what = compare(device, frame, &decision, &outcome) + &self.leak(&decision, &outcome);
         if !what.is_empty() {
             let wanted = decision.answer.unwrap_or(decision.frame);
             return Err((what, Some((wanted, outcome.frame))));
@@ -124,6 +126,21 @@ impl Run {
             self.sent.insert(number, (packet.clone(), outcome.frame, egress));
         }
         Ok(())
+    }
+
+    /// Says so if a packet that was to be translated leaves with an address of the inside.
+    fn leak(&self, decision: &Decision, outcome: &Outcome) -> String {
+        let Some(egress) = &decision.egress else { return String::new() };
+        let network = self.gateway.network();
+        let outward = network.find(egress).role == Some(Role::Outside);
+        let translated = matches!(decision.verdict, Verdict::Snat | Verdict::Eip);
+        let inside =
+            |address: IpAddr| network.way(address).is_some_and(|way| way.device.role == Some(Role::Inside));
+        let Some(source) = source(&outcome.frame) else { return String::new() };
+        if outward && translated && inside(source) {
+            return format!("  {source} has left through {egress}\n");
+        }
+        String::new()
     }
 
     /// Compares counters and sessions.
@@ -167,6 +184,15 @@ impl Run {
             format!("{} {client:?} {translated:?} {server:?} {sent:?} {received:?}", row.proto)
         });
         rows.collect()
+    }
+}
+
+/// Source of an untagged IP packet.
+fn source(frame: &[u8]) -> Option<IpAddr> {
+    match frame.get(12..14)? {
+        [0x08, 0x00] => Some(<[u8; 4]>::try_from(frame.get(26..30)?).ok()?.into()),
+        [0x86, 0xdd] => Some(<[u8; 16]>::try_from(frame.get(22..38)?).ok()?.into()),
+        _ => None,
     }
 }
 
