@@ -15,6 +15,7 @@ pub mod counter;
 pub mod eip;
 pub mod event;
 pub mod family;
+pub mod fragment;
 pub mod interface;
 pub mod mapping;
 pub mod parse;

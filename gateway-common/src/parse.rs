@@ -45,6 +45,9 @@ pub const IPV6_LEN: usize = 40;
 /// [`Packet::server_port`] of a packet without ports.
 pub const NO_PORT: u32 = u32::MAX;
 
+/// Offset of the identification in an IPv4 header.
+const IDENTIFICATION_V4: usize = 4;
+
 /// VLAN tags that are looked through.
 const MAX_TAGS: usize = 2;
 /// IPv6 extension headers that are looked through.
@@ -135,6 +138,17 @@ pub enum Fragment {
     Later,
 }
 
+/// Which datagram a fragment is of, and what of it. All zero where a packet is whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Part {
+    /// Identification of the datagram, host byte order; 16 bits in IPv4.
+    pub identification: u32,
+    /// Offset of the identification in the frame.
+    pub at: u16,
+    /// Where the fragment's data begins in that of the datagram, bytes.
+    pub offset: u16,
+}
+
 /// What decisions need to know of an IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet<F: Family> {
@@ -156,6 +170,8 @@ pub struct Packet<F: Family> {
     pub tos: u8,
     /// Fragment position.
     pub fragment: Fragment,
+    /// The datagram that a fragment is of.
+    pub part: Part,
     /// Whether the header carries IPv4 options.
     pub options: bool,
     /// The transport layer.
@@ -198,14 +214,18 @@ impl Transport {
 }
 
 impl<F: Family> Packet<F> {
-    /// Whether the packet can belong to a session: it is whole and shows ports or a query identifier.
+    /// Whether the packet can belong to a session: it shows ports or a query identifier.
     #[inline(always)]
     pub fn is_trackable(&self) -> bool {
-        matches!(self.fragment, Fragment::Whole)
-            && matches!(
-                self.transport_layer.flow,
-                Flow::Tcp | Flow::Udp | Flow::EchoRequest | Flow::EchoReply
-            )
+        matches!(self.transport_layer.flow, Flow::Tcp | Flow::Udp | Flow::EchoRequest | Flow::EchoReply)
+    }
+
+    /// Length of the data of a fragment: what its offsets count.
+    #[inline(always)]
+    pub fn part_length(&self) -> u16 {
+        // Behind the IPv4 header, and behind the fragment header of IPv6, which ends with the identification.
+        let data = if F::IS_V4 { self.transport } else { self.part.at.wrapping_add(4) };
+        self.network.wrapping_add(self.length).wrapping_sub(data)
     }
 
     /// The server's port for route selectors, host byte order: the destination port of a packet from the
@@ -247,21 +267,37 @@ pub fn ipv4(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<V4>,
     if version_ihl >> 4 != 4 || header < IPV4_LEN {
         return Err(DropReason::Malformed);
     }
-    ipv4_of_length(frame, network, words, header)
+    let [_, _, f0, f1] = words[1].to_ne_bytes();
+    let fragment = match fragment_field([f0, f1]) {
+        0 => Fragment::Whole,
+        MORE_FRAGMENTS => Fragment::First,
+        _ => Fragment::Later,
+    };
+    ipv4_of_length(frame, network, words, header, fragment)
 }
 
 /// [`ipv4`] for the common case, where all offsets are constants: a header without options behind an Ethernet
-/// header without tags. `None` for all else.
+/// header without tags, and no fragment. `None` for all else.
 ///
 /// # Errors
 /// As [`ipv4`].
 #[inline(always)]
 pub fn ipv4_plain(frame: &(impl Bytes + ?Sized)) -> Result<Option<Packet<V4>>, DropReason> {
     let words: [u32; 5] = frame.read(ETHERNET_LEN).ok_or(DropReason::Truncated)?;
-    if words[0].to_ne_bytes()[0] != 0x45 {
+    let [_, _, f0, f1] = words[1].to_ne_bytes();
+    if words[0].to_ne_bytes()[0] != 0x45 || fragment_field([f0, f1]) != 0 {
         return Ok(None);
     }
-    ipv4_of_length(frame, ETHERNET_LEN, words, IPV4_LEN).map(Some)
+    ipv4_of_length(frame, ETHERNET_LEN, words, IPV4_LEN, Fragment::Whole).map(Some)
+}
+
+/// "More fragments" in the IPv4 header.
+const MORE_FRAGMENTS: u16 = 0x2000;
+
+/// What an IPv4 header says of fragments: [`MORE_FRAGMENTS`], and the offset in units of 8 bytes.
+#[inline(always)]
+const fn fragment_field(bytes: [u8; 2]) -> u16 {
+    u16::from_be_bytes(bytes) & 0x3fff
 }
 
 #[inline(always)]
@@ -270,6 +306,7 @@ fn ipv4_of_length(
     network: usize,
     words: [u32; 5],
     header: usize,
+    fragment: Fragment,
 ) -> Result<Packet<V4>, DropReason> {
     let [w0, w1, w2, w3, w4] = words;
     let [_, tos, l0, l1] = w0.to_ne_bytes();
@@ -296,12 +333,15 @@ fn ipv4_of_length(
     if checksum::fold(sum) != 0xffff {
         return Err(DropReason::BadChecksum);
     }
-    let [_, _, f0, f1] = w1.to_ne_bytes();
-    let fragment_field = u16::from_be_bytes([f0, f1]);
-    let fragment = match (fragment_field & 0x1fff, fragment_field & 0x2000) {
-        (0, 0) => Fragment::Whole,
-        (0, _) => Fragment::First,
-        _ => Fragment::Later,
+    let part = if matches!(fragment, Fragment::Whole) {
+        Part::default()
+    } else {
+        let [i0, i1, f0, f1] = w1.to_ne_bytes();
+        Part {
+            identification: u32::from(u16::from_be_bytes([i0, i1])),
+            at: (network + IDENTIFICATION_V4) as u16,
+            offset: fragment_field([f0, f1]) << 3,
+        }
     };
     let [ttl, proto, _, _] = w2.to_ne_bytes();
     let transport = network + header;
@@ -317,6 +357,7 @@ fn ipv4_of_length(
         ttl,
         tos,
         fragment,
+        part,
         options,
         transport_layer,
     })
@@ -331,8 +372,8 @@ pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize) -> Result<Packet<V6>,
     let words: [u32; 10] = frame.read(network).ok_or(DropReason::Truncated)?;
     let [_, _, next, _] = words[1].to_ne_bytes();
     let end = ipv6_end(frame, network, &words)?;
-    let Chain { transport, proto, fragment } = ipv6_chain(frame, network + IPV6_LEN, end, next)?;
-    ipv6_packet(frame, network, &words, &Body { transport, end, proto, fragment })
+    let Chain { transport, proto, fragment, part } = ipv6_chain(frame, network + IPV6_LEN, end, next)?;
+    ipv6_packet(frame, network, &words, &Body { transport, end, proto, fragment, part })
 }
 
 /// What the chain of IPv6 headers leads to.
@@ -343,6 +384,8 @@ pub(crate) struct Chain {
     pub(crate) proto: u8,
     /// Fragment position.
     pub(crate) fragment: Fragment,
+    /// The datagram that a fragment is of.
+    pub(crate) part: Part,
 }
 
 /// Walks the extension headers from `transport` on, the first of which is a `proto`.
@@ -354,6 +397,7 @@ pub(crate) fn ipv6_chain(
     mut proto: u8,
 ) -> Result<Chain, DropReason> {
     let mut fragment = Fragment::Whole;
+    let mut part = Part::default();
     for _ in 0..MAX_EXTENSIONS {
         match proto {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
@@ -362,17 +406,28 @@ pub(crate) fn ipv6_chain(
                 transport += 8 + usize::from(length) * 8;
             }
             FRAGMENT => {
-                let header: [u8; 4] = frame.read(transport).ok_or(DropReason::Malformed)?;
-                let field = u16::from_be_bytes([header[2], header[3]]);
-                proto = header[0];
+                // A fragment of a fragment has no identification of its own.
+                if !matches!(fragment, Fragment::Whole) {
+                    return Err(DropReason::Malformed);
+                }
+                let header: [u32; 2] = frame.read(transport).ok_or(DropReason::Malformed)?;
+                let [next, _, f0, f1] = header[0].to_ne_bytes();
+                let field = u16::from_be_bytes([f0, f1]);
+                proto = next;
+                // An atomic fragment, of offset 0 and with none behind it, is whole (RFC 6946).
+                if field & 0xfff9 != 0 {
+                    part = Part {
+                        identification: u32::from_be(header[1]),
+                        at: (transport + 4) as u16,
+                        offset: field & 0xfff8,
+                    };
+                    fragment = Fragment::First;
+                }
                 transport += 8;
                 if field & 0xfff8 != 0 {
                     // What follows is the middle of the datagram, not a header.
                     fragment = Fragment::Later;
                     break;
-                }
-                if field & 1 != 0 {
-                    fragment = Fragment::First;
                 }
             }
             _ => break,
@@ -387,7 +442,7 @@ pub(crate) fn ipv6_chain(
     if hidden || transport > end {
         return Err(DropReason::Malformed);
     }
-    Ok(Chain { transport, proto, fragment })
+    Ok(Chain { transport, proto, fragment, part })
 }
 
 /// [`ipv6`] for the common case, where all offsets are constants: no extension headers, no tags. `None` for
@@ -404,8 +459,8 @@ pub fn ipv6_plain(frame: &(impl Bytes + ?Sized)) -> Result<Option<Packet<V6>>, D
     }
     let end = ipv6_end(frame, ETHERNET_LEN, &words)?;
     let transport = ETHERNET_LEN + IPV6_LEN;
-    ipv6_packet(frame, ETHERNET_LEN, &words, &Body { transport, end, proto, fragment: Fragment::Whole })
-        .map(Some)
+    let (fragment, part) = (Fragment::Whole, Part::default());
+    ipv6_packet(frame, ETHERNET_LEN, &words, &Body { transport, end, proto, fragment, part }).map(Some)
 }
 
 /// What follows the IPv6 header.
@@ -414,6 +469,7 @@ struct Body {
     end: usize,
     proto: u8,
     fragment: Fragment,
+    part: Part,
 }
 
 /// Checks version and length; the offset at which the packet ends.
@@ -438,7 +494,7 @@ fn ipv6_packet(
     words: &[u32; 10],
     body: &Body,
 ) -> Result<Packet<V6>, DropReason> {
-    let Body { transport, end, proto, fragment } = *body;
+    let Body { transport, end, proto, fragment, part } = *body;
     let [version, class, ..] = words[0].to_ne_bytes();
     let [.., ttl] = words[1].to_ne_bytes();
     Ok(Packet {
@@ -451,6 +507,7 @@ fn ipv6_packet(
         ttl,
         tos: (version << 4) | (class >> 4),
         fragment,
+        part,
         options: false,
         transport_layer: transport_layer::<V6>(frame, transport, end, proto, fragment)?,
     })
@@ -474,13 +531,21 @@ fn transport_layer<F: Family>(
         _ if proto == F::ICMP => (Flow::Icmp, 8),
         _ => return Ok(Transport::OTHER),
     };
+    let is_first = matches!(fragment, Fragment::First);
     if at + length > end {
-        return Err(DropReason::Truncated);
+        // Who cuts a header in two wants to hide what is in it (RFC 1858 3, RFC 7112).
+        return Err(if is_first { DropReason::Malformed } else { DropReason::Truncated });
     }
     let first: u32 = frame.read(at).ok_or(DropReason::Truncated)?;
     let [b0, b1, b2, b3] = first.to_ne_bytes();
     match flow {
         Flow::Tcp => {
+            if is_first {
+                let offset: u8 = frame.read(at + 12).ok_or(DropReason::Truncated)?;
+                if at + usize::from(offset >> 4) * 4 > end {
+                    return Err(DropReason::Malformed);
+                }
+            }
             let detail = frame.read(at + 13).ok_or(DropReason::Truncated)?;
             Ok(Transport { flow, detail, source_port: [b0, b1], destination_port: [b2, b3] })
         }

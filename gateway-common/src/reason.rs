@@ -87,7 +87,7 @@ drop_reasons! {
     Malformed = 17, "malformed", Packet, "The header breaks a rule of RFC 1812 5.2.2 or RFC 8200: version, lengths, addresses.";
     Truncated = 18, "truncated", Packet, "The frame ends before the header it announces.";
     BadChecksum = 19, "bad_checksum", Packet, "The checksum of the IPv4 header is wrong, or that of an ICMP error or of the IPv4 header it quotes.";
-    FragmentUnmatched = 20, "fragment_unmatched", Packet, "A fragment that needs translation and whose first fragment is not known.";
+    FragmentUnmatched = 20, "fragment_unmatched", Packet, "A later fragment whose first one is not known, and which needs a translation or a port to decide by.";
     UnsupportedProtocol = 21, "unsupported_protocol", Packet, "The route translates and this protocol cannot be translated.";
     SpoofedSource = 22, "spoofed_source", Policy, "The source address does not belong behind the interface the packet came from.";
     Internal = 23, "internal", Internal, "The gateway could not do its work; this is a fault to report.";

@@ -17,7 +17,7 @@ use crate::{family::Datapath, packet::Frame};
 static EGRESS: DevMap<{ MAX_INTERFACES as usize }> = DevMap::new();
 
 /// Offset of the header checksum in an IPv4 header.
-const CHECKSUM: usize = 10;
+pub(crate) const CHECKSUM: usize = 10;
 
 /// What one hop less does to the IPv4 header checksum, see [`checksum::apply`]: the word that the TTL leads
 /// becomes less by 0x0100.

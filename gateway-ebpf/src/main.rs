@@ -30,6 +30,7 @@ mod event;
 mod family;
 mod fib;
 mod forward;
+mod fragment;
 mod mapping;
 mod neighbor;
 mod open;

@@ -127,7 +127,7 @@ pub(crate) fn finish<F: Datapath>(
 /// Whether a packet may open a session.
 #[inline(always)]
 pub(crate) fn may_open<F: Datapath>(packet: &Packet<F>) -> Result<(), DropReason> {
-    if !matches!(packet.fragment, Fragment::Whole) {
+    if matches!(packet.fragment, Fragment::Later) {
         return Err(DropReason::FragmentUnmatched);
     }
     match packet.transport_layer.flow {

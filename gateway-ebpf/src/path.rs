@@ -5,6 +5,7 @@
 //!                -> anything else      -> decide
 //! decide:  parse -> the host's own business
 //!                -> an ICMP error about a packet of a session -> related
+//!                -> a later fragment -> what its first one has shown
 //!                -> session, unconfirmed -> confirm or cut -> translate -> send
 //!                -> none, from inside    -> source, route, target: open a session, forward, or eip
 //!                -> none, from outside   -> a pool's address, an EIP, an inside host, or the host's business
@@ -20,7 +21,7 @@ use gateway_common::{
     interface::{INSIDE, Interface, NO_SLOT, OUTSIDE},
     parse::{
         self, Bytes as _, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN,
-        Flow, Fragment, Packet,
+        Flow, Fragment, PROTO_TCP, Packet,
     },
     route::Target,
     session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, Tuple},
@@ -29,7 +30,7 @@ use gateway_common::{
 use crate::{
     address, config, count,
     family::Datapath,
-    forward, mapping,
+    forward, fragment, mapping,
     neighbor::{self, Found},
     open,
     packet::Frame,
@@ -256,8 +257,10 @@ pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32, cons
             return hand_over::<EIP_STAGE>(ctx);
         }
     }
-    let packet = &subject.packet;
-    if packet.is_trackable()
+    if matches!(subject.packet.fragment, Fragment::Later) {
+        fragment::complete(subject).result()?;
+    }
+    if subject.shown != 0
         && let Some(session) = F::session(&subject.tuple)
     {
         // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
@@ -292,6 +295,9 @@ pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32, cons
     if subject.cut != 0 {
         return Err(DropReason::NoSession);
     }
+    if matches!(subject.packet.fragment, Fragment::First) {
+        fragment::teach(context, subject).result()?;
+    }
     if pool::is_endpoint_independent(subject.route.object) {
         return hand_over::<MAP>(ctx);
     }
@@ -309,6 +315,7 @@ fn read<F: Datapath>(frame: &Frame<'_>, network: usize, subject: &mut Subject<F>
         Ok(packet) => {
             subject.packet = packet;
             subject.tuple = tuple(&packet, SIDE_INSIDE);
+            subject.shown = u8::from(packet.is_trackable());
             Code::OK
         }
         Err(reason) => Code::drop(reason),
@@ -395,7 +402,7 @@ fn established<F: Datapath>(
     if session.last_seen != now {
         session.last_seen = now;
     }
-    if side == SIDE_OUTSIDE && session.packets == 0 && !matches!(packet.transport_layer.flow, Flow::Tcp) {
+    if side == SIDE_OUTSIDE && session.packets == 0 && packet.proto != PROTO_TCP {
         count::pool(u32::from(session.pool_address), |pool| pool.established += 1);
     }
     session.packets += 1;
@@ -418,6 +425,12 @@ pub(crate) fn follow_other<F: Datapath>(context: &Context<'_>, subject: &mut Sub
 #[inline(never)]
 fn follow<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, session: &mut Session<F>) -> Code {
     subject.mtu = session.next_hop.mtu;
+    if matches!(subject.packet.fragment, Fragment::First) {
+        let taught = fragment::teach(context, subject);
+        if taught.result().is_err() {
+            return taught;
+        }
+    }
     let tracked = tcp::track(context, subject, session);
     if tracked.result().is_err() {
         return tracked;
@@ -477,8 +490,9 @@ fn try_confirm<F: Datapath>(
     let query = Query::<F> {
         source: client,
         destination: if inside { packet.destination } else { packet.source },
-        proto: packet.proto,
-        port: packet.server_port(inside),
+        // A later fragment shows no ports, but its session does.
+        proto: tuple.proto,
+        port: session::server_port(tuple),
     };
     match allow(context, inside_slot, &query) {
         Ok(counter) => session.counter = counter,
@@ -617,8 +631,8 @@ fn from_outside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) ->
         return Code::outcome(Outcome::TO_EIP);
     }
     Code::drop(match packet.fragment {
-        Fragment::Whole => DropReason::NoSession,
-        Fragment::First | Fragment::Later => DropReason::FragmentUnmatched,
+        Fragment::Whole | Fragment::First => DropReason::NoSession,
+        Fragment::Later => DropReason::FragmentUnmatched,
     })
 }
 

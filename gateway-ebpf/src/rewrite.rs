@@ -2,11 +2,11 @@
 
 use gateway_common::{
     DropReason,
-    parse::{Flow, Packet},
+    parse::{Flow, Fragment, Packet},
     session::{SIDE_INSIDE, Session},
 };
 
-use crate::{family::Datapath, forward, packet::Frame};
+use crate::{family::Datapath, forward, fragment, packet::Frame};
 
 const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
@@ -24,6 +24,12 @@ pub(crate) fn translate<F: Datapath>(
     let (address, port) = if side == SIDE_INSIDE { (F::SOURCE, 0) } else { (F::DESTINATION, 2) };
     forward::age(frame, packet, session.network_delta)?;
     F::write_address(frame, packet.network() + address, session.translated)?;
+    if !matches!(packet.fragment, Fragment::Whole) {
+        fragment::relabel(frame, packet)?;
+        if matches!(packet.fragment, Fragment::Later) {
+            return Ok(());
+        }
+    }
     let translated_port = u16::from_ne_bytes(session.translated_port);
     match packet.transport_layer.flow {
         Flow::Tcp => {

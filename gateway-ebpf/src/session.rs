@@ -16,7 +16,7 @@ use gateway_common::{
     tcp::State,
 };
 
-use crate::{atomic, claim::Claim, family::Datapath};
+use crate::{atomic, claim::Claim, family::Datapath, fragment::Note};
 
 /// Update flag: fail where the key exists. The insertion of an outside tuple with it claims the port.
 pub(crate) const NOEXIST: u64 = BPF_NOEXIST as u64;
@@ -86,6 +86,10 @@ pub(crate) static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
 pub(crate) struct Subject<F: Family> {
     pub(crate) packet: Packet<F>,
     pub(crate) tuple: Tuple<F>,
+    /// 1 where the tuple is that of a flow: the packet shows ports or a query identifier, or its first fragment has.
+    pub(crate) shown: u8,
+    /// For a fragment: what `FRAGMENTS` knows of its datagram, or gets to know.
+    pub(crate) note: Note,
     /// For an ICMP error about a packet of a session: that packet.
     pub(crate) quote: Quote<F>,
     /// For a packet from inside without a session: the route that decides.

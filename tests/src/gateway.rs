@@ -17,6 +17,7 @@ use aya::maps::{self, Array, Map, MapData};
 use gateway_common::{
     Family as _, V4,
     config::Config,
+    fragment::{Datagram, Key, LIFETIME},
     session::{SIDE_OUTSIDE, Session, Tuple},
 };
 use gateway_lab::Sandbox;
@@ -111,6 +112,24 @@ impl Gateway {
             Ok(Array::<_, Config>::try_from(map)?.get(&0, 0)?)
         };
         read().unwrap_or_else(|error| panic!("the configuration: {error:#}"))
+    }
+
+    /// Makes what is known of datagrams in fragments too old to be used.
+    ///
+    /// # Panics
+    /// If it cannot be changed.
+    pub fn age_fragments(&mut self) {
+        let age = || -> Result<()> {
+            let map = Map::LruHashMap(MapData::from_pin(self.pins.pins().join("maps/FRAGMENTS"))?);
+            let mut map = maps::HashMap::<_, Key, Datagram>::try_from(map)?;
+            for known in map.iter().collect::<Vec<_>>() {
+                let (key, datagram) = known?;
+                let since = datagram.since.saturating_sub(LIFETIME);
+                map.insert(key, Datagram { since, ..datagram }, 0)?;
+            }
+            Ok(())
+        };
+        age().unwrap_or_else(|error| panic!("the fragments: {error:#}"));
     }
 
     /// Lets a frame arrive on a device.

@@ -6,6 +6,7 @@
 //! reads from their output and checks that the choice was legal. Everything else must be as it says.
 
 mod eip;
+mod fragment;
 mod nat;
 mod neighbor;
 mod policy;
@@ -28,6 +29,7 @@ use crate::{
     network::{Device, Network},
     packet::Mac,
 };
+use fragment::Datagrams;
 use nat::{Direction, Nat, NextHop, Side};
 use neighbor::Discovery;
 use policy::{Found, Question};
@@ -58,6 +60,7 @@ pub struct Model {
     /// Moves with every change of the state; sessions remember the one they were confirmed in.
     generation: u32,
     nat: Nat,
+    datagrams: Datagrams,
     /// Neighbours that the host does not know, by their address: where their packets came from.
     learned: HashMap<IpAddr, (String, Mac)>,
     counters: Counters,
@@ -103,7 +106,8 @@ impl Model {
     /// A gateway in this network, with this state and no sessions.
     pub fn new(network: Network, state: Snapshot) -> Self {
         let (nat, learned, counters) = (Nat::default(), HashMap::new(), Counters::default());
-        Self { network, state, generation: 1, nat, learned, counters }
+        let datagrams = Datagrams::default();
+        Self { network, state, generation: 1, nat, datagrams, learned, counters }
     }
 
     /// Changes the state.
@@ -206,6 +210,7 @@ impl Model {
         if let Some(action) = self.related(arrival, &ip, side)? {
             return Ok(action);
         }
+        let ip = self.datagrams.complete(ip, side)?;
         let session = self.nat.find(&ip, side);
         match (session.filter(|id| !self.nat.session(*id).cut), side) {
             (Some(id), _) => self.established(arrival, &ip, side, id),
@@ -225,6 +230,7 @@ impl Model {
         let session = self.nat.session(id).clone();
         let Direction { next_hop, route, packets, .. } = &session.directions[side as usize];
         self.count_route(route, arrival);
+        self.datagrams.teach(ip, side)?;
         fits(ip, next_hop)?;
         let answered = match ip.kind {
             Kind::Tcp(segment) => {
@@ -249,7 +255,7 @@ impl Model {
             Side::Inside => (Verdict::Snat, Rewrite::Source(session.translated.0, session.translated.1)),
             Side::Outside => (Verdict::Reply, Rewrite::Destination(session.client.0, session.client.1)),
         };
-        Ok(self.send(verdict, next_hop, arrival, ip, rewrite))
+        self.send_translated((verdict, side), next_hop, arrival, ip, rewrite)
     }
 
     /// Looks again at a session that was confirmed under another policy. It stays on the pool it has.
@@ -279,7 +285,8 @@ impl Model {
             Side::Outside => next_hop.device.clone(),
         };
         let (client, server, proto) = (session.client.0, session.server.0, session.proto);
-        let port = ip.selectable_ports().map(|_| session.server.1);
+        // Also for a later fragment, which does not show it.
+        let port = matches!(proto, 6 | 17).then_some(session.server.1);
         let found =
             policy::route(&self.state, Question { device: &device, client, server, proto, port }).ok();
         let denied = match found.as_ref().map(|found| &found.target) {
@@ -340,12 +347,12 @@ impl Model {
             Target::Direct => {
                 let next_hop = self.towards(ip.destination)?;
                 fits(ip, &next_hop)?;
-                Ok(self.send(Verdict::Direct, &next_hop, arrival, ip, Rewrite::Nothing))
+                Ok(self.send(Verdict::Direct, &next_hop, arrival, ip, (Rewrite::Nothing, None)))
             }
             Target::Gateway { address, dev } => {
                 let next_hop = self.router(*address, dev.as_deref())?;
                 fits(ip, &next_hop)?;
-                Ok(self.send(Verdict::Gateway, &next_hop, arrival, ip, Rewrite::Nothing))
+                Ok(self.send(Verdict::Gateway, &next_hop, arrival, ip, (Rewrite::Nothing, None)))
             }
             Target::Pool(pool) => {
                 may_open(ip)?;
@@ -353,6 +360,7 @@ impl Model {
                 if cut {
                     return Err(DropReason::NoSession.into());
                 }
+                self.datagrams.teach(ip, Side::Inside)?;
                 fits(ip, &forth)?;
                 let pool = self.state.pools[pool].clone();
                 self.open(arrival, ip, &pool, &found, [forth, back])
@@ -401,7 +409,8 @@ impl Model {
         self.counters.count(format!("pool {} attempts", pool.name), 1);
         self.count_pool(&session, "opened");
         let next_hop = &session.directions[Side::Inside as usize].next_hop;
-        Ok(self.send(Verdict::Snat, next_hop, arrival, ip, Rewrite::Source(chosen.0, chosen.1)))
+        let rewrite = Rewrite::Source(chosen.0, chosen.1);
+        self.send_translated((Verdict::Snat, Side::Inside), next_hop, arrival, ip, rewrite)
     }
 
     /// A packet from outside without a session.
@@ -411,8 +420,8 @@ impl Model {
         }
         if self.is_pool_address(ip.destination) {
             return Err(match ip.fragment {
-                Fragment::Whole => DropReason::NoSession.into(),
-                Fragment::First | Fragment::Later => DropReason::FragmentUnmatched.into(),
+                Fragment::Whole | Fragment::First => DropReason::NoSession.into(),
+                Fragment::Later => DropReason::FragmentUnmatched.into(),
             });
         }
         if self.is_eip(ip.destination) {
@@ -436,7 +445,7 @@ impl Model {
             Target::Direct | Target::Gateway { .. } => {
                 self.count_route(&found, arrival);
                 fits(ip, &next_hop)?;
-                Ok(self.send(Verdict::Reply, &next_hop, arrival, ip, Rewrite::Nothing))
+                Ok(self.send(Verdict::Reply, &next_hop, arrival, ip, (Rewrite::Nothing, None)))
             }
             Target::Pool(_) | Target::Eip => Err(DropReason::NoSession.into()),
             Target::Host => Ok(Action::Pass),
@@ -484,11 +493,24 @@ impl Model {
         next_hop: &NextHop,
         arrival: &Arrival<'_>,
         ip: &Ip,
-        rewrite: Rewrite,
+        rewrite: (Rewrite, Option<u32>),
     ) -> Action {
         let from = self.network.find(&next_hop.device).mac();
         let frame = wire::forward(arrival.frame, ip, rewrite, from, next_hop.mac);
         Action::Send { verdict, egress: next_hop.device.clone(), frame }
+    }
+
+    fn send_translated(
+        &mut self,
+        (verdict, side): (Verdict, Side),
+        next_hop: &NextHop,
+        arrival: &Arrival<'_>,
+        ip: &Ip,
+        rewrite: Rewrite,
+    ) -> Step<Action> {
+        let output = arrival.output.and_then(read);
+        let identification = self.datagrams.identification(ip, side, output.as_ref())?;
+        Ok(self.send(verdict, next_hop, arrival, ip, (rewrite, identification)))
     }
 
     fn count_pool(&mut self, session: &Session, what: &str) {
@@ -522,7 +544,7 @@ impl Session {
 /// Whether the packet may open a session.
 fn may_open(ip: &Ip) -> Step<()> {
     let reason = match ip.kind {
-        _ if ip.fragment != Fragment::Whole => DropReason::FragmentUnmatched,
+        _ if ip.fragment == Fragment::Later => DropReason::FragmentUnmatched,
         Kind::Udp | Kind::EchoRequest => return Ok(()),
         Kind::Tcp { .. } if ip.kind.is_syn() => return Ok(()),
         Kind::Tcp { .. } | Kind::EchoReply | Kind::OtherIcmp { .. } => DropReason::NoSession,
@@ -544,11 +566,16 @@ fn fits(ip: &Ip, next_hop: &NextHop) -> Step<()> {
 
 /// The address and port that the programs gave a new flow; `None`: they sent something else than its packet.
 fn chosen(ip: &Ip, output: &[u8]) -> Option<Place> {
-    let link = wire::link(output)?;
-    let sent = match link.ethertype {
-        ETHERTYPE_IPV4 => wire::ipv4(output, link.network).ok()?,
-        ETHERTYPE_IPV6 => wire::ipv6(output, link.network).ok()?,
-        _ => return None,
-    };
+    let sent = read(output)?;
     (sent.destination == ip.destination).then_some((sent.source, sent.ports.0))
+}
+
+/// The packet that the programs sent.
+fn read(output: &[u8]) -> Option<Ip> {
+    let link = wire::link(output)?;
+    match link.ethertype {
+        ETHERTYPE_IPV4 => wire::ipv4(output, link.network).ok(),
+        ETHERTYPE_IPV6 => wire::ipv6(output, link.network).ok(),
+        _ => None,
+    }
 }

@@ -8,7 +8,10 @@ use std::{
 use gateway_common::{DropReason, counter::SessionClass, tcp::State};
 use gateway_user::model::Pool;
 
-use super::{policy::Found, wire::Ip};
+use super::{
+    policy::Found,
+    wire::{Ip, Shown},
+};
 use crate::packet::Mac;
 
 /// An address and a port, or a query's identifier.
@@ -98,10 +101,8 @@ impl Nat {
 
     /// The session of a packet that comes from this side.
     pub(super) fn find(&self, ip: &Ip, side: Side) -> Option<u64> {
-        if !ip.is_trackable() {
-            return None;
-        }
-        self.find_flow(ip.proto, (ip.source, ip.ports.0), (ip.destination, ip.ports.1), side)
+        let Shown { proto, ports } = ip.flow()?;
+        self.find_flow(proto, (ip.source, ports.0), (ip.destination, ports.1), side)
     }
 
     /// The session of packets from `source` to `destination`.

@@ -31,6 +31,25 @@ pub(super) enum Fragment {
     Later,
 }
 
+/// Which datagram a fragment is of, and what of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Part {
+    pub(super) identification: u32,
+    /// Offset of the identification in the frame.
+    at: usize,
+    /// Where its data begins in that of the datagram, bytes.
+    pub(super) offset: usize,
+    /// Offset of its data in the frame.
+    data: usize,
+}
+
+/// What the first fragment of a datagram has shown, for a later one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    pub(super) proto: u8,
+    pub(super) ports: (u16, u16),
+}
+
 /// What a packet carries, as far as translation cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -50,6 +69,9 @@ pub(super) struct Ip {
     pub(super) ttl: u8,
     pub(super) proto: u8,
     pub(super) fragment: Fragment,
+    pub(super) part: Part,
+    /// What is known of a later fragment.
+    pub(super) shown: Option<Shown>,
     pub(super) kind: Kind,
     /// Source and destination port; an identifier is the port of the asking side, and the other one is 0.
     pub(super) ports: (u16, u16),
@@ -93,7 +115,7 @@ pub(super) fn link(frame: &[u8]) -> Option<Link> {
 /// Reads an IPv4 packet.
 pub(super) fn ipv4(frame: &[u8], network: usize) -> Result<Ip, DropReason> {
     let packet = &frame[network..];
-    let &[version_and_length, _, l0, l1, _, _, f0, f1, ttl, proto, ..] = packet else {
+    let &[version_and_length, _, l0, l1, i0, i1, f0, f1, ttl, proto, ..] = packet else {
         return Err(DropReason::Truncated);
     };
     if packet.len() < 20 {
@@ -110,18 +132,27 @@ pub(super) fn ipv4(frame: &[u8], network: usize) -> Result<Ip, DropReason> {
     if checksum_of(&packet[..header]) != 0 {
         return Err(DropReason::BadChecksum);
     }
-    let fragment = match u16::from_be_bytes([f0, f1]) & 0x3fff {
+    let field = u16::from_be_bytes([f0, f1]);
+    let fragment = match field & 0x3fff {
         0 => Fragment::Whole,
         0x2000 => Fragment::First,
         _ => Fragment::Later,
     };
     let address = |at: usize| IpAddr::from(<[u8; 4]>::try_from(&packet[at..at + 4]).expect("4 bytes"));
+    let part = Part {
+        identification: u16::from_be_bytes([i0, i1]).into(),
+        at: network + 4,
+        offset: usize::from(field & 0x1fff) * 8,
+        data: network + header,
+    };
     let ip = Ip {
         source: address(12),
         destination: address(16),
         ttl,
         proto,
         fragment,
+        part,
+        shown: None,
         kind: Kind::Other,
         ports: (0, 0),
         options: header > 20,
@@ -147,17 +178,26 @@ pub(super) fn ipv6(frame: &[u8], network: usize) -> Result<Ip, DropReason> {
     }
     let packet = &packet[..length];
     let (mut proto, mut at, mut fragment) = (packet[6], 40, Fragment::Whole);
+    let mut part = Part::default();
     for _ in 0..6 {
         if !matches!(proto, 0 | 43 | 44 | 60) || fragment == Fragment::Later {
             break;
         }
         let Some(&[next, size, f0, f1]) = packet.get(at..at + 4) else { return Err(DropReason::Malformed) };
         let size = if proto == 44 { 8 } else { 8 + usize::from(size) * 8 };
-        if at + size > length {
+        // A fragment is not cut up again.
+        if at + size > length || (proto == 44 && fragment != Fragment::Whole) {
             return Err(DropReason::Malformed);
         }
         if proto == 44 {
             let field = u16::from_be_bytes([f0, f1]);
+            let word = packet[at + 4..at + 8].try_into().expect("4 bytes");
+            part = Part {
+                identification: u32::from_be_bytes(word),
+                at: network + at + 4,
+                offset: usize::from(field & 0xfff8),
+                data: network + at + 8,
+            };
             if field >> 3 != 0 {
                 fragment = Fragment::Later;
             } else if field & 1 != 0 {
@@ -177,6 +217,8 @@ pub(super) fn ipv6(frame: &[u8], network: usize) -> Result<Ip, DropReason> {
         ttl: packet[7],
         proto,
         fragment,
+        part,
+        shown: None,
         kind: Kind::Other,
         ports: (0, 0),
         options: false,
@@ -187,11 +229,12 @@ pub(super) fn ipv6(frame: &[u8], network: usize) -> Result<Ip, DropReason> {
     ip.with_transport(frame)
 }
 
-/// The frame as it goes on: without tags, between other MAC addresses, one hop older, and translated.
+/// The frame as it goes on: without tags, between other MAC addresses, one hop older, and translated. A fragment
+/// that is translated gets another identification.
 pub(super) fn forward(
     frame: &[u8],
     ip: &Ip,
-    rewrite: Rewrite,
+    (rewrite, identification): (Rewrite, Option<u32>),
     source_mac: Mac,
     destination_mac: Mac,
 ) -> Vec<u8> {
@@ -202,7 +245,20 @@ pub(super) fn forward(
     packet[if ip.is_v4() { 8 } else { 7 }] -= 1;
 
     let (mut source, mut destination) = (ip.source, ip.destination);
-    if !matches!(rewrite, Rewrite::Nothing) {
+    if let Some(identification) = identification {
+        let at = ip.part.at - ip.network;
+        match (ip.is_v4(), identification.to_be_bytes()) {
+            (true, [_, _, low @ ..]) => packet[at..at + 2].copy_from_slice(&low),
+            (false, all) => packet[at..at + 4].copy_from_slice(&all),
+        }
+    }
+    if ip.fragment == Fragment::Later {
+        match rewrite {
+            Rewrite::Nothing => {}
+            Rewrite::Source(address, _) => source = address,
+            Rewrite::Destination(address, _) => destination = address,
+        }
+    } else if !matches!(rewrite, Rewrite::Nothing) {
         let checksum_at = transport
             + match ip.kind {
                 Kind::Tcp { .. } => 16,
@@ -272,15 +328,17 @@ pub(super) fn quoted(frame: &[u8], ip: &Ip) -> Option<Quoted> {
         let proto = *quote.get(9)?;
         (quote[0] >> 4 == 4 && header >= 20 && !later).then_some((header, proto))?
     } else {
-        let (mut proto, mut at) = (*quote.get(6)?, 40);
+        let (mut proto, mut at, mut first) = (*quote.get(6)?, 40, false);
         for _ in 0..6 {
             if !matches!(proto, 0 | 43 | 44 | 60) {
                 break;
             }
             let &[next, size, f0, f1] = quote.get(at..at + 4)? else { return None };
-            if proto == 44 && u16::from_be_bytes([f0, f1]) >> 3 != 0 {
+            let field = u16::from_be_bytes([f0, f1]);
+            if proto == 44 && (field >> 3 != 0 || first) {
                 return None;
             }
+            first |= proto == 44 && field & 1 != 0;
             at += if proto == 44 { 8 } else { 8 + usize::from(size) * 8 };
             proto = next;
         }
@@ -392,7 +450,7 @@ pub(super) fn exchange(
         }
     }
     let other = Ip { source, destination, ..ip.clone() };
-    Ok(forward(&frame, &other, Rewrite::Nothing, source_mac, destination_mac))
+    Ok(forward(&frame, &other, (Rewrite::Nothing, None), source_mac, destination_mac))
 }
 
 /// As [`exchange`], for an error: the packet that it quotes is one that came from its receiver, and if it comes from
@@ -433,7 +491,13 @@ pub(super) fn exchange_in_error(
     frame[at..at + 2].fill(0);
     let checksum = transport_checksum(source, destination, ip.proto, &frame[ip.transport..ip.end]);
     frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
-    forward(&frame, &Ip { source, destination, ..ip.clone() }, Rewrite::Nothing, source_mac, destination_mac)
+    forward(
+        &frame,
+        &Ip { source, destination, ..ip.clone() },
+        (Rewrite::Nothing, None),
+        source_mac,
+        destination_mac,
+    )
 }
 
 /// Whether the checksums of an error and of the IPv4 header that it quotes are right.
@@ -495,7 +559,8 @@ pub(super) fn forward_error(
     let checksum = transport_checksum(source, destination, ip.proto, &frame[ip.transport..ip.end]);
     frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
     // The outer header has its addresses already.
-    forward(&frame, &Ip { source, destination, ..ip.clone() }, Rewrite::Nothing, source_mac, destination_mac)
+    let ip = Ip { source, destination, ..ip.clone() };
+    forward(&frame, &ip, (Rewrite::Nothing, None), source_mac, destination_mac)
 }
 
 /// What of a transport checksum depends on an address and a port.
@@ -540,10 +605,15 @@ impl Ip {
         self.end - self.network
     }
 
-    /// Whether it may belong to a session.
-    pub(super) fn is_trackable(&self) -> bool {
+    /// The protocol and the ports of the session that it may belong to.
+    pub(super) fn flow(&self) -> Option<Shown> {
         let kind = matches!(self.kind, Kind::Tcp { .. } | Kind::Udp | Kind::EchoRequest | Kind::EchoReply);
-        kind && self.fragment == Fragment::Whole
+        if kind { Some(Shown { proto: self.proto, ports: self.ports }) } else { self.shown }
+    }
+
+    /// Where the data of a fragment ends in that of the datagram, bytes.
+    pub(super) fn part_end(&self) -> usize {
+        self.part.offset + self.end - self.part.data
     }
 
     /// The ports for route selectors, of protocols that have some.
@@ -564,8 +634,13 @@ impl Ip {
             return Ok(self);
         }
         let segment = &frame[self.transport..self.end];
+        // In a first fragment that is an attempt to hide something.
+        let first = self.fragment == Fragment::First;
         if segment.len() < least {
-            return Err(DropReason::Truncated);
+            return Err(if first { DropReason::Malformed } else { DropReason::Truncated });
+        }
+        if self.proto == PROTO_TCP && first && segment.len() < usize::from(segment[12] >> 4) * 4 {
+            return Err(DropReason::Malformed);
         }
         let word = |at: usize| u16::from_be_bytes([segment[at], segment[at + 1]]);
         let (request, reply) = if self.is_v4() { (8, 0) } else { (128, 129) };
@@ -670,7 +745,7 @@ mod tests {
             ),
         ] {
             let frame = packet.frame();
-            let forwarded = forward(&frame, &read(&frame), rewrite, [2; 6], [4; 6]);
+            let forwarded = forward(&frame, &read(&frame), (rewrite, None), [2; 6], [4; 6]);
             assert_eq!(forwarded, out.ttl(63).macs([2; 6], [4; 6]).frame());
         }
     }
@@ -685,7 +760,7 @@ mod tests {
             patch(frame, at, &ones_complement_sum(checksum, 0x1111).to_be_bytes())
         };
         let frame = bend(segment.frame());
-        let rewrite = Rewrite::Source(ip("198.51.100.1"), 5000);
+        let rewrite = (Rewrite::Source(ip("198.51.100.1"), 5000), None);
         assert_eq!(forward(&frame, &read(&frame), rewrite, [2; 6], [4; 6]), bend(out.frame()));
     }
 }

@@ -68,6 +68,24 @@ impl Packet {
         frame
     }
 
+    /// The packet in fragments: one up to each of `cuts`, in bytes of what IP carries, and the rest.
+    ///
+    /// # Panics
+    /// If the cuts are not ascending multiples of eight within the packet.
+    pub fn fragments(&self, cuts: &[usize]) -> Vec<Self> {
+        let segment = self.segment();
+        let ends = cuts.iter().copied().chain([segment.len()]);
+        let starts = [0].into_iter().chain(cuts.iter().copied());
+        let fragment = |(start, end): (usize, usize)| {
+            assert!(start % 8 == 0, "fragments begin at multiples of eight bytes");
+            let offset = u16::try_from(start / 8).expect("an offset has 13 bits");
+            Self { transport: Transport::Bare(self.proto()), ..self.clone() }
+                .payload(&segment[start..end])
+                .fragment(offset, end < segment.len())
+        };
+        starts.zip(ends).map(fragment).collect()
+    }
+
     /// Offset of the IP header in the frame.
     pub fn network_offset(&self) -> usize {
         14 + 4 * self.tags.len()
@@ -92,7 +110,7 @@ impl Packet {
         let segment = self.segment();
         let mut header = Ipv4Header {
             dscp: IpDscp::try_new(self.tos >> 2).expect("a DSCP has 6 bits"),
-            identification: self.identification,
+            identification: self.identification as u16,
             dont_fragment: self.fragment.is_none(),
             more_fragments: self.fragment.is_some_and(|fragment| fragment.more),
             fragment_offset: IpFragOffset::try_new(self.fragment.map_or(0, |fragment| fragment.offset))
@@ -112,8 +130,8 @@ impl Packet {
     fn ipv6(&self, source: [u8; 16], destination: [u8; 16]) -> Vec<u8> {
         let fragment = self.fragment.map(|fragment| {
             let [high, low] = (fragment.offset << 3 | u16::from(fragment.more)).to_be_bytes();
-            let [id_high, id_low] = self.identification.to_be_bytes();
-            (FRAGMENT_HEADER, vec![high, low, 0, 0, id_high, id_low])
+            let identification = self.identification.to_be_bytes();
+            (FRAGMENT_HEADER, [[high, low].as_slice(), &identification].concat())
         });
         let extensions = self.extensions.iter().map(|extension| (extension.kind, extension.data.clone()));
         let extensions: Vec<_> = extensions.chain(fragment).collect();

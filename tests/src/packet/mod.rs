@@ -124,8 +124,8 @@ pub struct Packet {
     pub ttl: u8,
     /// TOS or traffic class.
     pub tos: u8,
-    /// IPv4 identification.
-    pub identification: u16,
+    /// Identification: its low 16 bits in IPv4, all of it in the fragment header of IPv6.
+    pub identification: u32,
     /// Position in a fragmented datagram. In IPv6 it adds the fragment header behind `extensions`.
     pub fragment: Option<Fragment>,
     /// IPv4 options, a multiple of four bytes.
@@ -196,7 +196,7 @@ impl Packet {
             destination,
             ttl: 64,
             tos: 0,
-            identification: 0x1234,
+            identification: 0x5678_1234,
             fragment: None,
             options: Vec::new(),
             extensions: Vec::new(),
@@ -264,6 +264,11 @@ impl Packet {
         let headers = self.clone().payload([]).network().len();
         let payload = (0..length - headers).map(|at| at as u8).collect::<Vec<_>>();
         self.payload(payload)
+    }
+
+    /// With this identification.
+    pub fn identification(self, identification: u32) -> Self {
+        Self { identification, ..self }
     }
 
     /// As this part of a fragmented datagram.

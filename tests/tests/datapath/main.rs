@@ -8,6 +8,7 @@
 mod change;
 mod eip;
 mod expiry;
+mod fragment;
 mod header;
 mod inbound;
 mod mapping;

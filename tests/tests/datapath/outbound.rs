@@ -1,7 +1,7 @@
 //! Flows from inside through a pool: new ones and established ones.
 
 use gateway_common::{
-    DropReason::{FragmentUnmatched, NoSession, UnsupportedProtocol},
+    DropReason::{NoSession, UnsupportedProtocol},
     Verdict::{Reply, Snat},
 };
 use gateway_tests::packet::{ACK, FIN, RST, SYN, Transport, bare, echo_reply, echo_request, patch, tcp, udp};
@@ -143,18 +143,6 @@ fn only_a_request_opens_an_icmp_session() {
         message.transport = Transport::Icmp { kind, code, rest: [0; 4] };
         lab.check("in0", &message, dropped(NoSession).by(ALL, "pool"));
     }
-}
-
-#[test]
-fn fragments_are_not_translated() {
-    let Some(mut lab) = snat() else { return };
-    let first = udp("10.0.1.2:4000", "203.0.113.10:53").payload([7; 32]).fragment(0, true);
-    lab.check("in0", &first, dropped(FragmentUnmatched).by(ALL, "pool"));
-    let later = bare("10.0.1.2", "203.0.113.10", 17).fragment(5, false);
-    lab.check("in0", &later, dropped(FragmentUnmatched).by(ALL, "pool"));
-    // Not even those of a known session: which one the later fragments belong to, nobody can tell.
-    lab.open("in0", &udp("10.0.1.2:4000", "203.0.113.10:53"));
-    lab.check("in0", &first, dropped(FragmentUnmatched).by(ALL, "pool"));
 }
 
 #[test]

@@ -280,7 +280,7 @@ fn an_error_about_no_session_is_dropped() {
     diverted.destination = ip("198.51.100.1");
     lab.check("out0", &diverted, passed());
     let fragment = unreachable(HOP, &quoted).fragment(0, true);
-    lab.check("out0", &fragment, dropped(gateway_common::DropReason::FragmentUnmatched));
+    lab.check("out0", &fragment, dropped(NoSession));
 }
 
 #[test]

@@ -75,6 +75,8 @@ pub(crate) fn scenario(seed: u64, length: usize) -> Scenario {
     let mut packets_so_far: Vec<usize> = Vec::new();
     // And those about which there may be errors.
     let mut sent_so_far: Vec<usize> = Vec::new();
+    // And those of which there is a rest.
+    let mut firsts_so_far: Vec<usize> = Vec::new();
     for number in 0..length {
         let step = match rng.u16(..1000) {
             0..2 => {
@@ -103,8 +105,17 @@ pub(crate) fn scenario(seed: u64, length: usize) -> Scenario {
                 }
                 step
             }
+            640..720 if !firsts_so_far.is_empty() => {
+                let of = recent(&mut rng, &firsts_so_far);
+                Step::Rest { of, from: 8 * rng.usize(1..12), twists: twists(&mut rng, 8) }
+            }
             _ => packet(&mut rng, &world, &pools),
         };
+        if let Step::Packet { twists, .. } | Step::Answer { twists, .. } = &step
+            && twists.iter().any(|twist| matches!(twist, Twist::Fragment(0, true)))
+        {
+            firsts_so_far.push(number);
+        }
         if matches!(step, Step::Packet { .. }) {
             packets_so_far.push(number);
         }
@@ -382,7 +393,7 @@ fn twists(rng: &mut Rng, one_in: u8) -> Vec<Twist> {
 }
 
 fn twist(rng: &mut Rng) -> Twist {
-    match rng.u8(..18) {
+    match rng.u8(..20) {
         0 => Twist::Ttl(rng.u8(..4)),
         1 => Twist::Options(vec![1; 4 * rng.usize(1..11)]),
         2 | 3 => {
@@ -390,7 +401,8 @@ fn twist(rng: &mut Rng) -> Twist {
             Twist::Extension(pick(rng, &[0, 43, 60, 60]), data)
         }
         4 => Twist::Fragment(rng.u16(..2), rng.bool()),
-        5 => Twist::Fragment(0, true),
+        5 | 17 => Twist::Fragment(0, true),
+        18 => Twist::Identification(rng.u32(..6)),
         6 => Twist::Tag(pick(rng, &[0x8100, 0x88a8]), pick(rng, &[0, 0x2000, 0xe000])),
         7 => Twist::Tag(pick(rng, &[0x8100, 0x88a8]), rng.u16(..)),
         8 => Twist::Trailer(rng.usize(1..20)),

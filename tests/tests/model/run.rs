@@ -16,7 +16,7 @@ use gateway_tests::{
 };
 use gateway_user::model::Role;
 
-use crate::scenario::{Scenario, Step, answer, error, frame};
+use crate::scenario::{Scenario, Step, answer, error, frame, rest, twisted};
 
 /// Packets between two looks at the counters.
 const COUNTED: usize = 50;
@@ -38,8 +38,14 @@ pub(crate) fn run(scenario: &Scenario) -> Option<Result<Counters, Box<Disagreeme
     let gateway = Gateway::start(scenario.network.clone(), &scenario.policy)?;
     let model = Model::new(scenario.network.clone(), scenario.policy.snapshot());
     let zero = Counters::default();
-    let mut run =
-        Run { gateway, model, baseline: (zero.clone(), zero), sent: HashMap::new(), frames: Vec::new() };
+    let mut run = Run {
+        gateway,
+        model,
+        baseline: (zero.clone(), zero),
+        sent: HashMap::new(),
+        arrived: HashMap::new(),
+        frames: Vec::new(),
+    };
     run.baseline = run.counted();
     for (at, (number, step)) in scenario.steps.iter().enumerate() {
         let looked = at % COUNTED == COUNTED - 1 || at == scenario.steps.len() - 1;
@@ -60,6 +66,8 @@ struct Run {
     baseline: (Counters, Counters),
     /// What packets were sent on, as what and where, by the number of the step.
     sent: HashMap<usize, (Packet, Vec<u8>, &'static str)>,
+    /// What packets arrived, and where, by the number of the step.
+    arrived: HashMap<usize, (Packet, &'static str)>,
     frames: Vec<Vec<u8>>,
 }
 
@@ -70,6 +78,7 @@ impl Run {
         match step {
             Step::Packet { device, packet, twists } => {
                 let frame = frame(network, device, packet, twists);
+                self.arrived.insert(number, (twisted(network, device, packet, twists), device));
                 self.packet(device, &frame, Some((number, packet)))
             }
             Step::Answer { to, device, twists } => {
@@ -78,12 +87,18 @@ impl Run {
                 let answer = answer(packet, sent);
                 let device = device.unwrap_or(egress);
                 let frame = frame(network, device, &answer, twists);
+                self.arrived.insert(number, (twisted(network, device, &answer, twists), device));
                 self.packet(device, &frame, Some((number, &answer)))
             }
             Step::Error { about, device, from, error: what, twists } => {
                 let Some((_, sent, egress)) = self.sent.get(about) else { return Ok(()) };
                 let device = device.unwrap_or(egress);
                 let frame = frame(network, device, &error(*what, *from, sent), twists);
+                self.packet(device, &frame, None)
+            }
+            Step::Rest { of, from, twists } => {
+                let Some((packet, device)) = self.arrived.get(of) else { return Ok(()) };
+                let frame = frame(network, device, &rest(packet, *from), twists);
                 self.packet(device, &frame, None)
             }
             Step::Frame { device, frame } => self.packet(device, frame, None),

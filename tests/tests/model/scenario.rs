@@ -29,6 +29,8 @@ pub(crate) enum Step {
     Answer { to: usize, device: Option<&'static str>, twists: Vec<Twist> },
     /// What came of an earlier step fails on its way, and is quoted by an ICMP error.
     Error { about: usize, device: Option<&'static str>, from: [IpAddr; 2], error: Error, twists: Vec<Twist> },
+    /// Another fragment of the datagram that an earlier step is about; it begins behind so many bytes.
+    Rest { of: usize, from: usize, twists: Vec<Twist> },
     /// Any other frame arrives.
     Frame { device: &'static str, frame: Vec<u8> },
     /// The policy changes.
@@ -53,6 +55,7 @@ pub(crate) enum Twist {
     Options(Vec<u8>),
     Extension(u8, Vec<u8>),
     Fragment(u16, bool),
+    Identification(u32),
     Tag(u16, u16),
     Trailer(usize),
     NoChecksum,
@@ -72,6 +75,13 @@ pub(crate) enum Twist {
 
 /// The frame of a packet that arrives on a device.
 pub(crate) fn frame(network: &Network, device: &str, packet: &Packet, twists: &[Twist]) -> Vec<u8> {
+    let packet = twisted(network, device, packet, twists);
+    let network_offset = packet.network_offset();
+    twists.iter().fold(packet.frame(), |frame, twist| twist.of_frame(frame, network_offset))
+}
+
+/// The packet as it arrives on a device, but for its bytes.
+pub(crate) fn twisted(network: &Network, device: &str, packet: &Packet, twists: &[Twist]) -> Packet {
     let mut packet = packet.clone();
     if packet.source_mac == [0; 6] {
         // Whoever is not on the device's link sends through a router.
@@ -82,8 +92,14 @@ pub(crate) fn frame(network: &Network, device: &str, packet: &Packet, twists: &[
     for twist in twists {
         packet = twist.of_packet(packet);
     }
-    let network_offset = packet.network_offset();
-    twists.iter().fold(packet.frame(), |frame, twist| twist.of_frame(frame, network_offset))
+    packet
+}
+
+/// Another fragment of the datagram of one that arrived; it begins behind so many bytes.
+pub(crate) fn rest(arrived: &Packet, from: usize) -> Packet {
+    let offset = (from / 8) as u16;
+    let rest = Packet { transport: Transport::Bare(arrived.proto()), ..arrived.clone() };
+    rest.fragment(offset, offset.is_multiple_of(2))
 }
 
 /// The answer to a packet that left as `sent`, without MAC addresses.
@@ -130,6 +146,7 @@ impl Twist {
                 packet.extensions.push(Extension { kind, data });
             }
             Self::Fragment(offset, more) => packet.fragment = Some(Fragment { offset, more }),
+            Self::Identification(number) => packet.identification = number,
             Self::Tag(kind, control) => packet = packet.tag(kind, control),
             Self::Trailer(length) => packet.trailer = vec![0; length],
             Self::NoChecksum => packet = packet.without_checksum(),
@@ -162,6 +179,7 @@ impl Twist {
             | Self::Options(_)
             | Self::Extension(..)
             | Self::Fragment(..)
+            | Self::Identification(_)
             | Self::Tag(..)
             | Self::Trailer(_)
             | Self::NoChecksum
@@ -187,6 +205,7 @@ impl fmt::Display for Step {
                 let device = device.unwrap_or("the same device");
                 write!(f, "error about step {about} on {device} from {from:?}: {error:?} {twists:?}")
             }
+            Self::Rest { of, from, twists } => write!(f, "rest of step {of} from {from} on: {twists:?}"),
             Self::Frame { device, frame } => write!(f, "frame on {device}: {:?}", fields(frame)),
             Self::Change(policy) => write!(f, "policy: {policy}"),
             Self::Sweep => write!(f, "sweep"),

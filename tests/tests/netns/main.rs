@@ -3,6 +3,7 @@
 mod address;
 mod change;
 mod eip;
+mod fragment;
 mod frames;
 mod inactive;
 mod mapping;

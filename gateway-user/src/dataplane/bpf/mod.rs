@@ -40,7 +40,7 @@ use aya_obj::Object;
 use gateway_common::{
     ABI_VERSION,
     config::{self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, MAP_V4, MAP_V6, RELATED_V4, RELATED_V6},
-    ports,
+    fragment, ports,
 };
 
 use self::{
@@ -137,19 +137,22 @@ impl BpfDataplane {
         let elements = sessions
             .checked_mul(2)
             .ok_or_else(|| anyhow!("capacity.sessions {sessions} is more than the kernel can count"))?;
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow!("cannot read {what}: {error}"))?;
         let mut object = Object::parse(OBJECT).context("cannot read the XDP object")?;
         for name in ["SESSIONS_V4", "SESSIONS_V6"] {
             object.maps.get_mut(name).context("a session map is missing")?.set_max_entries(elements);
         }
         let destinations = ports::capacity(sessions);
         object.maps.get_mut("PORTS").context("map PORTS is missing")?.set_max_entries(destinations);
+        let datagrams = fragment::capacity(sessions, cpus as u32);
+        object.maps.get_mut("FRAGMENTS").context("map FRAGMENTS is missing")?.set_max_entries(datagrams);
         object.maps.retain(|name, _| !name.starts_with('.'));
         pins.check(&object)?;
         let paths: Vec<_> = object.maps.keys().map(|name| (name.clone(), pins.map(name))).collect();
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
         loader.map_max_entries("SESSIONS_V4", elements).map_max_entries("SESSIONS_V6", elements);
-        loader.map_max_entries("PORTS", destinations);
+        loader.map_max_entries("PORTS", destinations).map_max_entries("FRAGMENTS", datagrams);
         for (name, path) in &paths {
             loader.map_pin_path(name, path);
         }
@@ -167,7 +170,6 @@ impl BpfDataplane {
         }
         let half = 1 - config.half.min(1);
         let numbers = Arc::new(RwLock::new(Numbers::default()));
-        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow!("cannot read {what}: {error}"))?;
         let counters = RouteCounters::new(
             take(&mut ebpf, "ROUTE_COUNTERS")?,
             take(&mut ebpf, "ROUTE_OWNERS")?,
