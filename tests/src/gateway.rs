@@ -189,7 +189,8 @@ impl Gateway {
         thread::scope(|scope| {
             let sweeper = scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
-                    dataplane.sweep_slice().unwrap_or_else(|error| panic!("the sweep: {error:#}"));
+                    let swept = dataplane.sweeper().sweep(true);
+                    swept.unwrap_or_else(|error| panic!("the sweep: {error:#}"));
                 }
             });
             let result = {
@@ -245,7 +246,8 @@ impl Gateway {
     /// # Panics
     /// If the kernel refuses it.
     pub fn sweep(&mut self) {
-        self.dataplane.sweep().unwrap_or_else(|error| panic!("the sweep: {error:#}"));
+        let swept = self.dataplane.sweeper().sweep(true);
+        swept.unwrap_or_else(|error| panic!("the sweep: {error:#}"));
     }
 
     /// Opened and removed sessions since the start, and those there are.

@@ -7,7 +7,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::{
-    dataplane::{Link, memory::Memory},
+    dataplane::{Link, Sweeper, memory::Memory},
     model::{Interface, Pool, PortRange, TableKind, words},
 };
 
@@ -377,6 +377,12 @@ async fn stopping_keeps_the_data_plane_unless_it_is_to_be_removed() {
 
 #[tokio::test]
 async fn a_dead_data_plane_ends_the_control_plane() {
+    struct Panics;
+    impl Sweeper for Panics {
+        fn sweep(&self, _: bool) -> anyhow::Result<bool> {
+            panic!("this test's data plane panics in its first sweep")
+        }
+    }
     struct Dead(Memory);
     impl Dataplane for Dead {
         fn apply(&mut self, from: Option<&Snapshot>, to: &Snapshot) -> anyhow::Result<()> {
@@ -388,8 +394,8 @@ async fn a_dead_data_plane_ends_the_control_plane() {
         fn remove(&mut self) -> anyhow::Result<()> {
             self.0.remove()
         }
-        fn sweep(&mut self) -> anyhow::Result<()> {
-            panic!("this test's data plane panics in its first sweep")
+        fn sweeper(&self) -> Arc<dyn Sweeper> {
+            Arc::new(Panics)
         }
         fn observe(&self) -> Arc<dyn Observe> {
             self.0.observe()

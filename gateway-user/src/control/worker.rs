@@ -1,6 +1,8 @@
-//! The thread that owns the data plane. Writing maps blocks; nothing else may wait for it.
+//! The threads of the data plane: one owns it, because writing maps blocks and nothing else may wait for it; one
+//! removes sessions.
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc,
         mpsc::{self, RecvTimeoutError},
@@ -14,18 +16,23 @@ use tokio::sync::oneshot;
 use tracing::warn;
 
 use crate::{
-    dataplane::{Dataplane, Host, SWEEP_INTERVAL},
+    dataplane::{Dataplane, Host, SWEEP_INTERVAL, Sweeper},
     model::Snapshot,
 };
 
 /// How often a fault that repeats with every sweep is logged.
 const COMPLAINT_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The way to the thread.
+/// Pause between two slices of the sweep that have much to do.
+const BREATH: Duration = Duration::from_micros(500);
+
+/// The way to the threads.
 pub(super) struct Worker {
     jobs: mpsc::Sender<Job>,
-    thread: thread::JoinHandle<()>,
-    ended: oneshot::Receiver<()>,
+    /// Dropped to end the thread that sweeps.
+    sweeping: mpsc::Sender<Infallible>,
+    threads: [thread::JoinHandle<()>; 2],
+    ended: [oneshot::Receiver<()>; 2],
 }
 
 enum Job {
@@ -37,19 +44,14 @@ enum Job {
 type Reply = oneshot::Sender<anyhow::Result<()>>;
 
 impl Worker {
-    /// Starts the thread.
+    /// Starts the threads.
     pub(super) fn start(dataplane: Box<dyn Dataplane>) -> anyhow::Result<Self> {
         let (jobs, queue) = mpsc::channel();
-        let (alive, ended) = oneshot::channel();
-        let thread = thread::Builder::new()
-            .name("dataplane".to_owned())
-            .spawn(move || {
-                // Dropped when the thread ends, however it does.
-                let _alive: oneshot::Sender<()> = alive;
-                work(dataplane, &queue);
-            })
-            .context("cannot start the thread of the data plane")?;
-        Ok(Self { jobs, thread, ended })
+        let (sweeping, end) = mpsc::channel();
+        let sweeper = dataplane.sweeper();
+        let (thread, ended) = spawn("dataplane", move || work(dataplane, &queue))?;
+        let (sweep_thread, sweep_ended) = spawn("sweep", move || sweep(&*sweeper, &end))?;
+        Ok(Self { jobs, sweeping, threads: [thread, sweep_thread], ended: [ended, sweep_ended] })
     }
 
     /// See [`Dataplane::apply`].
@@ -67,17 +69,21 @@ impl Worker {
         self.call(|reply| Job::Remove { reply }).await
     }
 
-    /// Waits until the thread has ended, which it does by itself only when the data plane panics.
+    /// Waits until one of the threads has ended, which they do by themselves only when the data plane panics.
     pub(super) async fn ended(&mut self) {
-        let _ = (&mut self.ended).await;
+        let [work, sweep] = &mut self.ended;
+        tokio::select! {
+            _ = work => {}
+            _ = sweep => {}
+        }
     }
 
-    /// Ends the thread and drops the data plane.
+    /// Ends the threads and drops the data plane.
     pub(super) async fn stop(self) {
-        drop(self.jobs);
-        let thread = self.thread;
+        drop((self.jobs, self.sweeping));
+        let threads = self.threads;
         // A panic has been reported by the panic hook.
-        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        let _ = tokio::task::spawn_blocking(move || threads.map(thread::JoinHandle::join)).await;
     }
 
     async fn call(&self, job: impl FnOnce(Reply) -> Job) -> anyhow::Result<()> {
@@ -88,32 +94,65 @@ impl Worker {
     }
 }
 
+/// Starts a thread; also returns what ends with it, however it does.
+fn spawn(
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> anyhow::Result<(thread::JoinHandle<()>, oneshot::Receiver<()>)> {
+    let (alive, ended) = oneshot::channel();
+    let thread = thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            // Dropped when the thread ends.
+            let _alive: oneshot::Sender<()> = alive;
+            run();
+        })
+        .with_context(|| format!("cannot start the thread `{name}`"))?;
+    Ok((thread, ended))
+}
+
+/// The thread that owns the data plane.
 fn work(mut dataplane: Box<dyn Dataplane>, queue: &mpsc::Receiver<Job>) {
-    let mut next_sweep = Instant::now() + SWEEP_INTERVAL;
-    let mut last_complaint: Option<Instant> = None;
-    loop {
-        let wait = next_sweep.saturating_duration_since(Instant::now());
-        // Asked before the queue, so that a stream of commands does not keep sessions from expiring.
-        if wait.is_zero() {
-            if let Err(error) = dataplane.sweep()
-                && last_complaint.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL)
-            {
-                warn!("cannot remove idle sessions: {error:#}");
-                last_complaint = Some(Instant::now());
-            }
-            next_sweep = Instant::now() + SWEEP_INTERVAL;
-            continue;
-        }
+    while let Ok(job) = queue.recv() {
         // Whoever asked may have gone when the answer is there; the work is done all the same.
-        match queue.recv_timeout(wait) {
-            Ok(Job::Apply { from, to, reply }) => drop(reply.send(dataplane.apply(from.as_deref(), &to))),
-            Ok(Job::HostChanged { host, reply }) => drop(reply.send(dataplane.host_changed(&host))),
-            Ok(Job::Remove { reply }) => {
+        match job {
+            Job::Apply { from, to, reply } => drop(reply.send(dataplane.apply(from.as_deref(), &to))),
+            Job::HostChanged { host, reply } => drop(reply.send(dataplane.host_changed(&host))),
+            Job::Remove { reply } => {
                 drop(reply.send(dataplane.remove()));
                 return;
             }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
         }
+    }
+}
+
+/// The thread that removes sessions.
+fn sweep(sweeper: &dyn Sweeper, end: &mpsc::Receiver<Infallible>) {
+    let mut pause = SWEEP_INTERVAL;
+    let (mut turn_began, mut last_complaint): (Option<Instant>, Option<Instant>) = (None, None);
+    yield_to_packets();
+    while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(pause) {
+        let turn = turn_began.is_none_or(|at| at.elapsed() >= SWEEP_INTERVAL);
+        if turn {
+            turn_began = Some(Instant::now());
+        }
+        let busy = sweeper.sweep(turn);
+        if let Err(error) = &busy
+            && last_complaint.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL)
+        {
+            warn!("cannot remove idle sessions: {error:#}");
+            last_complaint = Some(Instant::now());
+        }
+        pause = if busy.unwrap_or(false) { BREATH } else { SWEEP_INTERVAL };
+    }
+}
+
+/// Gives the calling thread the lowest priority. Where packets are polled by kernel threads, it would take half of a
+/// processor that one of them needs all of.
+fn yield_to_packets() {
+    const LOWEST: libc::c_int = 19;
+    // SAFETY: the call takes numbers only; 0 is the calling thread.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST) } != 0 {
+        warn!("cannot lower the priority of the thread `sweep`: {}", std::io::Error::last_os_error());
     }
 }

@@ -15,7 +15,9 @@ use gateway_common::{
     pool::PoolCounters,
 };
 
-use super::{AttachedInterface, Dataplane, Host, MapStats, Observe, PoolAddressStats, SessionRow, Traffic};
+use super::{
+    AttachedInterface, Dataplane, Host, MapStats, Observe, PoolAddressStats, SessionRow, Sweeper, Traffic,
+};
 use crate::model::{AttachMode, RouteKey, Snapshot};
 
 /// The data plane. Clones share one state, so that a test can look at what it gave away.
@@ -37,7 +39,7 @@ pub struct State {
     pub host_changes: usize,
     /// Answers of the next calls of [`Dataplane::apply`], first to last: `Some` is a failure. Then success.
     pub script: VecDeque<Option<String>>,
-    /// How often [`Dataplane::sweep`] ran.
+    /// How often [`Sweeper::sweep`] ran.
     pub sweeps: usize,
     /// Whether everything was removed.
     pub removed: bool,
@@ -99,13 +101,19 @@ impl Dataplane for Memory {
         Ok(())
     }
 
-    fn sweep(&mut self) -> anyhow::Result<()> {
-        self.state().sweeps += 1;
-        Ok(())
+    fn sweeper(&self) -> Arc<dyn Sweeper> {
+        Arc::new(self.clone())
     }
 
     fn observe(&self) -> Arc<dyn Observe> {
         Arc::new(self.clone())
+    }
+}
+
+impl Sweeper for Memory {
+    fn sweep(&self, _: bool) -> anyhow::Result<bool> {
+        self.state().sweeps += 1;
+        Ok(false)
     }
 }
 

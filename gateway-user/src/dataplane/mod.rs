@@ -18,7 +18,7 @@ use gateway_common::{
 
 use crate::model::{Role, RouteKey, Snapshot};
 
-/// How often [`Dataplane::sweep`] wants to be called.
+/// How often [`Sweeper::sweep`] wants to be called, and the length of its turns.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A data plane that can be made to follow the desired state.
@@ -39,11 +39,20 @@ pub trait Dataplane: Send {
     /// Removes programs, links, maps and pins.
     fn remove(&mut self) -> anyhow::Result<()>;
 
-    /// One slice of the expiry of sessions; called every [`SWEEP_INTERVAL`].
-    fn sweep(&mut self) -> anyhow::Result<()>;
+    /// The side that removes sessions.
+    fn sweeper(&self) -> Arc<dyn Sweeper>;
 
     /// The reading side.
     fn observe(&self) -> Arc<dyn Observe>;
+}
+
+/// Removes sessions that are idle, closed or cut.
+pub trait Sweeper: Send + Sync {
+    /// One slice of it, some milliseconds. `turn`: a turn begins, because [`SWEEP_INTERVAL`] has passed since the last
+    /// one did. Between two visits of a session lies a turn, so that no packet still reads what is deleted.
+    ///
+    /// Returns whether there was much to do, so that the next slice should follow at once.
+    fn sweep(&self, turn: bool) -> anyhow::Result<bool>;
 }
 
 /// What the host's network stack says, as far as the data plane needs it.

@@ -26,7 +26,7 @@ mod tables;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -53,10 +53,10 @@ use self::{
     observe::BpfObserve,
     pins::Pins,
     pools::Pools,
-    sweep::Sweep,
+    sweep::BpfSweeper,
     tables::{References, TableMaps, Tables},
 };
-use super::{Dataplane, Host, Observe};
+use super::{Dataplane, Host, Observe, Sweeper};
 use crate::model::{self, Capacity, Snapshot};
 
 /// The programs and maps, as the build made them for the BPF target.
@@ -115,7 +115,7 @@ pub struct BpfDataplane {
     eips: Eips,
     pools: Pools,
     tables: Tables,
-    sweep: Mutex<Sweep>,
+    sweeper: Arc<BpfSweeper>,
     scale: Scale,
     numbers: Arc<RwLock<Numbers>>,
     observe: Arc<BpfObserve>,
@@ -203,7 +203,7 @@ impl BpfDataplane {
             eips: Eips::new(take(&mut ebpf, "EIPS")?)?,
             pools,
             tables,
-            sweep: Mutex::new(Sweep::new(sweep, &pins)?),
+            sweeper: Arc::new(BpfSweeper::new(sweep, &pins, config.timeouts)?),
             scale,
             observe: Arc::new(BpfObserve::new(clock, &pins, Arc::clone(&numbers), sessions)?),
             numbers,
@@ -218,12 +218,6 @@ impl BpfDataplane {
     /// The messages of the packet path. Can be taken once.
     pub fn events(&mut self) -> Result<RingBuf<MapData>> {
         take(&mut self.ebpf, "EVENTS")
-    }
-
-    /// As [`Dataplane::sweep`], while packets are run by other threads.
-    pub fn sweep_slice(&self) -> Result<()> {
-        let mut sweep = self.sweep.lock().unwrap_or_else(PoisonError::into_inner);
-        sweep.slice(&self.config.timeouts)
     }
 
     /// Runs the program on one frame as if it had arrived on `ingress_ifindex`; counters and sessions move as
@@ -290,6 +284,7 @@ impl BpfDataplane {
 
         // From here on nothing fails but the writing of words into maps that exist.
         self.config.timeouts = timeouts(&to.timeouts, self.scale);
+        self.sweeper.set_timeouts(self.config.timeouts);
         self.config.inside_slots = interfaces.inside_slots(&to.interfaces);
         self.config.interface_bindings = u32::from(
             to.tables.values().flat_map(|table| &table.bindings).any(|binding| binding.iif.is_some()),
@@ -405,8 +400,8 @@ impl Dataplane for BpfDataplane {
         self.pins.remove()
     }
 
-    fn sweep(&mut self) -> Result<()> {
-        self.sweep_slice()
+    fn sweeper(&self) -> Arc<dyn Sweeper> {
+        Arc::clone(&self.sweeper) as Arc<dyn Sweeper>
     }
 
     fn observe(&self) -> Arc<dyn Observe> {

@@ -6,14 +6,10 @@
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::{
-    pins::Pins,
-    sys::{self, Cursor},
-};
 use anyhow::{Context as _, Result};
 use aya::{Pod, programs::ProgramFd};
 use gateway_common::{
@@ -27,14 +23,27 @@ use gateway_common::{
     tcp::State,
 };
 
+use super::{
+    pins::Pins,
+    sys::{self, Cursor},
+};
+use crate::dataplane::Sweeper;
+
 /// Time that a slice may take; a tenth of [`crate::dataplane::SWEEP_INTERVAL`].
 const SLICE: Duration = Duration::from_millis(5);
+/// Sessions that look idle in one slice, from which on there is much to do: a million that expire at once are gone
+/// in seconds, and a walk that finds little takes a tenth of a processor.
+const BUSY: usize = 256;
 /// Elements that one call reads.
 const READ: usize = 4_096;
 
+/// Removes sessions, on a thread of its own.
+pub(super) struct BpfSweeper(Mutex<Sweep>);
+
 /// The walk through the session tables.
-pub(super) struct Sweep {
+struct Sweep {
     program: Arc<Program>,
+    timeouts: Timeouts,
     v4: Walk<V4>,
     v6: Walk<V6>,
     /// Whether the IPv6 table is next.
@@ -48,20 +57,42 @@ struct Walk<F: Family> {
     values: Vec<Session<F>>,
 }
 
-impl Sweep {
-    pub(super) fn new(program: Arc<Program>, pins: &Pins) -> Result<Self> {
-        Ok(Self {
+impl BpfSweeper {
+    /// Begins with the idle times that are in force.
+    pub(super) fn new(program: Arc<Program>, pins: &Pins, timeouts: Timeouts) -> Result<Self> {
+        Ok(Self(Mutex::new(Sweep {
             program,
+            timeouts,
             v4: Walk::new(sys::open_pin(&pins.map("SESSIONS_V4"))?),
             v6: Walk::new(sys::open_pin(&pins.map("SESSIONS_V6"))?),
             v6_next: false,
-        })
+        })))
     }
 
-    /// Removes what was cut and continues the walk, for one slice and at most once through both tables.
-    pub(super) fn slice(&mut self, timeouts: &Timeouts) -> Result<()> {
+    /// Other idle times from now on.
+    pub(super) fn set_timeouts(&self, timeouts: Timeouts) {
+        self.walk().timeouts = timeouts;
+    }
+
+    fn walk(&self) -> MutexGuard<'_, Sweep> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sweeper for BpfSweeper {
+    fn sweep(&self, turn: bool) -> Result<bool> {
+        self.walk().slice(turn)
+    }
+}
+
+impl Sweep {
+    /// Removes what was cut and continues the walk, for one slice and at most once through both tables. Returns
+    /// whether there was much to do, and is more of it before the end of the tables.
+    fn slice(&mut self, turn: bool) -> Result<bool> {
         let start = Instant::now();
-        self.program.run::<Tuple<V4>>(V4::AF, SWEEP_TURN, &[])?;
+        if turn {
+            self.program.run::<Tuple<V4>>(V4::AF, SWEEP_TURN, &[])?;
+        }
         // Half of the slice belongs to the walk, however many are cut.
         for family in [V4::AF, V6::AF] {
             while start.elapsed() < SLICE / 2
@@ -69,19 +100,20 @@ impl Sweep {
             {
             }
         }
-        let mut tables_left = 2;
+        let (mut tables_left, mut idle) = (2, 0);
         while tables_left > 0 && start.elapsed() < SLICE {
-            let more = if self.v6_next {
-                self.v6.step(&self.program, timeouts)?
+            let (more, looked_idle) = if self.v6_next {
+                self.v6.step(&self.program, &self.timeouts)?
             } else {
-                self.v4.step(&self.program, timeouts)?
+                self.v4.step(&self.program, &self.timeouts)?
             };
+            idle += looked_idle;
             if !more {
                 self.v6_next = !self.v6_next;
                 tables_left -= 1;
             }
         }
-        Ok(())
+        Ok(tables_left > 0 && idle >= BUSY)
     }
 }
 
@@ -94,8 +126,9 @@ where
         Self { map, cursor: Cursor::default(), keys: Vec::new(), values: Vec::new() }
     }
 
-    /// Reads some buckets and has the program look at what may go. Returns `false` at the end of the table.
-    fn step(&mut self, program: &Program, timeouts: &Timeouts) -> Result<bool> {
+    /// Reads some buckets and has the program look at what may go. Returns `false` at the end of the table, and how
+    /// many sessions looked idle.
+    fn step(&mut self, program: &Program, timeouts: &Timeouts) -> Result<(bool, usize)> {
         let more =
             sys::lookup_batch(self.map.as_fd(), &mut self.cursor, &mut self.keys, &mut self.values, READ)
                 .context("cannot read the session table")?;
@@ -110,7 +143,7 @@ where
         for batch in candidates.chunks(SWEEP_BATCH) {
             program.run(F::AF, SWEEP_IDLE, batch)?;
         }
-        Ok(more)
+        Ok((more, candidates.len()))
     }
 }
 
