@@ -18,7 +18,7 @@ type Ends = (IpAddr, IpAddr);
 
 impl Model {
     /// A packet from inside by a route of target `eip`.
-    pub(super) fn from_eip(&mut self, arrival: &Arrival<'_>, ip: &Ip) -> Step<Action> {
+    pub(super) fn by_eip(&mut self, arrival: &Arrival<'_>, ip: &Ip) -> Step<Action> {
         // An error that is the EIP's has been told from others before.
         if is_error(ip) && ip.fragment == Fragment::Whole {
             return Err(DropReason::NoSession.into());
@@ -56,7 +56,7 @@ impl Model {
     }
 
     /// A packet for an EIP, that does not come from an inside interface.
-    pub(super) fn to_eip(&mut self, arrival: &Arrival<'_>, ip: &Ip) -> Step<Action> {
+    pub(super) fn for_eip(&mut self, arrival: &Arrival<'_>, ip: &Ip) -> Step<Action> {
         let quoted = may_pass(arrival, ip)?;
         let one_armed = arrival.ingress.role == Some(Role::Both);
         if one_armed && self.reverse_path(arrival, ip).is_ok() {
@@ -168,7 +168,7 @@ fn is_error(ip: &Ip) -> bool {
     match ip.kind {
         Kind::OtherIcmp { kind } if ip.is_v4() => matches!(kind, 3 | 11 | 12),
         Kind::OtherIcmp { kind } => matches!(kind, 1..=4),
-        _ => false,
+        Kind::Tcp(_) | Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => false,
     }
 }
 

@@ -339,7 +339,7 @@ impl Model {
             Target::Blackhole => Err(DropReason::Blackhole.into()),
             Target::Prohibit => Err(DropReason::Prohibited.into()),
             Target::Host => Ok(Action::Pass),
-            Target::Eip => self.from_eip(arrival, ip),
+            Target::Eip => self.by_eip(arrival, ip),
             // For an EIP: its host would answer from its own address.
             Target::Direct | Target::Gateway { .. } | Target::Pool(_) if self.is_eip(ip.destination) => {
                 Err(DropReason::NoSession.into())
@@ -425,7 +425,7 @@ impl Model {
             });
         }
         if self.is_eip(ip.destination) {
-            return self.to_eip(arrival, ip);
+            return self.for_eip(arrival, ip);
         }
         let Some(way) = self.network.way(ip.destination).filter(|way| faces(way.device, Side::Inside)) else {
             return Ok(Action::Pass);
