@@ -177,6 +177,18 @@ mod tests {
     }
 
     #[test]
+    fn a_file_from_before_there_were_eips_is_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path()).expect("a store");
+        let text = serde_json::to_string(&Saved::new(7, "abc", Some(&state()))).expect("json");
+        let before = text.replace("\"eips\":{},", "");
+        assert_ne!(text, before);
+        fs::write(directory.path().join(FILE), before).expect("written");
+        let saved = store.load().expect("readable").expect("something");
+        assert_eq!(saved.running.expect("a state").over(&Snapshot::default()), state());
+    }
+
+    #[test]
     fn a_damaged_file_is_refused_with_a_remedy() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::open(directory.path()).expect("a store");

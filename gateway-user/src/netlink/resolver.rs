@@ -59,9 +59,11 @@ pub(super) struct Resolver {
     interfaces: BTreeSet<u32>,
     /// Routers of the host's routes, all interfaces.
     of_routes: BTreeSet<Neighbor>,
-    /// Routers of `gateway` targets, and hosts that have EIPs.
+    /// Routers of `gateway` targets.
     of_targets: BTreeSet<Neighbor>,
-    /// Routers that the kernel was told to manage.
+    /// Hosts that have EIPs: they are spoken to first by the outside.
+    of_eips: BTreeSet<Neighbor>,
+    /// Those of them that the kernel was told to manage.
     managed: BTreeSet<Neighbor>,
     asked: HashMap<Neighbor, Instant>,
     this_second: u32,
@@ -92,8 +94,6 @@ impl Resolver {
                 | Target::Prohibit
                 | Target::Host => None,
             })
-            // Whoever has an EIP is spoken to first by the outside.
-            .chain(snapshot.eips.values().map(|eip| (eip.host, None)))
             .collect::<BTreeSet<_>>()
             .into_iter()
             .filter_map(|(address, dev)| {
@@ -104,6 +104,8 @@ impl Resolver {
                 Some(Neighbor { ifindex, address })
             })
             .collect();
+        let neighbor = |address| Some(Neighbor { ifindex: on_link(host, address)?, address });
+        self.of_eips = snapshot.eips.values().filter_map(|eip| neighbor(eip.host)).collect();
     }
 
     /// Replaces the routers of the host's routes.
@@ -142,7 +144,7 @@ impl Resolver {
         let routers = self.routers();
         if routers.len() == MAX_ROUTERS && !self.crowded {
             tracing::warn!(
-                "the host's routes name more than {MAX_ROUTERS} routers: the others are resolved on demand"
+                "there are more than {MAX_ROUTERS} routers and hosts with EIPs: the others are resolved on demand"
             );
             self.crowded = true;
         }
@@ -179,6 +181,8 @@ impl Resolver {
         self.of_targets
             .iter()
             .chain(&self.of_routes)
+            // Last: without routers nobody gets out.
+            .chain(&self.of_eips)
             .filter(|router| self.interfaces.contains(&router.ifindex))
             .take(MAX_ROUTERS)
             .copied()
@@ -257,12 +261,12 @@ fn request(neighbor: Neighbor, manage: bool) -> RouteNetlinkMessage {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, net::Ipv4Addr};
 
     use super::*;
     use crate::{
         dataplane::Link,
-        model::{AttachMode, Interface, Role},
+        model::{AttachMode, Eip, Interface, Role},
     };
 
     fn host(links: &[(&str, u32, &str)]) -> Host {
@@ -276,6 +280,26 @@ mod tests {
         };
         let links = links.iter().map(|&(name, index, address)| (name.to_owned(), link(index, address)));
         Host { links: links.collect::<BTreeMap<_, _>>() }
+    }
+
+    #[test]
+    fn hosts_with_eips_do_not_crowd_out_routers() {
+        let name = "eth1".to_owned();
+        let mut state = Snapshot::default();
+        let interface = Interface { name: name.clone(), role: Role::Inside, mode: AttachMode::Auto };
+        state.interfaces.insert(name, interface);
+        for number in 0..2 * MAX_ROUTERS as u32 {
+            let (address, host) = (0xc633_0000 + number, 0x0a00_0002 + number);
+            let (address, host) = (Ipv4Addr::from(address).into(), Ipv4Addr::from(host).into());
+            state.eips.insert(address, Eip { address, host });
+        }
+        let mut resolver = Resolver::default();
+        resolver.configure(&state, &host(&[("eth1", 7, "10.0.0.1/16")]));
+        let router = Neighbor { ifindex: 7, address: Ipv4Addr::new(10, 0, 255, 254).into() };
+        resolver.add_router(router);
+        let kept = resolver.routers();
+        assert!(kept.contains(&router));
+        assert_eq!(kept.len(), MAX_ROUTERS);
     }
 
     #[test]
