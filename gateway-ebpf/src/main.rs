@@ -32,6 +32,7 @@ mod fib;
 mod forward;
 mod fragment;
 mod mapping;
+mod mss;
 mod neighbor;
 mod open;
 mod packet;

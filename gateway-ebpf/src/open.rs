@@ -10,7 +10,7 @@ use gateway_common::{
 use crate::{
     claim, config, count,
     family::Datapath,
-    forward,
+    forward, mss,
     path::{Code, Context, Outcome},
     ports, rewrite,
     session::{self, EEXIST, Scratch, Subject},
@@ -48,6 +48,7 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
         return if error == EEXIST { Ok(None) } else { Err(session::refusal(error)) };
     }
     count::pool(scratch.claim.chosen, |pool| pool.attempts += 1);
+    mss::clamp(context, packet, next_hop, &subject.back);
     rewrite::translate(context.frame, packet, &scratch.inside_session, SIDE_INSIDE)?;
     forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
     Ok(Some(Outcome { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) }))

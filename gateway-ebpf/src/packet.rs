@@ -10,7 +10,7 @@ use gateway_common::{
 
 /// Bound of every offset: tags, the longest headers that the parser follows, and what lies behind them. Offsets
 /// that were stored in between come back to the verifier without theirs.
-const MAX_OFFSET: usize = 16_383;
+pub(crate) const MAX_OFFSET: usize = 16_383;
 
 /// A MAC address in words of memory order.
 pub(crate) type Mac = [u16; 3];

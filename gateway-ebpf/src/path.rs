@@ -30,7 +30,7 @@ use gateway_common::{
 use crate::{
     address, config, count,
     family::Datapath,
-    forward, fragment, mapping,
+    forward, fragment, mapping, mss,
     neighbor::{self, Found},
     open,
     packet::Frame,
@@ -435,6 +435,7 @@ fn follow<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, session:
     if tracked.result().is_err() {
         return tracked;
     }
+    mss::clamp_of(context, subject, session);
     Code::from(established(context, &subject.packet, session, subject.tuple.side))
 }
 

@@ -8,7 +8,7 @@ use gateway_common::{
 
 use crate::{family::Datapath, forward, fragment, packet::Frame};
 
-const TCP_CHECKSUM: usize = 16;
+pub(crate) const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 const ICMP_CHECKSUM: usize = 2;
 const ICMP_ID: usize = 4;

@@ -167,6 +167,7 @@ impl Packet {
                 header.acknowledgment_number = acknowledgement;
                 (header.fin, header.syn) = (flags & FIN != 0, flags & SYN != 0);
                 (header.rst, header.ack) = (flags & RST != 0, flags & ACK != 0);
+                header.set_options_raw(&self.tcp_options).expect("TCP options are at most 40 bytes");
                 (header.to_bytes().to_vec(), Some(16))
             }
             Transport::Udp { source, destination, checksum } => {

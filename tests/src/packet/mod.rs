@@ -134,6 +134,8 @@ pub struct Packet {
     pub extensions: Vec<Extension>,
     /// Transport header.
     pub transport: Transport,
+    /// TCP options, a multiple of four bytes.
+    pub tcp_options: Vec<u8>,
     /// What follows it.
     pub payload: Vec<u8>,
     /// Bytes of the frame behind the IP packet (Ethernet padding).
@@ -201,6 +203,7 @@ impl Packet {
             options: Vec::new(),
             extensions: Vec::new(),
             transport,
+            tcp_options: Vec::new(),
             payload: b"0123456789".to_vec(),
             trailer: Vec::new(),
         }
@@ -279,6 +282,11 @@ impl Packet {
     /// With these IPv4 options.
     pub fn options(self, options: &[u8]) -> Self {
         Self { options: options.to_vec(), ..self }
+    }
+
+    /// With these TCP options.
+    pub fn tcp_options(self, options: &[u8]) -> Self {
+        Self { tcp_options: options.to_vec(), ..self }
     }
 
     /// With one more IPv6 extension header.

@@ -12,6 +12,7 @@ mod fragment;
 mod header;
 mod inbound;
 mod mapping;
+mod mss;
 mod neighbor;
 mod one_armed;
 mod outbound;

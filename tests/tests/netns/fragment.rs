@@ -121,3 +121,23 @@ fn connections_get_through_a_gateway_with_a_small_mtu() -> Result<()> {
     assert_eq!(size, "2000000");
     Ok(())
 }
+
+#[test]
+fn connections_announce_segments_that_fit_the_way_out() -> Result<()> {
+    let Some(rig) = translating()? else { return Ok(()) };
+    let _iperf = rig.lab.api.spawn(&["iperf3", "--server"])?;
+    // The MTU of a route, which no device has.
+    rig.lab.gw.ip(&["route", "change", "0.0.0.0/0", "via", "198.51.100.1", "mtu", "lock", "1300"])?;
+    let ping = ["ping", "-c", "1", "-W", "2", "-M", "do", "-s", "1400", "203.0.113.10"];
+    wait_until("the gateway to notice the MTU", Duration::from_secs(5), || {
+        rig.lab.c1.run(&ping).is_ok_and(|said| said.stdout.contains("mtu = 1300"))
+    })?;
+    let dropped = rig.daemon.drops("mtu_exceeded")?;
+    // Another client, which has been told nothing: its segments have to fit from the first on.
+    let report = rig.lab.c2.ok(&["iperf3", "--client", "203.0.113.10", "--bytes=2M", "--json"])?;
+    let report: Value = serde_json::from_str(&report)?;
+    let size = report["start"]["tcp_mss_default"].as_u64().context("no segment size")?;
+    assert!((1200..=1260).contains(&size), "segments of {size} bytes");
+    assert_eq!(rig.daemon.drops("mtu_exceeded")?, dropped, "some did not fit");
+    Ok(())
+}
