@@ -25,6 +25,11 @@ pub const LIVE: u32 = 1;
 
 /// [`crate::session::Session::flags`] of the outside element of a session that holds a mapping.
 pub const HELD: u8 = 1;
+/// [`crate::session::Session::flags`] of the outside element of a session with a host that is inside, too.
+pub const HAIRPIN: u8 = 2;
+
+/// [`crate::family::NextHop::slot`] of the inside element of such a session: back in. No interface has it.
+pub const LOOP: u16 = u16::MAX;
 
 /// Key of the claim of a pool's address and port, for a protocol.
 #[inline(always)]

@@ -113,7 +113,8 @@ pub struct Session<F: Family> {
     /// Number of a [`crate::tcp::State`]. The inside element's is the session's; the outside element has a copy,
     /// which may lag behind and says only whether a packet may go straight on.
     pub state: u8,
-    /// Inside element: 0, [`CUT`], [`CUT_SEEN`] or [`CUT_QUEUED`]. Outside element: 0 or [`crate::mapping::HELD`].
+    /// Inside element: 0, [`CUT`], [`CUT_SEEN`] or [`CUT_QUEUED`]. Outside element:
+    /// [`crate::mapping::HELD`] | [`crate::mapping::HAIRPIN`].
     pub flags: u8,
     /// Element of `ROUTE_COUNTERS`.
     pub counter: u32,

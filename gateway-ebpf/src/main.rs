@@ -4,7 +4,7 @@
 //! calls `decide_v4` or `decide_v6` for all others; these have a stack and a verifier budget of their own.
 //! [`path`] reads like the checklist of all three. `related_v4` and `related_v6` continue with ICMP errors about
 //! packets of sessions, `eip_v4` and `eip_v6` with packets to and from EIPs, `map_v4` and `map_v6` with flows of
-//! endpoint-independent mappings.
+//! endpoint-independent mappings, `hairpin_v4` and `hairpin_v6` with those between two inside hosts.
 //! `sweep` removes sessions that the daemon suspects to be idle; it runs on the daemon's demand only.
 #![no_std]
 #![no_main]
@@ -31,6 +31,7 @@ mod family;
 mod fib;
 mod forward;
 mod fragment;
+mod hairpin;
 mod mapping;
 mod mss;
 mod neighbor;
@@ -51,7 +52,7 @@ mod tcp;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use gateway_common::{
     DropReason, V4, V6, Verdict,
-    config::{EIP_V4, EIP_V6, MAP_V4, MAP_V6, RELATED_V4, RELATED_V6},
+    config::{EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6, RELATED_V4, RELATED_V6},
     interface::NO_SLOT,
 };
 
@@ -72,7 +73,7 @@ pub fn decide_v4(ctx: XdpContext) -> u32 {
     enter(
         &ctx,
         lost_device,
-        |context| path::decide::<V4, RELATED_V4, EIP_V4, MAP_V4>(context, &ctx),
+        |context| path::decide::<V4, RELATED_V4, EIP_V4, MAP_V4, HAIRPIN_V4>(context, &ctx),
         refuse::answer::<V4>,
     )
 }
@@ -83,7 +84,7 @@ pub fn decide_v6(ctx: XdpContext) -> u32 {
     enter(
         &ctx,
         lost_device,
-        |context| path::decide::<V6, RELATED_V6, EIP_V6, MAP_V6>(context, &ctx),
+        |context| path::decide::<V6, RELATED_V6, EIP_V6, MAP_V6, HAIRPIN_V6>(context, &ctx),
         refuse::answer::<V6>,
     )
 }
@@ -122,6 +123,19 @@ pub fn map_v4(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn map_v6(ctx: XdpContext) -> u32 {
     enter(&ctx, lost_device, |context| mapping::open::<V6>(context), refuse::answer::<V6>)
+}
+
+/// Sends IPv4 packets from inside to mappings of inside hosts. Nobody is told of those dropped: half translated,
+/// they are not what their sender sent.
+#[xdp]
+pub fn hairpin_v4(ctx: XdpContext) -> u32 {
+    enter(&ctx, lost_device, |context| hairpin::turn::<V4>(context), |_, _| xdp_action::XDP_DROP)
+}
+
+/// Sends IPv6 packets from inside to mappings of inside hosts.
+#[xdp]
+pub fn hairpin_v6(ctx: XdpContext) -> u32 {
+    enter(&ctx, lost_device, |context| hairpin::turn::<V6>(context), |_, _| xdp_action::XDP_DROP)
 }
 
 /// Retires and removes sessions, see [`gateway_common::session`]. Its packet is a list of tuples.

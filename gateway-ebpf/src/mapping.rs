@@ -51,7 +51,7 @@ use gateway_common::{
 use crate::{
     address, atomic, claim, config, count,
     family::Datapath,
-    forward, mss,
+    forward, hairpin, mss,
     neighbor::{self, Found},
     open,
     path::{self, Code, Context, Outcome},
@@ -83,7 +83,7 @@ pub(crate) fn open<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropRe
     // SAFETY: the element is this CPU's own and programs do not preempt each other.
     let subject = unsafe { &mut *subject };
     if subject.tuple.side == SIDE_OUTSIDE {
-        let code = let_in(context, subject);
+        let code = let_in(context, subject, 0);
         if !code.is_open() {
             return code.result();
         }
@@ -103,7 +103,7 @@ pub(crate) fn open<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropRe
 /// Holds the mapping of a packet from inside, and leaves its address and port in the scratch element.
 /// [`Code::OPEN`]: done.
 #[inline(never)]
-fn take<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Code {
+pub(crate) fn take<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Code {
     match try_take(context, subject) {
         Ok(()) => Code::OPEN,
         Err(reason) => Code::drop(reason),
@@ -236,9 +236,11 @@ fn point<F: Datapath>(scratch: &mut Scratch<F>) -> i32 {
 
 /// Holds the mapping that a packet from outside has met, if its client may be reached from there, and leaves the
 /// ways and the client in subject and scratch element. [`Code::OPEN`]: done.
+///
+/// `turned` is 1 where the packet is from inside and has been out by another session, see [`hairpin`].
 #[inline(never)]
-fn let_in<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
-    match try_let_in(context, subject) {
+pub(crate) fn let_in<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, turned: u32) -> Code {
+    match try_let_in(context, subject, turned != 0) {
         Ok(None) => Code::OPEN,
         Ok(Some(outcome)) => Code::outcome(outcome),
         Err(reason) => Code::drop(reason),
@@ -249,6 +251,7 @@ fn let_in<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code 
 fn try_let_in<F: Datapath>(
     context: &Context<'_>,
     subject: &mut Subject<F>,
+    turned: bool,
 ) -> Result<Option<Outcome>, DropReason> {
     let place = F::scratch().ok_or(DropReason::Internal)?;
     // SAFETY: the scratch element is this CPU's own.
@@ -272,7 +275,9 @@ fn try_let_in<F: Datapath>(
     }
     scratch.claim.chosen = u32::from(owner.pool_address);
     scratch.claim.of_host = 0;
-    neighbor::outside(context, packet)?;
+    if !turned {
+        neighbor::outside(context, packet)?;
+    }
     let Found { next_hop, learned } = neighbor::towards::<F>(context, packet.source, client)?;
     let slot = u32::from(next_hop.slot);
     if !context.is_inside(slot) {
@@ -291,7 +296,8 @@ fn try_let_in<F: Datapath>(
     count::route(route.counter, context.bytes);
     subject.mtu = next_hop.mtu;
     forward::check(packet, &next_hop)?;
-    subject.forth = neighbor::towards::<F>(context, client, packet.source)?.next_hop;
+    subject.forth =
+        if turned { hairpin::WAY } else { neighbor::towards::<F>(context, client, packet.source)?.next_hop };
     subject.back = next_hop;
     subject.learned = u8::from(learned);
     subject.route = route;
@@ -307,7 +313,7 @@ fn try_let_in<F: Datapath>(
 /// Enters the session of the packet in the subject, for the mapping in the scratch element, which is held, and
 /// sends the packet on its way. [`Code::OPEN`]: the session is there by now.
 #[inline(never)]
-fn enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Code {
+pub(crate) fn enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Code {
     match try_enter(context, subject) {
         Ok(Some(outcome)) => Code::outcome(outcome),
         Ok(None) => Code::OPEN,
@@ -379,7 +385,7 @@ fn insert<F: Datapath>(
     *towards = destination(outside);
     // Answers that come before the inside element is there have to wait for it: they look for it.
     answer.generation = session::STALE;
-    answer.flags = HELD;
+    answer.flags |= HELD;
     if tuple.side == SIDE_OUTSIDE {
         answer.packets = 1;
         answer.bytes = u64::from(packet.length);
@@ -466,7 +472,7 @@ pub(crate) fn is_key<F: Datapath>(tuple: &Tuple<F>) -> bool {
 #[inline(always)]
 pub(crate) fn is_held<F: Datapath>(outside: &Tuple<F>) -> bool {
     // SAFETY: the pointer is to a map value; a plain integer is read.
-    F::session(outside).is_some_and(|answer| unsafe { (*answer).flags } == HELD)
+    F::session(outside).is_some_and(|answer| unsafe { (*answer).flags } & HELD != 0)
 }
 
 /// Lets the mapping go that a session with this outside tuple has held.

@@ -2,6 +2,7 @@
 
 use gateway_common::{
     DropReason, Verdict, checksum,
+    mapping::{HAIRPIN, LOOP},
     parse::{Flow, Fragment, Packet},
     session::{SIDE_INSIDE, SIDE_OUTSIDE, TCP_ACK, TCP_SYN, Tuple},
     tcp::State,
@@ -72,7 +73,8 @@ pub(crate) fn begin<F: Datapath>(
 
     let answer = &mut scratch.outside_session;
     // A way back that was only learned is asked for again with the first answer.
-    answer.generation = if subject.learned == 0 { context.generation } else { session::STALE };
+    let turns = subject.forth.slot == LOOP;
+    answer.generation = if subject.learned == 0 && !turns { context.generation } else { session::STALE };
     answer.last_seen = now;
     answer.packets = 0;
     answer.bytes = 0;
@@ -80,7 +82,7 @@ pub(crate) fn begin<F: Datapath>(
     answer.translated = inside.source;
     answer.translated_port = inside.source_port;
     answer.state = state as u8;
-    answer.flags = 0;
+    answer.flags = if turns { HAIRPIN } else { 0 };
     answer.counter = subject.route.counter;
     answer.mark = now;
 }
@@ -102,7 +104,7 @@ pub(crate) fn finish<F: Datapath>(
     let (client_port, port) = (scratch.inside.source_port, scratch.outside.destination_port);
     let forward = &mut scratch.inside_session;
     *forward = scratch.outside_session;
-    forward.generation = context.generation;
+    forward.generation = if next_hop.slot == LOOP { session::STALE } else { context.generation };
     // The client's packets come from where its answers go (strict reverse path check).
     forward.ingress = subject.back.slot;
     forward.next_hop = *next_hop;

@@ -10,6 +10,7 @@
 //!                -> none, from inside    -> source, route, target: open a session, forward, or eip
 //!                -> none, from outside   -> a pool's address, an EIP, an inside host, or the host's business
 //!                -> none, of a pool with endpoint-independent mappings -> mapping
+//!                -> to such a mapping, from inside -> hairpin
 //! ```
 
 use aya_ebpf::{btf_maps::ProgramArray, macros::btf_map, programs::XdpContext};
@@ -30,7 +31,7 @@ use gateway_common::{
 use crate::{
     address, config, count,
     family::Datapath,
-    forward, fragment, mapping, mss,
+    forward, fragment, hairpin, mapping, mss,
     neighbor::{self, Found},
     open,
     packet::Frame,
@@ -55,6 +56,8 @@ impl Outcome {
 
     /// Not decided yet: for the program of EIPs.
     const TO_EIP: Self = Self { verdict: Verdict::Eip, slot: NO_SLOT };
+    /// For a mapping of another inside host: [`hairpin`] goes on.
+    const TO_MAPPING: Self = Self { verdict: Verdict::Snat, slot: NO_SLOT };
 }
 
 /// The result of a stage that is a function of its own. The verifier wants every bit of a returned register to
@@ -75,6 +78,12 @@ impl Code {
     #[inline(always)]
     pub(crate) const fn is_learned(self) -> bool {
         self.0 == Self::LEARNED.0
+    }
+
+    /// Whether this is [`Outcome::TO_MAPPING`].
+    #[inline(always)]
+    const fn is_to_mapping(self) -> bool {
+        self.0 == Self::outcome(Outcome::TO_MAPPING).0
     }
 
     /// Whether this is [`Outcome::TO_EIP`].
@@ -214,11 +223,18 @@ fn hand_over<const PROGRAM: u32>(ctx: &XdpContext) -> Result<Outcome, DropReason
 }
 
 /// Decides a packet of family `F` (with IPv4: or ARP) that has no confirmed session. `RELATED` is the program for
-/// ICMP errors, `EIP_STAGE` that for EIPs, `MAP` that for endpoint-independent mappings.
+/// ICMP errors, `EIP_STAGE` that for EIPs, `MAP` that for endpoint-independent mappings, `TURN` that
+/// for packets to them from inside.
 ///
 /// The stages are functions of their own, so that each gives its stack back.
 #[inline(always)]
-pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32, const MAP: u32>(
+pub(crate) fn decide<
+    F: Datapath,
+    const RELATED: u32,
+    const EIP_STAGE: u32,
+    const MAP: u32,
+    const TURN: u32,
+>(
     context: &Context<'_>,
     ctx: &XdpContext,
 ) -> Result<Outcome, DropReason> {
@@ -265,6 +281,11 @@ pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32, cons
     {
         // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
         let session = unsafe { &mut *session };
+        if hairpin::is_one(session, subject.tuple.side) {
+            // From outside, nobody sends with an address of a pool.
+            let inside = subject.tuple.side == SIDE_INSIDE;
+            return if inside { hand_over::<TURN>(ctx) } else { Err(DropReason::NoSession) };
+        }
         let confirmed = if is_confirmed(context, session, subject.tuple.side) {
             Code::OK
         } else {
@@ -288,6 +309,9 @@ pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32, cons
     if code.is_to_eip() {
         return hand_over::<EIP_STAGE>(ctx);
     }
+    if code.is_to_mapping() {
+        return hand_over::<TURN>(ctx);
+    }
     if !code.is_open() {
         return code.result();
     }
@@ -310,7 +334,7 @@ pub(crate) fn decide<F: Datapath, const RELATED: u32, const EIP_STAGE: u32, cons
 
 /// Reads the packet at `network`, and prepares the key of its session.
 #[inline(never)]
-fn read<F: Datapath>(frame: &Frame<'_>, network: usize, subject: &mut Subject<F>) -> Code {
+pub(crate) fn read<F: Datapath>(frame: &Frame<'_>, network: usize, subject: &mut Subject<F>) -> Code {
     match F::parse(frame, network) {
         Ok(packet) => {
             subject.packet = packet;
@@ -423,7 +447,11 @@ pub(crate) fn follow_other<F: Datapath>(context: &Context<'_>, subject: &mut Sub
 
 /// A packet of a confirmed session, whatever it does to it.
 #[inline(never)]
-fn follow<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, session: &mut Session<F>) -> Code {
+pub(crate) fn follow<F: Datapath>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+    session: &mut Session<F>,
+) -> Code {
     subject.mtu = session.next_hop.mtu;
     if matches!(subject.packet.fragment, Fragment::First) {
         let taught = fragment::teach(context, subject);
@@ -454,7 +482,7 @@ fn confirm<F: Datapath>(context: &Context<'_>, subject: &Subject<F>, session: &m
 
 /// Whether the session's pool address is still in its pool: 1, else 0.
 #[inline(never)]
-fn keeps_address<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) -> u64 {
+pub(crate) fn keeps_address<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) -> u64 {
     let address = if tuple.side == SIDE_INSIDE { session.translated } else { tuple.destination };
     u64::from(pool::owns(session.pool_address, &F::mapped(&address)))
 }
@@ -550,10 +578,13 @@ fn try_from_inside<F: Datapath>(
         if found.flags & (LOCAL | BROADCAST) != 0 {
             return Ok(Some(Outcome::HOST));
         }
-        if found.flags & EIP == 0 {
+        subject.hairpin = if found.flags & EIP != 0 {
+            1
+        } else if found.flags & MAPPING != 0 && mapping::may_open(packet) {
+            2
+        } else {
             return Err(DropReason::NoSession);
-        }
-        subject.hairpin = 1;
+        };
     }
     let Found { next_hop, learned } = neighbor::back(context, packet)?;
     subject.back = next_hop;
@@ -568,8 +599,10 @@ fn try_from_inside<F: Datapath>(
         Target::Blackhole => Err(DropReason::Blackhole),
         Target::Prohibit => Err(DropReason::Prohibited),
         Target::Host => Ok(Some(Outcome::HOST)),
-        Target::Eip => Ok(Some(Outcome::TO_EIP)),
-        // The EIP's host would answer from its own address.
+        Target::Pool if subject.hairpin == 2 => Ok(Some(Outcome::TO_MAPPING)),
+        Target::Eip if subject.hairpin != 2 => Ok(Some(Outcome::TO_EIP)),
+        // The other host would answer from its own address.
+        Target::Eip => Err(DropReason::NoSession),
         Target::Direct | Target::Gateway | Target::Pool if subject.hairpin != 0 => Err(DropReason::NoSession),
         Target::Direct => {
             let Found { next_hop, .. } = neighbor::towards::<F>(context, packet.source, packet.destination)?;

@@ -23,7 +23,7 @@ use gateway_common::{
 use crate::{
     count,
     family::Datapath,
-    forward,
+    forward, hairpin,
     neighbor::{self, Found},
     packet::Frame,
     path::{self, Code, Context, Outcome},
@@ -66,7 +66,11 @@ pub(crate) fn find<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>)
     }
     subject.tuple = quote.answer(subject.tuple.side);
     subject.quote = quote;
-    if F::session(&subject.tuple).is_some() { Code::OK } else { Code::OPEN }
+    match F::session(&subject.tuple) {
+        // SAFETY: the pointer is to a map value. Errors do not go by two sessions.
+        Some(session) if !hairpin::is_one(unsafe { &*session }, subject.tuple.side) => Code::OK,
+        _ => Code::OPEN,
+    }
 }
 
 /// Sends the error in the subject to the other side of the session that [`find`] has found.

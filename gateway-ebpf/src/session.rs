@@ -98,7 +98,7 @@ pub(crate) struct Subject<F: Family> {
     pub(crate) back: NextHop,
     /// For a new session, for an ICMP error and for an EIP: the way out.
     pub(crate) forth: NextHop,
-    /// 1 where the packet is from inside and for an EIP.
+    /// Where the packet is from inside, 1: it is for an EIP; 2: it is for a mapping. Else 0.
     pub(crate) hairpin: u8,
     /// For a new session: 1 where the way back is only what the packet has shown.
     pub(crate) learned: u8,

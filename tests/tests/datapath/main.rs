@@ -9,6 +9,7 @@ mod change;
 mod eip;
 mod expiry;
 mod fragment;
+mod hairpin;
 mod header;
 mod inbound;
 mod mapping;

@@ -20,7 +20,11 @@ routes = [
 "#;
 
 fn start() -> Result<Option<Rig>> {
-    Rig::start("active", POLICY)
+    start_with(POLICY)
+}
+
+fn start_with(policy: &str) -> Result<Option<Rig>> {
+    Rig::start("active", policy)
 }
 
 #[test]
@@ -75,5 +79,41 @@ fn a_connection_from_outside_reaches_the_clients_server() -> Result<()> {
     // A port without a mapping stays closed.
     let closed = ["curl", "-sS", "--max-time", "1", "http://198.51.100.10:40001/"];
     assert_eq!(rig.lab.web.run(&closed)?.code, Some(28));
+    Ok(())
+}
+
+#[test]
+fn two_clients_meet_by_what_a_server_has_told_them() -> Result<()> {
+    let Some(rig) = start_with(
+        &POLICY.replace("routes = [", "routes = [\n  { to = \"198.51.100.10/32\", via = \"pool calls\" },"),
+    )?
+    else {
+        return Ok(());
+    };
+    let _server = Server::udp(&rig.lab.api, "203.0.113.10:3478".parse()?)?;
+    let one = UdpClient::new(&rig.lab.c1, "10.0.1.2:5000")?;
+    let other = UdpClient::new(&rig.lab.c2, "10.0.2.2:5000")?;
+    let (first, second) = (one.ask("203.0.113.10:3478")?, other.ask("203.0.113.10:3478")?);
+    drop((one, other));
+    let one = rig.lab.c1.enter(|| UdpSocket::bind("10.0.1.2:5000"))??;
+    let other = rig.lab.c2.enter(|| UdpSocket::bind("10.0.2.2:5000"))??;
+    let mut datagram = [0; 64];
+    for socket in [&one, &other] {
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    }
+    for _ in 0..3 {
+        one.send_to(b"hello", second)?;
+        let (_, from) = other.recv_from(&mut datagram)?;
+        assert_eq!(from, first);
+        other.send_to(b"hello", from)?;
+        assert_eq!(one.recv_from(&mut datagram)?.1, second);
+    }
+    // A connection, to a port that a connection to the outside has opened.
+    let _api = Server::http(&rig.lab.api, "203.0.113.10:80".parse()?)?;
+    rig.lab.c1.ok(&["curl", "-sS", "--max-time", "5", "--local-port", "40000", "http://203.0.113.10/"])?;
+    let _met = Server::http(&rig.lab.c1, "10.0.1.2:40000".parse()?)?;
+    let file = ["curl", "-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{size_download}"];
+    let size = rig.lab.c2.ok(&[&file[..], &["http://198.51.100.10:40000/500000"]].concat())?;
+    assert_eq!(size, "500000");
     Ok(())
 }

@@ -39,7 +39,10 @@ use aya::{
 use aya_obj::Object;
 use gateway_common::{
     ABI_VERSION,
-    config::{self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, MAP_V4, MAP_V6, RELATED_V4, RELATED_V6},
+    config::{
+        self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6,
+        RELATED_V4, RELATED_V6,
+    },
     fragment, ports,
 };
 
@@ -66,7 +69,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ga
 const ENTRY: &str = "gateway";
 const SWEEP: &str = "sweep";
 /// Programs that are tail called, with their elements of `PROGRAMS`.
-const STAGES: [(&str, u32); 8] = [
+const STAGES: [(&str, u32); 10] = [
     ("decide_v4", DECIDE_V4),
     ("decide_v6", DECIDE_V6),
     ("related_v4", RELATED_V4),
@@ -75,6 +78,8 @@ const STAGES: [(&str, u32); 8] = [
     ("eip_v6", EIP_V6),
     ("map_v4", MAP_V4),
     ("map_v6", MAP_V6),
+    ("hairpin_v4", HAIRPIN_V4),
+    ("hairpin_v6", HAIRPIN_V6),
 ];
 
 /// How long a session is kept whose connection was refused: repeated SYNs that were under way are refused by
