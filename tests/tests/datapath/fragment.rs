@@ -15,8 +15,8 @@ use gateway_common::{
 };
 use gateway_tests::{
     gateway::{Action, Gateway},
-    network::Network,
-    packet::{ACK, Packet, SYN, Transport, bare, echo_request, ip, patch, tcp, udp},
+    network::{Network, mac},
+    packet::{ACK, Packet, SYN, Transport, bare, differences, echo_request, ip, patch, tcp, udp},
     policy::Policy,
 };
 
@@ -505,4 +505,21 @@ fn random_fragments_never_leave_with_an_inside_source() {
         }
     }
     assert!(sent_on > 1_000, "{sent_on} were sent on");
+}
+
+#[test]
+fn fragments_pass_endpoint_independent_mappings() {
+    let Some(mut lab) = standard(|policy| nat(policy).endpoint_independent("nat")) else { return };
+    let fragments = query("10.0.1.2:4000");
+    let number = Numbers::default().next(&lab, &fragments[0], SIDE_INSIDE);
+    let leaving = udp("198.51.100.10:4000", "203.0.113.10:53").payload([7; 120]);
+    for (arriving, leaving) in fragments.iter().zip(leaving.identification(number).fragments(&[64])) {
+        let out = lab.prepare("in0", arriving);
+        let leaving = leaving.macs(lab.network().find("out0").mac(), mac(ip(ROUTER))).ttl(63);
+        assert_eq!(differences(&leaving.frame(), &out.frame), "");
+    }
+    // A mapping lets strangers in, but not in fragments.
+    let stranger = udp("203.0.113.77:9", "198.51.100.10:4000").payload([7; 120]).fragments(&[64]);
+    lab.check("out0", &stranger[0], dropped(NoSession));
+    lab.check("out0", &stranger[1], dropped(FragmentUnmatched));
 }
