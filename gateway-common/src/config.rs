@@ -110,9 +110,11 @@ pub struct Config {
     pub half: u32,
     /// A tick is that power of two of jiffies, see [`tick_shift`].
     pub tick_shift: u32,
+    /// How many TCP sessions of both families together may be half open.
+    pub half_open: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 64);
+const _: () = assert!(size_of::<Config>() == 68);
 
 pod!(Config);
 

@@ -348,10 +348,14 @@ fn try_enter<F: Datapath>(
         tcp::opening(context.frame, packet)
     };
     let result = match opening {
-        Ok((state, mark)) => {
+        Ok((state, mark)) => tcp::admit(context.config, state).and_then(|()| {
             open::begin(context, subject, &inside, state, scratch);
-            insert(context, subject, mark, scratch)
-        }
+            let entered = insert(context, subject, mark, scratch);
+            if !matches!(entered, Ok(true)) {
+                tcp::leave(state);
+            }
+            entered
+        }),
         Err(reason) => Err(reason),
     };
     if !matches!(result, Ok(true)) {

@@ -38,13 +38,18 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     // SAFETY: the scratch element is this CPU's own, and the reference ends before the claim.
     begin(context, subject, tuple, state, unsafe { &mut *place });
 
-    claim::claim(context, packet, route.object)?;
+    tcp::admit(context.config, state)?;
+    if let Err(reason) = claim::claim(context, packet, route.object) {
+        tcp::leave(state);
+        return Err(reason);
+    }
 
     // SAFETY: as above; the claim is through.
     let scratch = unsafe { &mut *place };
     if let Err(error) = finish(context, subject, mark, scratch) {
         // Give the port back. Nobody can have used it: no packet has left with it.
         claim::give_back(scratch);
+        tcp::leave(state);
         // Another CPU opened the session with an earlier packet of this flow?
         return if error == EEXIST { Ok(None) } else { Err(session::refusal(error)) };
     }

@@ -164,6 +164,7 @@ fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut
 fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>, session: &mut Session<F>) {
     // No packet moves the state from here on: what it stands for is given back once.
     let Some(state) = tcp::take(session) else { return };
+    tcp::leave(state);
     let closed = state.is_closed();
     let killed = session.flags != 0 && !closed;
     let pool_address = u32::from(session.pool_address);

@@ -5,8 +5,10 @@
 //! element, is written after it: a packet of the same flow on another CPU may see the one and not the other,
 //! and then takes the slow path once more, or leaves an older acknowledgement.
 
+use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use gateway_common::{
     DropReason,
+    config::Config,
     parse::{Bytes as _, Flow, Packet},
     session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, TCP_FIN, TCP_RST, TCP_SYN, Tuple},
     tcp::{self, Segment, State, Step},
@@ -20,6 +22,11 @@ use crate::{
     path::{Code, Context},
     session::Subject,
 };
+
+/// Number of sessions that are half open. It moves with the transitions into such states and out of them, with
+/// the opening and the removal of sessions, and so is exact.
+#[btf_map]
+static HALF_OPEN: Array<u32, 1> = Array::new();
 
 /// Offset of the acknowledgement number in the header.
 pub(crate) const ACKNOWLEDGEMENT: usize = 8;
@@ -67,6 +74,42 @@ pub(crate) fn opening_from_outside<F: Datapath>(
     let segment = segment(frame, packet)?;
     let step = tcp::step(State::Opening, 0, SIDE_OUTSIDE, &segment).ok_or(DropReason::Internal)?;
     Ok((step.state, step.mark.to_be()))
+}
+
+/// Makes room for a session that begins in `state`; [`leave`] gives it back.
+#[inline(always)]
+pub(crate) fn admit(config: &Config, state: State) -> Result<(), DropReason> {
+    if !state.is_half_open() {
+        return Ok(());
+    }
+    let count = HALF_OPEN.get_ptr_mut(0).ok_or(DropReason::Internal)?;
+    // SAFETY: the pointer is to a map value. Where the flood is, nobody writes.
+    unsafe {
+        if count.read_volatile() >= config.half_open {
+            return Err(DropReason::SessionTableFull);
+        }
+        if atomic::add(count, 1) >= config.half_open {
+            atomic::add(count, u32::MAX);
+            return Err(DropReason::SessionTableFull);
+        }
+    }
+    Ok(())
+}
+
+/// Counts a session that leaves `state`.
+#[inline(always)]
+pub(crate) fn leave(state: State) {
+    if state.is_half_open() {
+        move_half_open(u32::MAX);
+    }
+}
+
+#[inline(always)]
+fn move_half_open(by: u32) {
+    if let Some(count) = HALF_OPEN.get_ptr_mut(0) {
+        // SAFETY: the pointer is to a map value.
+        unsafe { atomic::add(count, by) };
+    }
 }
 
 /// Moves the state of the session, if it is TCP. A reset that nobody would believe is dropped.
@@ -160,6 +203,9 @@ unsafe fn arrive<F: Datapath>(
             && (*copy).state != step.state as u8
         {
             (&raw mut (*copy).state).write_volatile(step.state as u8);
+        }
+        if before.is_half_open() != step.state.is_half_open() {
+            move_half_open(if before.is_half_open() { u32::MAX } else { 1 });
         }
         let pool_address = u32::from((*owner).pool_address);
         if before.is_closed() && matches!(step.state, State::Opening) {

@@ -322,6 +322,16 @@ impl Gateway {
         all.unwrap_or_else(|error| panic!("the sessions: {error:#}"))
     }
 
+    /// The number of TCP sessions that are not established, as the programs count it.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    pub fn half_open(&self) -> usize {
+        let maps = self.observe.maps().unwrap_or_else(|error| panic!("the maps: {error:#}"));
+        let found = maps.iter().find(|map| map.name == "half_open");
+        found.map_or(0, |map| map.entries as usize)
+    }
+
     fn try_start(network: Network, policy: &Policy) -> Result<Self> {
         // The process that removes the pins stays in the namespace of the system.
         let pins = Sandbox::new()?;

@@ -26,7 +26,7 @@ impl Policy {
         });
         Self(Snapshot {
             active: true,
-            capacity: Capacity { sessions: 1024, routes: 1024 },
+            capacity: Capacity { sessions: 1024, routes: 1024, half_open: None },
             interfaces: interfaces.collect(),
             ..Snapshot::default()
         })
@@ -117,6 +117,12 @@ impl Policy {
     /// With room for this many sessions of each family.
     pub fn sessions(mut self, sessions: u32) -> Self {
         self.0.capacity.sessions = sessions;
+        self
+    }
+
+    /// How many TCP sessions may be half open.
+    pub fn half_open(mut self, most: u32) -> Self {
+        self.0.capacity.half_open = Some(most);
         self
     }
 

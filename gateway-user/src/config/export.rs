@@ -25,6 +25,9 @@ fn write(out: &mut String, state: &Snapshot, metrics: Option<SocketAddr>) -> fmt
     writeln!(out, "\n[capacity]")?;
     writeln!(out, "sessions = {}", state.capacity.sessions)?;
     writeln!(out, "routes = {}", state.capacity.routes)?;
+    if let Some(half_open) = state.capacity.half_open {
+        writeln!(out, "half_open = {half_open}")?;
+    }
     writeln!(out, "\n[timeouts]")?;
     for (key, value) in [
         ("tcp_established", state.timeouts.tcp_established),

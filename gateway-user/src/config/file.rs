@@ -44,6 +44,7 @@ pub(super) struct Gateway {
 pub(super) struct Capacity {
     pub(super) sessions: Option<Spanned<i64>>,
     pub(super) routes: Option<Spanned<i64>>,
+    pub(super) half_open: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]

@@ -88,6 +88,7 @@ fn gateway(file: &File, field: &'static str) -> (Option<usize>, String) {
     match field {
         "sessions" => number(&file.capacity.sessions),
         "routes" => number(&file.capacity.routes),
+        "half_open" => number(&file.capacity.half_open),
         "tcp_established" => text("timeouts", &file.timeouts.tcp_established),
         "tcp_opening" => text("timeouts", &file.timeouts.tcp_opening),
         "tcp_closing" => text("timeouts", &file.timeouts.tcp_closing),

@@ -150,6 +150,9 @@ impl Loader<'_> {
         if let Some(routes) = &file.capacity.routes {
             state.capacity.routes = self.capacity("capacity.routes", routes)?;
         }
+        if let Some(half_open) = &file.capacity.half_open {
+            state.capacity.half_open = Some(self.capacity("capacity.half_open", half_open)?);
+        }
         for (key, text, timeout) in [
             ("timeouts.tcp_established", &file.timeouts.tcp_established, &mut state.timeouts.tcp_established),
             ("timeouts.tcp_opening", &file.timeouts.tcp_opening, &mut state.timeouts.tcp_opening),

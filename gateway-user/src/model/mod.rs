@@ -58,11 +58,22 @@ pub struct Capacity {
     pub sessions: u32,
     /// Prefixes of each table and family.
     pub routes: u32,
+    /// TCP sessions of both families that are not established; `None`: a quarter of `sessions`. The only one
+    /// that may change at any time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub half_open: Option<u32>,
+}
+
+impl Capacity {
+    /// How many TCP sessions of both families may be half open.
+    pub fn half_open(&self) -> u32 {
+        self.half_open.unwrap_or_else(|| self.sessions.div_ceil(4))
+    }
 }
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { sessions: 1_048_576, routes: 1_048_576 }
+        Self { sessions: 1_048_576, routes: 1_048_576, half_open: None }
     }
 }
 

@@ -42,6 +42,10 @@ fn reference() -> String {
     let mut page = HEAD.to_owned();
     for (what, limit) in [
         ("sessions of each family (`capacity.sessions`)", configured(capacity.sessions)),
+        (
+            "TCP sessions of both families that are not established (`capacity.half_open`)",
+            format!("*configured*: a quarter of `capacity.sessions`; up to {MAX_CAPACITY}"),
+        ),
         ("prefixes of each table and family (`capacity.routes`)", configured(capacity.routes)),
         ("interfaces", MAX_INTERFACES.to_string()),
         ("number of a device (ifindex)", (MAX_IFINDEX - 1).to_string()),

@@ -157,7 +157,11 @@ fn at(subject: &Subject) -> impl FnOnce(ValueError) -> Violation {
 
 fn gateway(state: &Snapshot) -> Result<(), ValueError> {
     check_name("gateway", &state.name)?;
-    for (field, value) in [("sessions", state.capacity.sessions), ("routes", state.capacity.routes)] {
+    for (field, value) in [
+        ("sessions", state.capacity.sessions),
+        ("routes", state.capacity.routes),
+        ("half_open", state.capacity.half_open()),
+    ] {
         if value == 0 || value > MAX_CAPACITY {
             return Err(ValueError::invalid(field, format!("a capacity of {value} {field} is not possible"))
                 .hint(format!("between 1 and {MAX_CAPACITY}")));

@@ -377,7 +377,7 @@ impl Model {
         found: &Found,
         next_hops: [NextHop; 2],
     ) -> Step<Action> {
-        if let Err(reason) = self.nat.admit(pool, ip, self.state.capacity.sessions) {
+        if let Err(reason) = self.nat.admit(pool, ip, &self.state.capacity) {
             if reason == DropReason::PoolExhausted {
                 // On which of its addresses is the choice of the programs.
                 self.counters.count(format!("pool {} attempts", pool.name), 1);

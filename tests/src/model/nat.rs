@@ -6,7 +6,7 @@ use std::{
 };
 
 use gateway_common::{DropReason, counter::SessionClass, tcp::State};
-use gateway_user::model::Pool;
+use gateway_user::model::{Capacity, Pool};
 
 use super::{
     policy::Found,
@@ -130,15 +130,17 @@ impl Nat {
     }
 
     /// What a new flow may get, or why nothing.
-    ///
-    /// `capacity` is the number of sessions that a family has room for.
-    pub(super) fn admit(&self, pool: &Pool, ip: &Ip, capacity: u32) -> Result<(), DropReason> {
+    pub(super) fn admit(&self, pool: &Pool, ip: &Ip, capacity: &Capacity) -> Result<(), DropReason> {
+        let half_open = self.sessions.values().filter(|session| session.state.is_half_open()).count();
+        if ip.kind.is_syn() && half_open >= capacity.half_open() as usize {
+            return Err(DropReason::SessionTableFull);
+        }
         let server = (ip.destination, ip.ports.1);
         if !of_family(pool, ip).any(|address| self.has_room(pool, ip.proto, server, address)) {
             return Err(DropReason::PoolExhausted);
         }
         let sessions = self.sessions.values().filter(|session| session.client.0.is_ipv4() == ip.is_v4());
-        if sessions.count() >= capacity as usize {
+        if sessions.count() >= capacity.sessions as usize {
             return Err(DropReason::SessionTableFull);
         }
         Ok(())

@@ -3,10 +3,10 @@
 use std::{thread::sleep, time::Duration};
 
 use gateway_common::{
-    DropReason::{NoSession, PoolExhausted},
+    DropReason::{NoSession, PoolExhausted, SessionTableFull},
     Verdict::{Reply, Snat},
 };
-use gateway_tests::packet::{ACK, FIN, Packet, RST, SYN, tcp};
+use gateway_tests::packet::{ACK, FIN, Packet, RST, SYN, tcp, udp};
 
 use crate::support::{Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, sent, snat, standard};
 
@@ -220,6 +220,97 @@ fn where_no_port_is_free_those_of_closed_connections_are_used_again() {
         assert!([places[1], places[2]].contains(&place), "{place:?} is of {places:?}");
     }
     refused(&mut lab, 6);
+}
+
+#[test]
+fn a_flood_of_syns_stops_at_the_bound_and_harms_nothing_else() {
+    let Some(mut lab) = standard(|policy| nat(policy).half_open(20).tcp_idle(Duration::from_mins(10), SHORT))
+    else {
+        return;
+    };
+    shake_hands(&mut lab);
+    let syn = |client: u16| tcp("10.0.1.3:1", "203.0.113.10:443", SYN).from_port(10_000 + client);
+    let full = |route| dropped(SessionTableFull).by(route, "pool");
+    let flood = |lab: &mut Lab| {
+        let mut sent = 0..;
+        while lab.half_open() < 20 {
+            lab.prepare("in0", &syn(sent.next().expect("no end")));
+        }
+        for client in 0..100 {
+            lab.check("in0", &syn(5_000 + client), full(ALL));
+        }
+        sent.start
+    };
+    assert_eq!(flood(&mut lab), 20);
+    // The bound is one for both families, and for TCP only.
+    lab.check("in0", &tcp("[2001:db8:1::2]:1", "[2001:db8:77::1]:443", SYN), full("::/0"));
+    lab.open("in0", &udp("10.0.1.3:1", "203.0.113.10:53"));
+    // Connections that are established go on, and those that are opening may become so.
+    leads_first(&mut lab, &forth(ACK, CLIENT + 1, SERVER + 1).payload([1; 900]));
+    leads_first(&mut lab, &back(ACK, SERVER + 1, CLIENT + 901).payload([1; 900]));
+    lab.prepare("out0", &tcp("203.0.113.10:443", "198.51.100.10:10000", SYN | ACK).numbers(7, 1));
+    assert_eq!(lab.half_open(), 20);
+    lab.prepare("in0", &syn(0).flags(ACK).numbers(1, 8));
+    lab.prepare("in0", &syn(1).flags(RST));
+    assert_eq!(lab.half_open(), 18);
+    // Half open connections do not stay for ever.
+    sleep(SHORT + Duration::from_millis(300));
+    lab.sweep_all();
+    assert_eq!(lab.half_open(), 0);
+    flood(&mut lab);
+    leads_first(&mut lab, &forth(ACK, CLIENT + 1, SERVER + 901).payload([1; 900]));
+}
+
+/// Lets a segment of the first of many sessions through.
+#[track_caller]
+fn leads_first(lab: &mut Lab, segment: &Packet) {
+    let device = if segment.source == gateway_tests::packet::ip("10.0.1.2") { "in0" } else { "out0" };
+    lab.check(device, segment, passes(segment));
+}
+
+#[test]
+fn the_number_of_half_open_connections_is_exact_whatever_many_cpus_do() {
+    const FLOWS: u16 = 64;
+    let Some(mut lab) = standard(|policy| nat(policy).tcp_idle(Duration::from_mins(10), SHORT)) else {
+        return;
+    };
+    let kinds = [SYN, SYN, SYN | ACK, ACK, ACK, FIN | ACK, RST, RST | ACK];
+    let mut random = 1_u64;
+    let mut next = |below: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % below
+    };
+    let mut most = 0;
+    for round in 0..24 {
+        let device = if round % 2 == 0 { "in0" } else { "out0" };
+        let segments: Vec<Vec<u8>> = (0..600)
+            .map(|_| {
+                let (flow, flags) = (4000 + next(FLOWS.into()) as u16, kinds[next(kinds.len())]);
+                // What the others have sent, mostly: the states of all flows move.
+                let packet = if device == "in0" {
+                    tcp("10.0.1.2:1", "203.0.113.10:443", flags).from_port(flow).numbers(CLIENT, SERVER + 1)
+                } else {
+                    tcp("203.0.113.10:443", &format!("198.51.100.10:{flow}"), flags)
+                        .numbers(SERVER + 1, CLIENT + 1)
+                };
+                lab.arriving(device, &packet.payload([])).frame()
+            })
+            .collect();
+        // The same segments on every CPU at once.
+        lab.race_all(device, &[segments.clone(), segments]);
+        if round % 8 == 7 {
+            sleep(SHORT + Duration::from_millis(300));
+            lab.sweep();
+            lab.sweep();
+        }
+        let opening = lab.sessions().iter().filter(|session| session.state == "opening").count();
+        assert_eq!(lab.half_open(), opening, "round {round}");
+        most = most.max(opening);
+    }
+    assert!(most > 5, "a test that opens nothing shows nothing");
+    sleep(SHORT + Duration::from_millis(300));
+    lab.sweep_all();
+    assert_eq!(lab.half_open(), 0);
 }
 
 #[test]

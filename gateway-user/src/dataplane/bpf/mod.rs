@@ -138,7 +138,7 @@ impl BpfDataplane {
     /// What is pinned is of another version or size, or the kernel refuses something.
     pub fn open(options: &Options) -> Result<Self> {
         let pins = Pins::create(&options.pin_dir)?;
-        let Capacity { sessions, routes } = options.capacity;
+        let Capacity { sessions, routes, .. } = options.capacity;
         let elements = sessions
             .checked_mul(2)
             .ok_or_else(|| anyhow!("capacity.sessions {sessions} is more than the kernel can count"))?;
@@ -290,6 +290,7 @@ impl BpfDataplane {
         // From here on nothing fails but the writing of words into maps that exist.
         self.config.timeouts = timeouts(&to.timeouts, self.scale);
         self.sweeper.set_timeouts(self.config.timeouts);
+        self.config.half_open = to.capacity.half_open();
         self.config.inside_slots = interfaces.inside_slots(&to.interfaces);
         self.config.interface_bindings = u32::from(
             to.tables.values().flat_map(|table| &table.bindings).any(|binding| binding.iif.is_some()),
@@ -337,6 +338,7 @@ impl BpfDataplane {
         let mut numbers = self.numbers.write().unwrap_or_else(PoisonError::into_inner);
         numbers.pool_addresses = pool_addresses;
         numbers.eips = self.eips.count();
+        numbers.half_open = to.capacity.half_open();
         numbers.interfaces = interfaces.status(&to.interfaces);
         for (name, slot) in interfaces.slots() {
             numbers.slots.insert(*slot, name.clone());

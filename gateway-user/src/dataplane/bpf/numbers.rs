@@ -29,6 +29,8 @@ pub(super) struct Numbers {
     pub(super) pool_addresses: BTreeMap<u32, CountedAddress>,
     /// How many EIPs there are.
     pub(super) eips: usize,
+    /// How many TCP sessions may be half open.
+    pub(super) half_open: u32,
 }
 
 /// A route with a counter of its own.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Pod,
-    maps::{Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{Array, Map, MapData, PerCpuArray, PerCpuValues},
 };
 use gateway_common::{
     DropReason, Family, V4, V6, Verdict,
@@ -54,6 +54,7 @@ pub(super) struct BpfObserve {
     pools: PerCpuArray<MapData, PoolCounters>,
     sessions: PerCpuArray<MapData, SessionCounters>,
     events_lost: PerCpuArray<MapData, u64>,
+    half_open: Array<MapData, u32>,
     sessions_v4: OwnedFd,
     sessions_v6: OwnedFd,
     capacity: u32,
@@ -75,6 +76,7 @@ impl BpfObserve {
             pools: open(pins, "POOL_COUNTERS")?,
             sessions: open(pins, "SESSION_COUNTERS")?,
             events_lost: open(pins, "EVENTS_LOST")?,
+            half_open: open_shared(pins, "HALF_OPEN")?,
             sessions_v4: sys::open_pin(&pins.map("SESSIONS_V4"))?,
             sessions_v6: sys::open_pin(&pins.map("SESSIONS_V6"))?,
             capacity,
@@ -121,6 +123,13 @@ impl Counted {
             retired: numbers.retired.clone(),
         }
     }
+}
+
+/// Opens a pinned array.
+fn open_shared<V: Pod>(pins: &Pins, name: &str) -> Result<Array<MapData, V>> {
+    let path = pins.map(name);
+    let data = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    Array::try_from(Map::Array(data)).with_context(|| format!("cannot use {}", path.display()))
 }
 
 /// Opens a pinned per-CPU array.
@@ -270,6 +279,11 @@ impl Observe for BpfObserve {
             stats.push(MapStats { name: name.to_owned(), entries, capacity: u64::from(self.capacity) });
         }
         let numbers = self.numbers();
+        stats.push(MapStats {
+            name: "half_open".to_owned(),
+            entries: self.half_open.get(&0, 0).context("cannot read map HALF_OPEN")?.into(),
+            capacity: numbers.half_open.into(),
+        });
         let counted = numbers.routes.len() + numbers.shared.len();
         stats.push(MapStats {
             name: "route_counters".to_owned(),
