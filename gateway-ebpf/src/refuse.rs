@@ -11,18 +11,21 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use gateway_common::{
-    DropReason, checksum,
+    DropReason,
+    address::EIP,
+    checksum,
     config::Config,
     parse::{Bytes as _, ETHERNET_LEN, Flow, Fragment, IPV4_LEN, IPV6_LEN, PROTO_TCP, Packet},
-    session::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    session::{SIDE_INSIDE, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
 };
 
 use crate::{
-    config,
+    address, config,
     family::Datapath,
     forward,
     packet::{Frame, Mac, mac_words},
     path::Context,
+    session::Subject,
 };
 
 /// Answers that one CPU makes in one tick (about 130 ms): about a thousand a second.
@@ -44,25 +47,44 @@ const QUOTED: usize = 8;
 /// Tells the sender of the packet in the subject, if `reason` is something to tell. Returns the XDP action.
 #[inline(always)]
 pub(crate) fn answer<F: Datapath>(context: &Context<'_>, reason: DropReason) -> u32 {
-    if !matches!(reason, DropReason::Prohibited | DropReason::TtlExceeded | DropReason::MtuExceeded) {
+    if !matches!(
+        reason,
+        DropReason::Prohibited | DropReason::TtlExceeded | DropReason::MtuExceeded | DropReason::NoSession
+    ) {
         return xdp_action::XDP_DROP;
     }
     let Some(subject) = F::subject() else { return xdp_action::XDP_DROP };
     // SAFETY: the element is this CPU's own and programs do not preempt each other.
     let subject = unsafe { &*subject };
     let packet = &subject.packet;
+    if matches!(reason, DropReason::NoSession) && !is_orphan(subject) {
+        return xdp_action::XDP_DROP;
+    }
     if !may_answer(packet) || !within_rate(context.config) {
         return xdp_action::XDP_DROP;
     }
-    let built =
-        if matches!(reason, DropReason::Prohibited) && matches!(packet.transport_layer.flow, Flow::Tcp) {
-            reset::<F>(context, packet)
-        } else {
-            let (kind, code) = F::icmp_error(reason);
-            let mtu = if matches!(reason, DropReason::MtuExceeded) { subject.mtu } else { 0 };
-            error::<F>(context, packet, u32::from(kind) << 8 | u32::from(code), mtu)
-        };
+    let built = if matches!(reason, DropReason::Prohibited | DropReason::NoSession)
+        && matches!(packet.transport_layer.flow, Flow::Tcp)
+    {
+        reset::<F>(context, packet)
+    } else {
+        let (kind, code) = F::icmp_error(reason);
+        let mtu = if matches!(reason, DropReason::MtuExceeded) { subject.mtu } else { 0 };
+        error::<F>(context, packet, u32::from(kind) << 8 | u32::from(code), mtu)
+    };
     if built == 0 { forward::send(context.ingress, context.ingress.slot) } else { xdp_action::XDP_DROP }
+}
+
+/// Whether the packet is a client's segment of a connection that the gateway does not know, or not any more. A
+/// client that is told begins anew at once. From outside, such segments are scans, and nobody is told. A SYN is
+/// dropped only for the moment. EIPs have no sessions.
+#[inline(always)]
+fn is_orphan<F: Datapath>(subject: &Subject<F>) -> bool {
+    let transport = &subject.packet.transport_layer;
+    subject.tuple.side == SIDE_INSIDE
+        && matches!(transport.flow, Flow::Tcp)
+        && transport.detail & TCP_SYN == 0
+        && address::find(&F::mapped(&subject.packet.destination)).is_none_or(|found| found.flags & EIP == 0)
 }
 
 #[inline(always)]

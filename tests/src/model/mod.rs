@@ -154,11 +154,11 @@ impl Model {
                 Decision { egress: Some(egress), frame, ..unchanged(verdict, None) }
             }
             Err(Stop::Drop(reason)) => {
-                let answer = refusal::answer(frame, &arrival.ingress, reason, 0);
+                let answer = self.answer(&arrival, reason, 0);
                 Decision { answer, ..unchanged(Verdict::Drop, Some(reason)) }
             }
             Err(Stop::TooLarge(mtu)) => {
-                let answer = refusal::answer(frame, &arrival.ingress, DropReason::MtuExceeded, mtu);
+                let answer = self.answer(&arrival, DropReason::MtuExceeded, mtu);
                 Decision { answer, ..unchanged(Verdict::Drop, Some(DropReason::MtuExceeded)) }
             }
             Err(Stop::Illegal(why)) => return Err(why),
@@ -169,6 +169,14 @@ impl Model {
             self.counters.packet(counters::drops(reason), frame.len());
         }
         Ok(decision)
+    }
+
+    /// What the sender of a dropped packet is told.
+    fn answer(&self, arrival: &Arrival<'_>, reason: DropReason, mtu: u16) -> Option<Vec<u8>> {
+        let is_outside = |destination| {
+            self.side(&arrival.ingress, destination) == Side::Outside || self.is_eip(destination)
+        };
+        refusal::answer(arrival.frame, &arrival.ingress, reason, mtu, is_outside)
     }
 
     /// The checklist.

@@ -1,20 +1,26 @@
 //! What the sender of a dropped packet is told.
 
+use std::net::IpAddr;
+
 use gateway_common::{DropReason, parse::ETHERTYPE_IPV4};
 
 use super::wire::{self, Fragment, Kind};
 use crate::{
     network::Device,
-    packet::{RST, icmp_error, reset},
+    packet::{RST, SYN, icmp_error, reset},
 };
 
 /// The answer to a frame that came in through `ingress` and is dropped for `reason`, if there is one: nothing
 /// is said of ICMP errors, later fragments and resets (RFC 1122 3.2.2, RFC 4443 2.4), nor of packets with
-/// options. `mtu` is what a packet is too large for.
-pub(super) fn answer(frame: &[u8], ingress: &Device, reason: DropReason, mtu: u16) -> Option<Vec<u8>> {
-    if !matches!(reason, DropReason::Prohibited | DropReason::TtlExceeded | DropReason::MtuExceeded) {
-        return None;
-    }
+/// options. `mtu` is what a packet is too large for; `is_outside` tells whether packets
+/// from there for an address are answers from outside, or for an EIP.
+pub(super) fn answer(
+    frame: &[u8],
+    ingress: &Device,
+    reason: DropReason,
+    mtu: u16,
+    is_outside: impl FnOnce(IpAddr) -> bool,
+) -> Option<Vec<u8>> {
     let link = wire::link(frame)?;
     let ip = match link.ethertype {
         ETHERTYPE_IPV4 => wire::ipv4(frame, link.network).ok()?,
@@ -26,10 +32,22 @@ pub(super) fn answer(frame: &[u8], ingress: &Device, reason: DropReason, mtu: u1
         Kind::OtherIcmp { .. } => true,
         Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => false,
     };
+    let reset_for = match reason {
+        DropReason::TtlExceeded | DropReason::MtuExceeded => false,
+        DropReason::Prohibited => matches!(ip.kind, Kind::Tcp(_)),
+        // Clients are told of connections that have no session any more.
+        DropReason::NoSession if matches!(ip.kind, Kind::Tcp(segment) if segment.flags & SYN == 0) => {
+            if is_outside(ip.destination) {
+                return None;
+            }
+            true
+        }
+        _ => return None,
+    };
     if silent || ip.options || ip.fragment == Fragment::Later {
         return None;
     }
-    if reason == DropReason::Prohibited && matches!(ip.kind, Kind::Tcp { .. }) {
+    if reset_for {
         let plain = ip.transport == ip.network + header;
         return plain.then(|| reset(frame, ip.network, ingress.mac()).frame());
     }

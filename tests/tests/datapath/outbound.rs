@@ -6,7 +6,7 @@ use gateway_common::{
 };
 use gateway_tests::packet::{ACK, FIN, RST, SYN, Transport, bare, echo_reply, echo_request, patch, tcp, udp};
 
-use crate::support::{POOL, POOL6, ROUTER, dropped, nat, sent, snat, standard};
+use crate::support::{POOL, POOL6, ROUTER, dropped, nat, reset, sent, snat, standard};
 
 const ALL: &str = "0.0.0.0/0";
 
@@ -127,9 +127,16 @@ fn ethernet_padding_is_kept() {
 #[test]
 fn only_a_syn_opens_a_tcp_session() {
     let Some(mut lab) = snat() else { return };
-    for flags in [ACK, SYN | ACK, FIN, RST, ACK | FIN, 0] {
+    for (flags, expected) in [
+        (ACK, reset(NoSession)),
+        (FIN, reset(NoSession)),
+        (ACK | FIN, reset(NoSession)),
+        (0, reset(NoSession)),
+        (SYN | ACK, dropped(NoSession)),
+        (RST, dropped(NoSession)),
+    ] {
         let segment = tcp("10.0.1.2:4000", "203.0.113.10:443", flags);
-        lab.check("in0", &segment, dropped(NoSession).by(ALL, "pool"));
+        lab.check("in0", &segment, expected.by(ALL, "pool"));
     }
 }
 

@@ -1,12 +1,15 @@
 //! What the sender of a dropped packet is told.
 
-use gateway_common::DropReason::Prohibited;
+use gateway_common::{
+    DropReason::{NoSession, Prohibited},
+    Verdict::Snat,
+};
 use gateway_tests::{
     gateway::Action,
     packet::{ACK, FIN, Packet, RST, SYN, Transport, bare, echo_reply, echo_request, tcp, udp},
 };
 
-use crate::support::{Lab, dropped, refused, reset, standard, too_large};
+use crate::support::{Lab, ROUTER, dropped, refused, reset, sent, snat, standard, too_large};
 
 const ALL: &str = "0.0.0.0/0";
 
@@ -26,6 +29,25 @@ fn a_prohibited_connection_is_reset() {
     // A reset does not answer a reset (RFC 9293 3.5.2).
     let segment = tcp("10.0.1.2:4000", "203.0.113.10:443", RST | ACK);
     lab.check("in0", &segment, dropped(Prohibited).by(ALL, "prohibit"));
+}
+
+#[test]
+fn a_client_is_told_that_its_connection_has_no_session() {
+    let Some(mut lab) = snat() else { return };
+    let segment = tcp("[2001:db8:1::2]:4000", "[2001:db8:77::1]:443", ACK).payload([1; 300]);
+    lab.check("in0", &segment, reset(NoSession).by("::/0", "pool"));
+    // Whoever asks from outside is not told what there is.
+    lab.check("out0", &tcp("203.0.113.10:443", "198.51.100.10:4000", ACK), dropped(NoSession));
+    // While a session that was cut is in the way, a SYN has to be repeated; all else is over.
+    let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN);
+    lab.open("in0", &syn);
+    lab.change(|policy| policy.pool("nat", "198.51.100.20", "1024-65535").routes("0.0.0.0/0 via pool nat"));
+    lab.check("in0", &syn.clone().flags(ACK), reset(NoSession));
+    lab.check("in0", &syn.clone().flags(ACK), reset(NoSession).by(ALL, "pool"));
+    lab.check("in0", &syn, dropped(NoSession).by(ALL, "pool"));
+    lab.sweep_all();
+    let expected = sent("out0", ROUTER, Snat, &syn.clone().from("198.51.100.20:4000"));
+    lab.check("in0", &syn, expected.by(ALL, "pool").opening("tcp", "198.51.100.20"));
 }
 
 #[test]
