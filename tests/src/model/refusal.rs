@@ -32,22 +32,18 @@ pub(super) fn answer(
         Kind::OtherIcmp { .. } => true,
         Kind::Udp | Kind::EchoRequest | Kind::EchoReply | Kind::Other => false,
     };
-    let reset_for = match reason {
-        DropReason::TtlExceeded | DropReason::MtuExceeded => false,
-        DropReason::Prohibited => matches!(ip.kind, Kind::Tcp(_)),
-        // Clients are told of connections that have no session any more.
-        DropReason::NoSession if matches!(ip.kind, Kind::Tcp(segment) if segment.flags & SYN == 0) => {
-            if is_outside(ip.destination) {
-                return None;
-            }
-            true
-        }
-        _ => return None,
-    };
+    // Clients are told of connections that have no session any more.
+    let orphan = reason == DropReason::NoSession
+        && matches!(ip.kind, Kind::Tcp(segment) if segment.flags & SYN == 0)
+        && !is_outside(ip.destination);
+    let prohibited = reason == DropReason::Prohibited;
+    if !orphan && !prohibited && !matches!(reason, DropReason::TtlExceeded | DropReason::MtuExceeded) {
+        return None;
+    }
     if silent || ip.options || ip.fragment == Fragment::Later {
         return None;
     }
-    if reset_for {
+    if orphan || prohibited && matches!(ip.kind, Kind::Tcp(_)) {
         let plain = ip.transport == ip.network + header;
         return plain.then(|| reset(frame, ip.network, ingress.mac()).frame());
     }

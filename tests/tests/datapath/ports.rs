@@ -22,7 +22,7 @@ fn pool(addresses: &str, ports: &str) -> Option<Lab> {
     } else {
         "0.0.0.0/0 via pool nat"
     };
-    standard(|policy| policy.pool("nat", addresses, ports).routes(routes).sessions(70_000))
+    standard(|policy| policy.pool("nat", addresses, ports).routes(routes).sessions(70_000).half_open(140_000))
 }
 
 /// A client behind in0 that opens flows to one destination; quicker than building a frame for each.

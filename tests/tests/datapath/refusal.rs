@@ -9,7 +9,7 @@ use gateway_tests::{
     packet::{ACK, FIN, Packet, RST, SYN, Transport, bare, echo_reply, echo_request, tcp, udp},
 };
 
-use crate::support::{Lab, ROUTER, dropped, refused, reset, sent, snat, standard, too_large};
+use crate::support::{Lab, POOL6, ROUTER, dropped, refused, reset, sent, snat, standard, too_large};
 
 const ALL: &str = "0.0.0.0/0";
 
@@ -41,7 +41,7 @@ fn a_client_is_told_that_its_connection_has_no_session() {
     // While a session that was cut is in the way, a SYN has to be repeated; all else is over.
     let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN);
     lab.open("in0", &syn);
-    lab.change(|policy| policy.pool("nat", "198.51.100.20", "1024-65535").routes("0.0.0.0/0 via pool nat"));
+    lab.change(|policy| policy.pool("nat", &format!("198.51.100.20 {POOL6}"), "1024-65535"));
     lab.check("in0", &syn.clone().flags(ACK), reset(NoSession));
     lab.check("in0", &syn.clone().flags(ACK), reset(NoSession).by(ALL, "pool"));
     lab.check("in0", &syn, dropped(NoSession).by(ALL, "pool"));

@@ -140,7 +140,8 @@ fn outside(rig: &Rig, frame: &[u8]) -> Result<Vec<u8>> {
     listener.expect("UDP datagram", SOON, |heard| source(heard).is_some() && heard[23] == 17)
 }
 
-fn octets(mac: &str) -> Result<[u8; 6]> {
+/// A MAC address as it is on the wire.
+pub(super) fn octets(mac: &str) -> Result<[u8; 6]> {
     let mut octets = [0; 6];
     for (octet, text) in octets.iter_mut().zip(mac.split(':')) {
         *octet = u8::from_str_radix(text, 16)?;

@@ -2,6 +2,7 @@
 
 mod address;
 mod change;
+mod connection;
 mod eip;
 mod fragment;
 mod frames;
