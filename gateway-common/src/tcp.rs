@@ -32,7 +32,7 @@ use crate::session::{SIDE_INSIDE, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 /// buffers that systems come with, and one in 256 of all sequence numbers.
 pub const WINDOW: u32 = 1 << 24;
 
-/// Ticks (of 67 to 134 ms) that a closed connection rests at least before its port may serve another one: what
+/// The part of its idle time that a closed connection rests at least before its port may serve another one: what
 /// was under way has arrived, and a client that does not believe in a reset has said so.
 pub const REST: u32 = 16;
 
@@ -140,15 +140,15 @@ impl State {
     }
 
     /// Whether a connection in this state, without a packet for `idle` ticks, may give its port to another one
-    /// where no port is free.
+    /// where no port is free. `closing` is the idle time of closed connections, ticks.
     ///
     /// After a reset the server remembers nothing. After two FINs it may for a minute. Then it takes a SYN that is
     /// ahead of the old connection for a new one, and answers any other by an acknowledgement: the client resets
     /// what it does not know, and its second SYN succeeds (RFC 9293 3.6.1 and 3.10.7.3). That is better than to
     /// refuse the connection.
     #[inline(always)]
-    pub const fn is_reusable(self, idle: u32) -> bool {
-        idle >= REST && matches!(self, Self::Reset | Self::Refused | Self::BothFins)
+    pub const fn is_reusable(self, idle: u32, closing: u32) -> bool {
+        idle >= closing / REST && matches!(self, Self::Reset | Self::Refused | Self::BothFins)
     }
 }
 
@@ -365,9 +365,9 @@ mod tests {
     #[test]
     fn only_ports_of_connections_that_have_been_over_for_a_while_are_used_again() {
         for state in State::ALL {
-            let after_rest = state.is_reusable(REST);
+            let after_rest = state.is_reusable(100, 100 * REST);
             assert_eq!(after_rest, matches!(state, State::BothFins | State::Reset | State::Refused));
-            assert!(!state.is_reusable(REST - 1), "{state:?} has not rested");
+            assert!(!state.is_reusable(99, 100 * REST), "{state:?} has not rested");
         }
     }
 

@@ -78,6 +78,7 @@ pub(crate) fn claim<F: Datapath>(
         // SAFETY: the helper has no arguments.
         random: unsafe { bpf_get_prandom_u32() },
         secret,
+        closing: context.config.timeouts.tcp_closing,
         client_sum: F::sum(&packet.source),
         pseudo_header: pseudo_header(packet),
         chosen: 0,
@@ -146,6 +147,8 @@ pub(crate) struct Claim {
     ports: u32,
     random: u32,
     secret: u32,
+    /// Idle time of closed connections, ticks.
+    closing: u32,
     pub(crate) client_sum: u32,
     /// 1 where the transport checksum covers the addresses.
     pseudo_header: u32,
@@ -351,7 +354,7 @@ unsafe extern "C" fn cut_closed<F: Datapath>(_: u32, _: *mut c_void) -> i64 {
     outside.destination_port = claim.random_port().to_be_bytes();
     if let Some(answer) = F::session(outside) {
         // SAFETY: the pointer is to a map value. The session that found no port would have begun now.
-        session::cut_if_closed(outside, unsafe { &*answer }, outside_session.last_seen, cut);
+        session::cut_if_closed(outside, unsafe { &*answer }, (outside_session.last_seen, claim.closing), cut);
     }
     0
 }

@@ -196,12 +196,12 @@ pub(crate) fn cut<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) {
 }
 
 /// Cuts the session of an outside tuple if its connection is closed and rests: its port may serve another.
-/// `cut` is room in the scratch element.
+/// `closing` is the idle time of closed connections, `cut` is room in the scratch element.
 #[inline(always)]
 pub(crate) fn cut_if_closed<F: Datapath>(
     outside: &Tuple<F>,
     answer: &Session<F>,
-    now: u32,
+    (now, closing): (u32, u32),
     cut: &mut Cut<F>,
 ) {
     if !State::from_number(answer.state).is_closed() {
@@ -212,7 +212,7 @@ pub(crate) fn cut_if_closed<F: Datapath>(
     // SAFETY: the pointer is to the map value of the tuple; plain integers are read.
     unsafe {
         let idle = now.saturating_sub((*owner).last_seen.max(answer.last_seen));
-        if State::from_number((*owner).state).is_reusable(idle) {
+        if State::from_number((*owner).state).is_reusable(idle, closing) {
             cut_owner(cut, owner);
         }
     }

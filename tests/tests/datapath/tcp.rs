@@ -192,10 +192,13 @@ fn closed_and_half_open_connections_go_early_and_established_ones_stay() {
 
 #[test]
 fn where_no_port_is_free_those_of_closed_connections_are_used_again() {
-    let Some(mut lab) = standard(|policy| nat(policy).pool("nat", &format!("{POOL} {POOL6}"), "5000-5003"))
-    else {
-        return;
+    // A closed connection rests for a sixteenth of its idle time.
+    let policy = |policy| {
+        nat(policy)
+            .pool("nat", &format!("{POOL} {POOL6}"), "5000-5003")
+            .tcp_idle(Duration::from_mins(10), 16 * SHORT)
     };
+    let Some(mut lab) = standard(policy) else { return };
     let syn = |client: u16| tcp("10.0.1.2:1", "203.0.113.10:443", SYN).from_port(4000 + client);
     let places: Vec<_> = (0..4).map(|client| lab.open("in0", &syn(client))).collect();
     let refused = |lab: &mut Lab, client| {
@@ -207,9 +210,8 @@ fn where_no_port_is_free_those_of_closed_connections_are_used_again() {
     }
     refused(&mut lab, 4);
     lab.sweep_all();
-    // They rest for some ticks.
     refused(&mut lab, 4);
-    sleep(Duration::from_millis(2_400));
+    sleep(SHORT + Duration::from_millis(300));
     refused(&mut lab, 4);
     let before = lab.counters();
     (0..3).for_each(|_| lab.sweep());

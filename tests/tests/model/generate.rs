@@ -3,7 +3,7 @@
 //! Addresses, ports and prefixes come from small sets, so that flows meet: the same port twice, a route that
 //! is denied while its sessions live, an answer to somebody else's question.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use fastrand::Rng;
 use gateway_tests::{
@@ -264,7 +264,9 @@ impl Pools {
 }
 
 fn policy(rng: &mut Rng, world: &World, pools: &Pools) -> Policy {
-    let mut policy = Policy::of(&world.network).sessions(pools.sessions);
+    // Idle times so long that no closed connection gives up its port within a scenario.
+    let times = (Duration::from_hours(2), Duration::from_hours(1));
+    let mut policy = Policy::of(&world.network).sessions(pools.sessions).tcp_idle(times.0, times.1);
     for (name, (ports, addresses)) in ["nat", "two"].iter().zip(pools.ports.iter().zip(&pools.addresses)) {
         policy = policy.pool(name, &addresses.join(" "), ports);
     }
