@@ -84,6 +84,7 @@ fn is_orphan<F: Datapath>(subject: &Subject<F>) -> bool {
     subject.tuple.side == SIDE_INSIDE
         && matches!(transport.flow, Flow::Tcp)
         && transport.detail & TCP_SYN == 0
+        && matches!(subject.packet.fragment, Fragment::Whole)
         && address::find(&F::mapped(&subject.packet.destination)).is_none_or(|found| found.flags & EIP == 0)
 }
 

@@ -34,6 +34,7 @@ pub(super) fn answer(
     };
     // Clients are told of connections that have no session any more.
     let orphan = reason == DropReason::NoSession
+        && ip.fragment == Fragment::Whole
         && matches!(ip.kind, Kind::Tcp(segment) if segment.flags & SYN == 0)
         && !is_outside(ip.destination);
     let prohibited = reason == DropReason::Prohibited;
