@@ -355,6 +355,27 @@ mod tests {
     }
 
     #[test]
+    fn where_the_numbers_of_a_connection_begin_makes_no_difference() {
+        for offset in [1, 500, 4_999, 5_000, 6_000, 1 << 31, WINDOW, WINDOW + 1].map(u32::wrapping_neg) {
+            for state in State::ALL {
+                for (side, segments) in [(SIDE_INSIDE, &INSIDE[..]), (SIDE_OUTSIDE, &OUTSIDE[..])] {
+                    for segment in segments {
+                        let moved = Segment {
+                            sequence: segment.sequence.wrapping_add(offset),
+                            acknowledgement: segment.acknowledgement.wrapping_add(offset),
+                            ..*segment
+                        };
+                        let expected = step(*state, MARK, side, segment)
+                            .map(|step| Step { mark: step.mark.wrapping_add(offset), ..step });
+                        let actual = step(*state, MARK.wrapping_add(offset), side, &moved);
+                        assert_eq!(actual, expected, "{state:?}, side {side}, {segment:?}, {offset}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn numbers_wrap() {
         let low = 5;
         let reset = segment(TCP_RST, low, 0);
