@@ -1,9 +1,17 @@
 //! Endpoint-independent mappings: what programs that want to be reached make of them.
 
-use std::{net::UdpSocket, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddrV4, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
+    time::Duration,
+};
 
 use anyhow::Result;
 use gateway_lab::{Rig, UdpClient, server::Server};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
 
 /// As `ONE_POOL`, with endpoint-independent mappings, and for the network of the server `web`, too.
 const POLICY: &str = r#"
@@ -69,8 +77,12 @@ fn a_third_host_reaches_the_client_and_is_answered_from_the_same_port() -> Resul
 fn a_connection_from_outside_reaches_the_clients_server() -> Result<()> {
     let Some(rig) = start()? else { return Ok(()) };
     let _api = Server::http(&rig.lab.api, "203.0.113.10:80".parse()?)?;
-    let curl = ["curl", "-sS", "--max-time", "5", "--local-port", "40000", "http://203.0.113.10/"];
-    assert_eq!(rig.lab.c1.ok(&curl)?.trim(), "198.51.100.10:40000");
+    let mut own = rig.lab.c1.enter(|| connect_from("10.0.1.2:40000", "203.0.113.10:80"))??;
+    own.set_read_timeout(Some(Duration::from_secs(5)))?;
+    own.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut seen = String::new();
+    own.read_to_string(&mut seen)?;
+    assert!(seen.trim().ends_with("198.51.100.10:40000"), "{seen}");
     let server = Server::http(&rig.lab.c1, "10.0.1.2:40000".parse()?)?;
     let file = ["curl", "-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{size_download}"];
     let size = rig.lab.web.ok(&[&file[..], &["http://198.51.100.10:40000/500000"]].concat())?;
@@ -80,6 +92,16 @@ fn a_connection_from_outside_reaches_the_clients_server() -> Result<()> {
     let closed = ["curl", "-sS", "--max-time", "1", "http://198.51.100.10:40001/"];
     assert_eq!(rig.lab.web.run(&closed)?.code, Some(28));
     Ok(())
+}
+
+/// A connection from a port that somebody can listen on at the same time.
+fn connect_from(from: &str, to: &str) -> Result<TcpStream> {
+    let (from, to): (SocketAddrV4, SocketAddrV4) = (from.parse()?, to.parse()?);
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(from))?;
+    connect(socket.as_raw_fd(), &SockaddrIn::from(to))?;
+    Ok(socket.into())
 }
 
 #[test]
