@@ -148,8 +148,7 @@ fn sweep(sweeper: &dyn Sweeper, end: &mpsc::Receiver<Infallible>) {
 }
 
 /// Gives the calling thread a low priority. Where packets are polled by kernel threads, it would take half of a
-/// processor that one of them needs all of. Now it gets a part in 24, which
-/// is less than a busy device would notice and more than none.
+/// processor that one of them needs all of. Now it gets one part in 24.
 fn yield_to_packets() {
     const NICE: libc::c_int = 14;
     // SAFETY: the call takes numbers only; 0 is the calling thread.

@@ -6,7 +6,7 @@
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -38,12 +38,16 @@ const BUSY: usize = 256;
 const READ: usize = 4_096;
 
 /// Removes sessions, on a thread of its own.
-pub(super) struct BpfSweeper(Mutex<Sweep>);
+pub(super) struct BpfSweeper {
+    sweep: Mutex<Sweep>,
+    /// Apart, and held for no longer than a copy takes: a change does not wait for a slice of a thread that gives
+    /// way to everybody.
+    timeouts: Mutex<Timeouts>,
+}
 
 /// The walk through the session tables.
 struct Sweep {
     program: Arc<Program>,
-    timeouts: Timeouts,
     v4: Walk<V4>,
     v6: Walk<V6>,
     /// Whether the IPv6 table is next.
@@ -60,35 +64,32 @@ struct Walk<F: Family> {
 impl BpfSweeper {
     /// Begins with the idle times that are in force.
     pub(super) fn new(program: Arc<Program>, pins: &Pins, timeouts: Timeouts) -> Result<Self> {
-        Ok(Self(Mutex::new(Sweep {
+        let sweep = Sweep {
             program,
-            timeouts,
             v4: Walk::new(sys::open_pin(&pins.map("SESSIONS_V4"))?),
             v6: Walk::new(sys::open_pin(&pins.map("SESSIONS_V6"))?),
             v6_next: false,
-        })))
+        };
+        Ok(Self { sweep: Mutex::new(sweep), timeouts: Mutex::new(timeouts) })
     }
 
     /// Other idle times from now on.
     pub(super) fn set_timeouts(&self, timeouts: Timeouts) {
-        self.walk().timeouts = timeouts;
-    }
-
-    fn walk(&self) -> MutexGuard<'_, Sweep> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.timeouts.lock().unwrap_or_else(PoisonError::into_inner) = timeouts;
     }
 }
 
 impl Sweeper for BpfSweeper {
     fn sweep(&self, turn: bool) -> Result<bool> {
-        self.walk().slice(turn)
+        let timeouts = *self.timeouts.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sweep.lock().unwrap_or_else(PoisonError::into_inner).slice(turn, &timeouts)
     }
 }
 
 impl Sweep {
     /// Removes what was cut and continues the walk, for one slice and at most once through both tables. Returns
     /// whether there was much to do, and is more of it before the end of the tables.
-    fn slice(&mut self, turn: bool) -> Result<bool> {
+    fn slice(&mut self, turn: bool, timeouts: &Timeouts) -> Result<bool> {
         let start = Instant::now();
         if turn {
             self.program.run::<Tuple<V4>>(V4::AF, SWEEP_TURN, &[])?;
@@ -103,9 +104,9 @@ impl Sweep {
         let (mut tables_left, mut idle) = (2, 0);
         while tables_left > 0 && start.elapsed() < SLICE {
             let (more, looked_idle) = if self.v6_next {
-                self.v6.step(&self.program, &self.timeouts)?
+                self.v6.step(&self.program, timeouts)?
             } else {
-                self.v4.step(&self.program, &self.timeouts)?
+                self.v4.step(&self.program, timeouts)?
             };
             idle += looked_idle;
             if !more {
