@@ -60,40 +60,45 @@ impl<F: Family> Quote<F> {
 /// Its header checksum is not looked at.
 #[inline(always)]
 pub fn ipv4(frame: &(impl Bytes + ?Sized), network: usize, end: usize) -> Option<Quote<V4>> {
-    let words: [u32; 5] = frame.read(network)?;
-    let [version_ihl, ..] = words[0].to_ne_bytes();
-    let header = usize::from(version_ihl & 0x0f) * 4;
-    let [_, _, f0, f1] = words[1].to_ne_bytes();
-    let later = u16::from_be_bytes([f0, f1]) & 0x1fff != 0;
-    if version_ihl >> 4 != 4 || header < IPV4_LEN || later {
-        return None;
-    }
-    let [_, proto, _, _] = words[2].to_ne_bytes();
-    quote(frame, words[3], words[4], &Body { network, transport: network + header, end, proto })
+    let (source, destination, body) = ipv4_header(frame, network, end)?;
+    if body.later { None } else { quote(frame, source, destination, &body) }
 }
 
 /// As [`ipv4`], for IPv6 with up to six extension headers.
 #[inline(always)]
 pub fn ipv6(frame: &(impl Bytes + ?Sized), network: usize, end: usize) -> Option<Quote<V6>> {
-    let words: [u32; 10] = frame.read(network)?;
-    let [version, ..] = words[0].to_ne_bytes();
-    let [_, _, next, _] = words[1].to_ne_bytes();
-    if version >> 4 != 6 {
-        return None;
-    }
-    let chain = parse::ipv6_chain(frame, network + IPV6_LEN, end, next).ok()?;
-    if matches!(chain.fragment, Fragment::Later) {
-        return None;
-    }
-    let body = Body { network, transport: chain.transport, end, proto: chain.proto };
-    let source = [words[2], words[3], words[4], words[5]];
-    quote(frame, source, [words[6], words[7], words[8], words[9]], &body)
+    let (source, destination, body) = ipv6_header(frame, network, end)?;
+    if body.later { None } else { quote(frame, source, destination, &body) }
 }
 
 /// As [`ipv4`], for translations that change addresses only: the quoted packet may be of any protocol, and need not
 /// show its ports, which are 0 then.
 #[inline(always)]
 pub fn ipv4_addresses(frame: &(impl Bytes + ?Sized), network: usize, end: usize) -> Option<Quote<V4>> {
+    let (source, destination, body) = ipv4_header(frame, network, end)?;
+    addresses(frame, source, destination, &body)
+}
+
+/// As [`ipv4_addresses`], for IPv6 with up to six extension headers.
+#[inline(always)]
+pub fn ipv6_addresses(frame: &(impl Bytes + ?Sized), network: usize, end: usize) -> Option<Quote<V6>> {
+    let (source, destination, body) = ipv6_header(frame, network, end)?;
+    addresses(frame, source, destination, &body)
+}
+
+/// Where the parts of the quote are.
+struct Body {
+    network: usize,
+    transport: usize,
+    end: usize,
+    proto: u8,
+    /// Whether it is a later fragment, without a transport header.
+    later: bool,
+}
+
+/// Source, destination and body of an IPv4 packet.
+#[inline(always)]
+fn ipv4_header(frame: &(impl Bytes + ?Sized), network: usize, end: usize) -> Option<(u32, u32, Body)> {
     let words: [u32; 5] = frame.read(network)?;
     let [version_ihl, ..] = words[0].to_ne_bytes();
     let header = usize::from(version_ihl & 0x0f) * 4;
@@ -103,13 +108,16 @@ pub fn ipv4_addresses(frame: &(impl Bytes + ?Sized), network: usize, end: usize)
         return None;
     }
     let [_, proto, _, _] = words[2].to_ne_bytes();
-    let body = Body { network, transport: network + header, end, proto };
-    addresses(frame, words[3], words[4], &body, later)
+    Some((words[3], words[4], Body { network, transport: network + header, end, proto, later }))
 }
 
-/// As [`ipv4_addresses`], for IPv6 with up to six extension headers.
+/// As [`ipv4_header`], for IPv6.
 #[inline(always)]
-pub fn ipv6_addresses(frame: &(impl Bytes + ?Sized), network: usize, end: usize) -> Option<Quote<V6>> {
+fn ipv6_header(
+    frame: &(impl Bytes + ?Sized),
+    network: usize,
+    end: usize,
+) -> Option<([u32; 4], [u32; 4], Body)> {
     let words: [u32; 10] = frame.read(network)?;
     let [version, ..] = words[0].to_ne_bytes();
     let [_, _, next, _] = words[1].to_ne_bytes();
@@ -118,17 +126,9 @@ pub fn ipv6_addresses(frame: &(impl Bytes + ?Sized), network: usize, end: usize)
     }
     let chain = parse::ipv6_chain(frame, network + IPV6_LEN, end, next).ok()?;
     let later = matches!(chain.fragment, Fragment::Later);
-    let body = Body { network, transport: chain.transport, end, proto: chain.proto };
+    let body = Body { network, transport: chain.transport, end, proto: chain.proto, later };
     let source = [words[2], words[3], words[4], words[5]];
-    addresses(frame, source, [words[6], words[7], words[8], words[9]], &body, later)
-}
-
-/// Where the parts of the quote are.
-struct Body {
-    network: usize,
-    transport: usize,
-    end: usize,
-    proto: u8,
+    Some((source, [words[6], words[7], words[8], words[9]], body))
 }
 
 #[inline(always)]
@@ -138,7 +138,7 @@ fn quote<F: Family>(
     destination: F::Address,
     body: &Body,
 ) -> Option<Quote<F>> {
-    let Body { network, transport, end, proto } = *body;
+    let Body { network, transport, end, proto, .. } = *body;
     if transport + LEAST > end {
         return None;
     }
@@ -169,9 +169,8 @@ fn addresses<F: Family>(
     source: F::Address,
     destination: F::Address,
     body: &Body,
-    later: bool,
 ) -> Option<Quote<F>> {
-    let Body { network, transport, end, proto } = *body;
+    let Body { network, transport, end, proto, later } = *body;
     if transport > end {
         return None;
     }
