@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{Eip, Interface, Pool, Snapshot, Table},
+    model::{Eip, Interface, Pool, Proxy, Snapshot, Table},
     refused::Refused,
 };
 
@@ -54,9 +54,11 @@ pub struct Running<'a> {
     active: bool,
     interfaces: Cow<'a, BTreeMap<String, Interface>>,
     pools: Cow<'a, BTreeMap<String, Pool>>,
-    // Gateways of before there were any did not write them.
+    // Gateways of before there were any did not write these two.
     #[serde(default)]
     eips: Cow<'a, BTreeMap<IpAddr, Eip>>,
+    #[serde(default)]
+    proxies: Cow<'a, BTreeMap<String, Proxy>>,
     tables: Cow<'a, BTreeMap<String, Arc<Table>>>,
 }
 
@@ -128,6 +130,7 @@ impl<'a> Saved<'a> {
                 interfaces: Cow::Borrowed(&state.interfaces),
                 pools: Cow::Borrowed(&state.pools),
                 eips: Cow::Borrowed(&state.eips),
+                proxies: Cow::Borrowed(&state.proxies),
                 tables: Cow::Borrowed(&state.tables),
             }),
         }
@@ -145,6 +148,7 @@ impl Running<'_> {
             interfaces: self.interfaces.into_owned(),
             pools: self.pools.into_owned(),
             eips: self.eips.into_owned(),
+            proxies: self.proxies.into_owned(),
             tables: self.tables.into_owned(),
         }
     }

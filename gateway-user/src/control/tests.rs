@@ -1,6 +1,6 @@
 //! The control plane over a data plane in memory.
 
-use std::{net::IpAddr, path::Path, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
 
 use proptest::{collection::vec, prelude::*, sample::select};
 use rstest::rstest;
@@ -390,6 +390,9 @@ async fn a_dead_data_plane_ends_the_control_plane() {
         }
         fn host_changed(&mut self, host: &Host) -> anyhow::Result<()> {
             self.0.host_changed(host)
+        }
+        fn health_changed(&mut self, up: &BTreeMap<(String, IpAddr), bool>) -> anyhow::Result<()> {
+            self.0.health_changed(up)
         }
         fn remove(&mut self) -> anyhow::Result<()> {
             self.0.remove()

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -37,6 +38,8 @@ pub struct State {
     pub host: Host,
     /// How often the host was said to have changed.
     pub host_changes: usize,
+    /// What was last said of hosts of proxies.
+    pub health: BTreeMap<(String, IpAddr), bool>,
     /// Answers of the next calls of [`Dataplane::apply`], first to last: `Some` is a failure. Then success.
     pub script: VecDeque<Option<String>>,
     /// How often [`Sweeper::sweep`] ran.
@@ -52,7 +55,7 @@ pub struct State {
     /// Packets by table and target.
     pub tables: BTreeMap<(String, &'static str), Counter>,
     /// Counters of pool addresses; absent ones read as zero.
-    pub pools: BTreeMap<std::net::IpAddr, PoolCounters>,
+    pub pools: BTreeMap<IpAddr, PoolCounters>,
     /// Sessions opened and closed, in the order of [`SessionClass::ALL`].
     pub session_counters: [SessionCounters; 4],
     /// Sessions.
@@ -91,6 +94,11 @@ impl Dataplane for Memory {
         let mut state = self.state();
         state.host = host.clone();
         state.host_changes += 1;
+        Ok(())
+    }
+
+    fn health_changed(&mut self, up: &BTreeMap<(String, IpAddr), bool>) -> anyhow::Result<()> {
+        self.state().health.extend(up.iter().map(|(host, up)| (host.clone(), *up)));
         Ok(())
     }
 

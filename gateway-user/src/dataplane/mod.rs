@@ -36,6 +36,11 @@ pub trait Dataplane: Send {
     /// [`Dataplane::apply`], and whenever netlink reports a change. Moves the generation.
     fn host_changed(&mut self, host: &Host) -> anyhow::Result<()>;
 
+    /// Tells the data plane which hosts of proxies are up, by name of the proxy and address of the host. In force for
+    /// the next packet. What a host was last said to be holds where it is not named, also under the next daemon; of a
+    /// host that nothing was ever said about it is assumed that it is up.
+    fn health_changed(&mut self, up: &BTreeMap<(String, IpAddr), bool>) -> anyhow::Result<()>;
+
     /// Removes programs, links, maps and pins.
     fn remove(&mut self) -> anyhow::Result<()>;
 

@@ -5,6 +5,7 @@ pub mod error;
 pub mod interface;
 pub mod pool;
 pub mod prefix;
+pub mod proxy;
 #[cfg(test)]
 mod reference;
 pub mod route;
@@ -20,6 +21,7 @@ pub use eip::Eip;
 pub use error::{Fault, ValueError};
 pub use interface::{AttachMode, Interface, Role};
 pub use pool::{Mapping, Pool, PortRange};
+pub use proxy::{Check, Fail, Proxy, ProxyHost, ProxyMode};
 pub use route::{Proto, Route, RouteKey, RouteWords, Selector, Target};
 pub use table::{Binding, Table, TableKind};
 pub use validate::{Subject, Violation, validate};
@@ -46,6 +48,9 @@ pub struct Snapshot {
     /// EIPs by outside address.
     #[serde(default)]
     pub eips: BTreeMap<IpAddr, Eip>,
+    /// Proxies by name.
+    #[serde(default)]
+    pub proxies: BTreeMap<String, Proxy>,
     /// Tables by name; [`MAIN_TABLE`] always exists.
     pub tables: BTreeMap<String, Arc<Table>>,
 }
@@ -119,6 +124,7 @@ impl Default for Snapshot {
             interfaces: BTreeMap::new(),
             pools: BTreeMap::new(),
             eips: BTreeMap::new(),
+            proxies: BTreeMap::new(),
             tables: BTreeMap::from([(MAIN_TABLE.to_owned(), Arc::new(main))]),
         }
     }

@@ -51,6 +51,8 @@ pub enum Target {
     Pool(String),
     /// Translate the source to its own EIP.
     Eip,
+    /// Send through a host of the proxy, unchanged.
+    Proxy(String),
     /// Forward to that router.
     Gateway {
         /// The router.
@@ -207,6 +209,7 @@ impl Target {
             Self::Direct => "direct",
             Self::Pool(_) => "pool",
             Self::Eip => "eip",
+            Self::Proxy(_) => "proxy",
             Self::Gateway { .. } => "gateway",
             Self::Blackhole => "blackhole",
             Self::Prohibit => "prohibit",
@@ -281,6 +284,7 @@ impl fmt::Display for Target {
                 f.write_str(self.kind())
             }
             Self::Pool(name) => write!(f, "pool {name}"),
+            Self::Proxy(name) => write!(f, "proxy {name}"),
             Self::Gateway { address, dev: None } => write!(f, "gateway {address}"),
             Self::Gateway { address, dev: Some(dev) } => write!(f, "gateway {address} dev {dev}"),
         }

@@ -454,6 +454,11 @@ fn one_route(state: &Snapshot, key: &RouteKey, route: &Route) -> Result<(), Valu
     key.selector.check()?;
     match &route.target {
         Target::Direct | Target::Eip | Target::Blackhole | Target::Prohibit | Target::Host => Ok(()),
+        Target::Proxy(name) => Err(ValueError::unsupported(
+            "via",
+            format!("target `proxy {name}` is not supported by this version"),
+        )
+        .hint("use another target")),
         Target::Pool(name) => {
             let Some(pool) = state.pools.get(name) else {
                 let hint = match closest(name, state.pools.keys().map(String::as_str)) {

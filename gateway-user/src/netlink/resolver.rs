@@ -90,6 +90,7 @@ impl Resolver {
                 Target::Direct
                 | Target::Pool(_)
                 | Target::Eip
+                | Target::Proxy(_)
                 | Target::Blackhole
                 | Target::Prohibit
                 | Target::Host => None,

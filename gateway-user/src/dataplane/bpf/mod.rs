@@ -25,12 +25,13 @@ mod tables;
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     path::PathBuf,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, Map, MapData, ProgramArray, RingBuf},
@@ -376,6 +377,11 @@ impl Dataplane for BpfDataplane {
             self.applied = Some(to.clone());
         }
         result
+    }
+
+    fn health_changed(&mut self, up: &BTreeMap<(String, IpAddr), bool>) -> Result<()> {
+        ensure!(up.is_empty(), "proxies are not supported");
+        Ok(())
     }
 
     fn host_changed(&mut self, host: &Host) -> Result<()> {

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, ArrayOfMaps, LpmTrie, MapData, MapError, lpm_trie::Key};
 use gateway_common::{
     family,
@@ -369,6 +369,9 @@ impl Tables {
                 (Code::Gateway, *number.context("a router has no number")?)
             }
             Target::Eip => (Code::Eip, 0),
+            Target::Proxy(proxy) => {
+                bail!("route {key} goes through proxy {proxy}, and proxies are not supported")
+            }
             Target::Blackhole => (Code::Blackhole, 0),
             Target::Prohibit => (Code::Prohibit, 0),
             Target::Host => (Code::Host, 0),
@@ -460,6 +463,7 @@ fn routers_of(tables: &BTreeMap<String, Arc<Table>>) -> impl Iterator<Item = (Ip
         Target::Direct
         | Target::Pool(_)
         | Target::Eip
+        | Target::Proxy(_)
         | Target::Blackhole
         | Target::Prohibit
         | Target::Host => None,
