@@ -74,9 +74,11 @@ impl Model {
                 Target::Eip => self.leave(arrival, ip, quoted.as_ref()),
                 Target::Blackhole => Err(DropReason::Blackhole.into()),
                 Target::Prohibit => Err(DropReason::Prohibited.into()),
-                Target::Direct | Target::Pool(_) | Target::Gateway { .. } | Target::Host => {
-                    Err(DropReason::NoSession.into())
-                }
+                Target::Direct
+                | Target::Pool(_)
+                | Target::Gateway { .. }
+                | Target::Proxy(_)
+                | Target::Host => Err(DropReason::NoSession.into()),
             };
         }
         let host = self.state.eips[&ip.destination].host;
@@ -136,7 +138,7 @@ impl Model {
         let found = policy::route(&self.state, Question { device, client: host, server, proto, port })?;
         match found.target {
             Target::Eip => Ok(found),
-            Target::Pool(_) | Target::Direct | Target::Gateway { .. } | Target::Host => {
+            Target::Pool(_) | Target::Direct | Target::Gateway { .. } | Target::Proxy(_) | Target::Host => {
                 Err(DropReason::NoSession.into())
             }
             Target::Blackhole | Target::Prohibit => Err(DropReason::NoRoute.into()),

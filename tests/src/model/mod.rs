@@ -301,9 +301,14 @@ impl Model {
             None => Some(DropReason::NoRoute),
             Some(Target::Blackhole) => Some(DropReason::Blackhole),
             Some(Target::Prohibit) => Some(DropReason::Prohibited),
-            Some(Target::Direct | Target::Pool(_) | Target::Eip | Target::Gateway { .. } | Target::Host) => {
-                None
-            }
+            Some(
+                Target::Direct
+                | Target::Pool(_)
+                | Target::Eip
+                | Target::Gateway { .. }
+                | Target::Proxy(_)
+                | Target::Host,
+            ) => None,
         };
         match (found, denied) {
             (Some(route), None) => {
@@ -347,6 +352,7 @@ impl Model {
             Target::Blackhole => Err(DropReason::Blackhole.into()),
             Target::Prohibit => Err(DropReason::Prohibited.into()),
             Target::Host => Ok(Action::Pass),
+            Target::Proxy(proxy) => unreachable!("the model knows no proxy {proxy}"),
             Target::Eip => self.by_eip(arrival, ip),
             // For an EIP: its host would answer from its own address.
             Target::Direct | Target::Gateway { .. } | Target::Pool(_) if self.is_eip(ip.destination) => {
@@ -457,7 +463,7 @@ impl Model {
             }
             Target::Pool(_) | Target::Eip => Err(DropReason::NoSession.into()),
             Target::Host => Ok(Action::Pass),
-            Target::Blackhole | Target::Prohibit => Err(DropReason::NoRoute.into()),
+            Target::Blackhole | Target::Prohibit | Target::Proxy(_) => Err(DropReason::NoRoute.into()),
         }
     }
 

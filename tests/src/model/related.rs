@@ -47,7 +47,12 @@ impl Model {
             let denied = match route.target {
                 Target::Blackhole => DropReason::Blackhole,
                 Target::Prohibit => DropReason::Prohibited,
-                Target::Direct | Target::Pool(_) | Target::Eip | Target::Gateway { .. } | Target::Host => {
+                Target::Direct
+                | Target::Pool(_)
+                | Target::Eip
+                | Target::Gateway { .. }
+                | Target::Proxy(_)
+                | Target::Host => {
                     return self.pass_on(arrival, ip, side, (&session, &quoted), (next_hop, route)).map(Some);
                 }
             };
