@@ -20,7 +20,7 @@ pub const fn tick_shift(jiffy: u64) -> u32 {
 }
 
 /// Elements of `PROGRAMS`.
-pub const PROGRAM_COUNT: u32 = 10;
+pub const PROGRAM_COUNT: u32 = 12;
 /// Element of `PROGRAMS`: program `decide_v4`.
 pub const DECIDE_V4: u32 = 0;
 /// Element of `PROGRAMS`: program `decide_v6`.
@@ -41,6 +41,10 @@ pub const MAP_V6: u32 = 7;
 pub const HAIRPIN_V4: u32 = 8;
 /// Element of `PROGRAMS`: program `hairpin_v6`.
 pub const HAIRPIN_V6: u32 = 9;
+/// Element of `PROGRAMS`: program `proxy_v4`.
+pub const PROXY_V4: u32 = 10;
+/// Element of `PROGRAMS`: program `proxy_v6`.
+pub const PROXY_V6: u32 = 11;
 
 /// Server port whose UDP sessions have an idle time of their own.
 pub const DNS_PORT: u16 = 53;

@@ -21,12 +21,14 @@ pub const ATTACHED: u32 = 4;
 pub const GENERIC: u32 = 8;
 /// `XDP_TX` does not wake the receiver: what goes back out of the interface is redirected to it.
 pub const REDIRECT_ONLY: u32 = 16;
+/// Hosts of proxies are behind the interface: its frames are looked up in `PROXY_MACS`.
+pub const PROXIES: u32 = 32;
 
 /// Map `INTERFACES`, indexed by ifindex.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
-    /// [`INSIDE`] | [`OUTSIDE`] | [`ATTACHED`] | [`GENERIC`] | [`REDIRECT_ONLY`].
+    /// [`INSIDE`] | [`OUTSIDE`] | [`ATTACHED`] | [`GENERIC`] | [`REDIRECT_ONLY`] | [`PROXIES`].
     pub flags: u32,
     /// Dense number below [`MAX_INTERFACES`]: index of `EGRESS` and of the traffic counters.
     pub slot: u32,

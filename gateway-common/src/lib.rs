@@ -21,6 +21,7 @@ pub mod mapping;
 pub mod parse;
 pub mod pool;
 pub mod ports;
+pub mod proxy;
 pub mod quote;
 pub mod reason;
 pub mod route;
@@ -33,7 +34,7 @@ pub use reason::DropReason;
 pub use verdict::Verdict;
 
 /// Version of every layout in this crate. Pinned maps carry it in [`config::Config::abi`].
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Marks a type as plain old data for aya.
 macro_rules! pod {

@@ -41,7 +41,7 @@ pub fn claim_key<F: Family>(address: F::Address, port: [u8; 2], proto: u8) -> Tu
         destination_port: port,
         proto,
         side: SIDE_OUTSIDE,
-        reserved: [0; 2],
+        origin: 0,
     }
 }
 
@@ -55,7 +55,7 @@ pub fn pointer_key<F: Family>(client: F::Address, port: [u8; 2], proto: u8, pool
         destination_port: (pool as u16).to_be_bytes(),
         proto,
         side: SIDE_INSIDE,
-        reserved: [0; 2],
+        origin: 0,
     }
 }
 

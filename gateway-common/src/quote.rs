@@ -49,7 +49,7 @@ impl<F: Family> Quote<F> {
             destination_port: self.source_port,
             proto: self.proto,
             side,
-            reserved: [0; 2],
+            origin: 0,
         }
     }
 }

@@ -38,6 +38,8 @@ pub enum Target {
     Host = 6,
     /// Translate the source to its own EIP.
     Eip = 7,
+    /// Send to a host of proxy [`Route::object`].
+    Proxy = 8,
 }
 
 impl Target {
@@ -53,6 +55,7 @@ impl Target {
             5 => Some(Self::Prohibit),
             6 => Some(Self::Host),
             7 => Some(Self::Eip),
+            8 => Some(Self::Proxy),
             _ => None,
         }
     }
@@ -68,7 +71,7 @@ pub struct Route {
     pub flags: u8,
     /// How many elements of `RULES`, from [`Route::rule`] on, are asked before this one.
     pub rules: u16,
-    /// Number of the pool or router.
+    /// Number of the pool, router or proxy.
     pub object: u32,
     /// Element of `ROUTE_COUNTERS`.
     pub counter: u32,

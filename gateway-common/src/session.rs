@@ -23,6 +23,7 @@
 use crate::{
     family::{Family, NextHop, V4, V6},
     pod,
+    proxy::{self, PROXIED},
 };
 
 /// [`Tuple::side`] of a tuple as the inside sends it.
@@ -75,8 +76,8 @@ pub struct Tuple<F: Family> {
     pub proto: u8,
     /// [`SIDE_INSIDE`] or [`SIDE_OUTSIDE`].
     pub side: u8,
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// 0, or whose frames show the tuple: those of the proxy host of number `origin - 1`, known by its MAC address.
+    pub origin: u16,
 }
 
 /// Flag of a TCP segment, as on the wire.
@@ -122,9 +123,10 @@ pub struct Session<F: Family> {
     /// of an established session leave what they acknowledge here. Outside element: the tick at which the
     /// session began, host byte order.
     pub mark: u32,
-    /// Element of `POOL_ADDRESSES`.
+    /// Element of `POOL_ADDRESSES`; with [`crate::proxy::PROXIED`], of `PROXY_HOSTS`.
     pub pool_address: u16,
-    /// Slot of the interface that an inside element's packets come from.
+    /// Inside element: slot of the interface that its packets come from. Outside element: [`Tuple::origin`] of the
+    /// inside tuple.
     pub ingress: u16,
     /// Zero.
     pub padding: F::SessionPadding,
@@ -151,7 +153,13 @@ impl<F: Family> Tuple<F> {
             },
             proto: self.proto,
             side: self.side ^ 1,
-            reserved: [0; 2],
+            origin: if self.side != SIDE_INSIDE {
+                session.ingress
+            } else if session.is_proxied() {
+                proxy::origin(session.pool_address & !PROXIED)
+            } else {
+                0
+            },
         }
     }
 }
@@ -186,14 +194,20 @@ impl<F: Family> Tuple<F> {
 
     #[inline(always)]
     const fn kind(&self) -> u32 {
-        let [r0, r1] = self.reserved;
-        u32::from_ne_bytes([self.proto, self.side, r0, r1])
+        let [o0, o1] = self.origin.to_ne_bytes();
+        u32::from_ne_bytes([self.proto, self.side, o0, o1])
     }
 }
 
 impl<F: Family> Session<F> {
     /// The word that [`Session::state`] is changed in, by compare and swap: number of words of 4 bytes before it.
     pub const CONTROL: usize = core::mem::offset_of!(Self, transport_delta) / 4;
+
+    /// Whether the session's packets from inside are sent to a proxy host, and nothing is translated.
+    #[inline(always)]
+    pub const fn is_proxied(&self) -> bool {
+        self.pool_address & PROXIED != 0
+    }
 
     /// The control word as `word`, with another state.
     #[inline(always)]
@@ -274,7 +288,7 @@ mod tests {
             destination_port: 443u16.to_be_bytes(),
             proto: 6,
             side: SIDE_INSIDE,
-            reserved: [0; 2],
+            origin: 0,
         };
         // SAFETY: all-zero bytes are a valid `Session`.
         let mut session: Session<V4> = unsafe { core::mem::zeroed() };
@@ -287,6 +301,29 @@ mod tests {
         assert_eq!(outside.destination_port, 5000u16.to_be_bytes());
         session.translated = inside.source;
         session.translated_port = inside.source_port;
+        assert_eq!(outside.pair(&session), inside);
+    }
+
+    #[test]
+    fn the_sides_of_a_proxied_flow_are_told_apart_by_their_origin() {
+        let inside = Tuple::<V4> {
+            source: V4::address([10, 0, 1, 2]),
+            destination: V4::address([192, 0, 2, 1]),
+            source_port: 4000u16.to_be_bytes(),
+            destination_port: 443u16.to_be_bytes(),
+            proto: 6,
+            side: SIDE_INSIDE,
+            origin: proxy::origin(7),
+        };
+        // SAFETY: all-zero bytes are a valid `Session`.
+        let mut session: Session<V4> = unsafe { core::mem::zeroed() };
+        session.translated = inside.source;
+        session.translated_port = inside.source_port;
+        session.pool_address = PROXIED | 9;
+        let outside = inside.pair(&session);
+        assert_eq!(outside.origin, proxy::origin(9));
+        assert_eq!(outside.destination, inside.source);
+        session.ingress = inside.origin;
         assert_eq!(outside.pair(&session), inside);
     }
 

@@ -201,6 +201,7 @@ fn find_side<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Co
         Some(Target::None) => Code::drop(DropReason::NoRoute),
         Some(Target::Blackhole) => Code::drop(DropReason::Blackhole),
         Some(Target::Prohibit) => Code::drop(DropReason::Prohibited),
+        Some(Target::Proxy) => Code::drop(DropReason::ProxyDown),
         Some(Target::Direct | Target::Pool | Target::Gateway | Target::Host) | None => {
             Code::drop(DropReason::NoSession)
         }
@@ -304,7 +305,9 @@ fn admit<F: Datapath>(
     match Target::from_number(found.target).ok_or(DropReason::Internal)? {
         Target::Eip => Ok(found.counter),
         // Answers would come from another address.
-        Target::Pool | Target::Direct | Target::Gateway | Target::Host => Err(DropReason::NoSession),
+        Target::Pool | Target::Direct | Target::Gateway | Target::Host | Target::Proxy => {
+            Err(DropReason::NoSession)
+        }
         Target::None | Target::Blackhole | Target::Prohibit => Err(DropReason::NoRoute),
     }
 }

@@ -181,6 +181,7 @@ fn try_make<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     owner.next_hop = subject.back;
     owner.translated = packet.source;
     owner.translated_port = packet.transport_layer.source_port;
+    owner.ingress = 0;
     owner.state = State::Gone as u8;
     owner.flags = 0;
     owner.counter = route.object;

@@ -86,6 +86,7 @@ pub(crate) fn begin<F: Datapath>(
     answer.next_hop = subject.back;
     answer.translated = inside.source;
     answer.translated_port = inside.source_port;
+    answer.ingress = inside.origin;
     answer.state = state as u8;
     answer.flags = if turns { HAIRPIN } else { 0 };
     answer.counter = subject.route.counter;

@@ -395,7 +395,7 @@ fn tuple<F: Datapath>(packet: &Packet<F>, side: u8) -> Tuple<F> {
         destination_port: packet.transport_layer.destination_port,
         proto: packet.proto,
         side,
-        reserved: [0; 2],
+        origin: 0,
     }
 }
 
@@ -548,7 +548,7 @@ pub(crate) fn allow<F: Datapath>(
         Target::None => return Err(DropReason::NoRoute),
         Target::Blackhole => DropReason::Blackhole,
         Target::Prohibit => DropReason::Prohibited,
-        Target::Direct | Target::Pool | Target::Gateway | Target::Host | Target::Eip => {
+        Target::Direct | Target::Pool | Target::Gateway | Target::Host | Target::Eip | Target::Proxy => {
             return Ok(found.counter);
         }
     };
@@ -599,6 +599,7 @@ fn try_from_inside<F: Datapath>(
         Target::Blackhole => Err(DropReason::Blackhole),
         Target::Prohibit => Err(DropReason::Prohibited),
         Target::Host => Ok(Some(Outcome::HOST)),
+        Target::Proxy => Err(DropReason::ProxyDown),
         Target::Pool if subject.hairpin == 2 => Ok(Some(Outcome::TO_MAPPING)),
         Target::Eip if subject.hairpin != 2 => Ok(Some(Outcome::TO_EIP)),
         // The other host would answer from its own address.
@@ -698,7 +699,7 @@ fn to_inside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Re
         }
         Target::None | Target::Blackhole | Target::Prohibit => Err(DropReason::NoRoute),
         // Answers would come to the pool's address, or to the EIP.
-        Target::Pool | Target::Eip => Err(DropReason::NoSession),
+        Target::Pool | Target::Eip | Target::Proxy => Err(DropReason::NoSession),
         Target::Host => Ok(Outcome::HOST),
     }
 }

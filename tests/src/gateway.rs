@@ -366,7 +366,7 @@ fn stray(number: u16) -> Tuple<V4> {
         destination_port: [0; 2],
         proto: 255,
         side: SIDE_OUTSIDE,
-        reserved: [0; 2],
+        origin: 0,
     }
 }
 
