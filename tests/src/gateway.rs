@@ -241,13 +241,13 @@ impl Gateway {
         maps::HashMap::try_from(Map::HashMap(map)).expect("a hash map")
     }
 
-    /// One slice of the removal of sessions that are idle.
+    /// One slice of the removal of sessions that are idle, and whether the next one is urgent.
     ///
     /// # Panics
     /// If the kernel refuses it.
-    pub fn sweep(&mut self) {
+    pub fn sweep(&mut self) -> bool {
         let swept = self.dataplane.sweeper().sweep(true);
-        swept.unwrap_or_else(|error| panic!("the sweep: {error:#}"));
+        swept.unwrap_or_else(|error| panic!("the sweep: {error:#}")).urgent
     }
 
     /// Opened and removed sessions since the start, and those there are.
@@ -277,7 +277,9 @@ impl Gateway {
     /// # Panics
     /// If the kernel refuses it.
     pub fn sweep_all(&mut self) {
-        (0..32).for_each(|_| self.sweep());
+        for _ in 0..32 {
+            self.sweep();
+        }
     }
 
     /// Sweeps until no session that was cut is left, for a bounded time.

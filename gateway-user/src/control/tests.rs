@@ -7,7 +7,7 @@ use rstest::rstest;
 
 use super::*;
 use crate::{
-    dataplane::{Link, Sweeper, memory::Memory},
+    dataplane::{Link, Sweeper, Swept, memory::Memory},
     model::{Interface, Pool, PortRange, TableKind, words},
 };
 
@@ -379,7 +379,7 @@ async fn stopping_keeps_the_data_plane_unless_it_is_to_be_removed() {
 async fn a_dead_data_plane_ends_the_control_plane() {
     struct Panics;
     impl Sweeper for Panics {
-        fn sweep(&self, _: bool) -> anyhow::Result<bool> {
+        fn sweep(&self, _: bool) -> anyhow::Result<Swept> {
             panic!("this test's data plane panics in its first sweep")
         }
     }

@@ -130,29 +130,38 @@ fn work(mut dataplane: Box<dyn Dataplane>, queue: &mpsc::Receiver<Job>) {
 fn sweep(sweeper: &dyn Sweeper, end: &mpsc::Receiver<Infallible>) {
     let mut pause = SWEEP_INTERVAL;
     let (mut turn_began, mut last_complaint): (Option<Instant>, Option<Instant>) = (None, None);
-    yield_to_packets();
+    let mut urgent = false;
+    set_priority(urgent);
     while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(pause) {
         let turn = turn_began.is_none_or(|at| at.elapsed() >= SWEEP_INTERVAL);
         if turn {
             turn_began = Some(Instant::now());
         }
-        let busy = sweeper.sweep(turn);
-        if let Err(error) = &busy
+        let swept = sweeper.sweep(turn);
+        if let Err(error) = &swept
             && last_complaint.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL)
         {
             warn!("cannot remove idle sessions: {error:#}");
             last_complaint = Some(Instant::now());
         }
-        pause = if busy.unwrap_or(false) { BREATH } else { SWEEP_INTERVAL };
+        let swept = swept.unwrap_or_default();
+        pause = if swept.busy { BREATH } else { SWEEP_INTERVAL };
+        if swept.urgent != urgent {
+            urgent = swept.urgent;
+            set_priority(urgent);
+        }
     }
 }
 
-/// Gives the calling thread a low priority. Where packets are polled by kernel threads, it would take half of a
-/// processor that one of them needs all of. Now it gets one part in 24.
-fn yield_to_packets() {
+/// Sets the priority of the calling thread. Where packets are polled by kernel threads, it would take half of a
+/// processor that one of them needs all of: as a rule it gets one part in 24. A million sessions that expire at once
+/// then take minutes to go, which nobody feels until new flows find no room: while they do, it takes its half.
+fn set_priority(urgent: bool) {
     const NICE: libc::c_int = 14;
+    let nice = if urgent { 0 } else { NICE };
     // SAFETY: the call takes numbers only; 0 is the calling thread.
-    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } != 0 {
-        warn!("cannot lower the priority of the thread `sweep`: {}", std::io::Error::last_os_error());
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } != 0 {
+        let error = std::io::Error::last_os_error();
+        warn!("cannot set the priority of the thread `sweep` to {nice}: {error}");
     }
 }

@@ -17,7 +17,8 @@ use gateway_common::{
 };
 
 use super::{
-    AttachedInterface, Dataplane, Host, MapStats, Observe, PoolAddressStats, SessionRow, Sweeper, Traffic,
+    AttachedInterface, Dataplane, Host, MapStats, Observe, PoolAddressStats, SessionRow, Sweeper, Swept,
+    Traffic,
 };
 use crate::model::{AttachMode, RouteKey, Snapshot};
 
@@ -119,9 +120,9 @@ impl Dataplane for Memory {
 }
 
 impl Sweeper for Memory {
-    fn sweep(&self, _: bool) -> anyhow::Result<bool> {
+    fn sweep(&self, _: bool) -> anyhow::Result<Swept> {
         self.state().sweeps += 1;
-        Ok(false)
+        Ok(Swept::default())
     }
 }
 

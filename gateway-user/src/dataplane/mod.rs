@@ -56,8 +56,17 @@ pub trait Sweeper: Send + Sync {
     /// One slice of it, some milliseconds. `turn`: a turn begins, because [`SWEEP_INTERVAL`] has passed since the last
     /// one did. Between two visits of a session lies a turn, so that no packet still reads what is deleted.
     ///
-    /// Returns whether there was much to do, so that the next slice should follow at once.
-    fn sweep(&self, turn: bool) -> anyhow::Result<bool>;
+    /// What it met says how soon, and how urgently, the next one should follow.
+    fn sweep(&self, turn: bool) -> anyhow::Result<Swept>;
+}
+
+/// What a slice of the sweep met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// There is much to remove: the next slice should follow at once.
+    pub busy: bool,
+    /// New flows find no room.
+    pub urgent: bool,
 }
 
 /// What the host's network stack says, as far as the data plane needs it.

@@ -44,10 +44,13 @@ const WINDOW: Duration = Duration::from_millis(200);
 const QUIET: usize = 20;
 
 /// How long the sessions may take to expire.
-const PATIENCE: Duration = Duration::from_mins(3);
+const PATIENCE: Duration = Duration::from_mins(6);
 
 /// Rounds at most: each takes half a minute.
 const ROUNDS: u32 = 3;
+
+/// The thread that removes sessions.
+const SWEEPER: &str = "sweep";
 
 /// Percent of the packets that may be lost.
 const TARGET: f64 = 5.0;
@@ -68,6 +71,8 @@ struct Outcome {
     loss: Samples,
     /// Seconds that it took until all sessions were removed.
     seconds: Samples,
+    /// Seconds of a processor that the daemon used for it.
+    work: Samples,
 }
 
 /// Lets sessions expire in each round, at both places in turns.
@@ -76,10 +81,10 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
     let title = format!(
         "Packets per second while {SESSIONS} sessions expire, millions, median [least .. greatest] of {rounds} rounds"
     );
-    let headings = ["DAEMON", "QUIET", "EXPIRING", "LOSS", "SECONDS"];
+    let headings = ["DAEMON", "QUIET", "EXPIRING", "LOSS", "SECONDS", "OF A CPU"];
     let mut report = Report::new("expiry", title, "million packets a second", &headings);
     let outcomes = outcomes(options, rounds)?;
-    for Outcome { daemon, quiet, expiring, loss, seconds } in &outcomes {
+    for Outcome { daemon, quiet, expiring, loss, seconds, work } in &outcomes {
         let (quiet, expiring) = (quiet.scaled(1e-6), expiring.scaled(1e-6));
         report.line(&[
             (*daemon).to_owned(),
@@ -87,6 +92,7 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
             format!("{expiring:.3}"),
             format!("{loss:.1} %"),
             format!("{seconds:.1}"),
+            format!("{work:.1}"),
         ]);
         report.control(&format!("before and after, {daemon}"), &quiet);
         report.bar(&format!("meanwhile, {daemon}"), &expiring);
@@ -102,8 +108,8 @@ fn outcomes(options: &Options, rounds: u32) -> Result<Vec<Outcome>> {
     let mut outcomes: Vec<Outcome> = PLACES
         .iter()
         .map(|(daemon, _)| {
-            let [quiet, expiring, loss, seconds] = Default::default();
-            Outcome { daemon, quiet, expiring, loss, seconds }
+            let [quiet, expiring, loss, seconds, work] = Default::default();
+            Outcome { daemon, quiet, expiring, loss, seconds, work }
         })
         .collect();
     for round in 0..rounds as usize {
@@ -120,6 +126,7 @@ fn outcomes(options: &Options, rounds: u32) -> Result<Vec<Outcome>> {
             outcome.expiring.push(expiring);
             outcome.loss.push((1.0 - expiring / quiet) * 100.0);
             outcome.seconds.push(course.time.as_secs_f64());
+            outcome.work.push(course.work.as_secs_f64());
         }
     }
     Ok(outcomes)
@@ -132,6 +139,8 @@ struct Course {
     expiring: Vec<f64>,
     /// From the start of the second daemon to the removal of the last session.
     time: Duration,
+    /// What the thread that looks for idle sessions did of it.
+    work: Duration,
 }
 
 /// Opens the sessions, and counts packets of other flows until they are gone.
@@ -163,6 +172,7 @@ fn watch(bench: &mut Bench, probe: &mut Probe, processor: usize) -> Result<Cours
             ensure!(begin.elapsed() < PATIENCE, "sessions are left after {PATIENCE:?}");
         }
         course.time = begin.elapsed();
+        course.work = daemon.thread_time(SWEEPER)?;
         ensure!(!course.expiring.is_empty(), "the sessions were gone at once");
         for _ in 0..QUIET {
             course.quiet.push(rate()?);

@@ -150,6 +150,22 @@ impl Gatewayd {
         self.process.as_mut().is_some_and(Process::is_running)
     }
 
+    /// The processor time that its threads of this name have used.
+    pub fn thread_time(&self, name: &str) -> Result<Duration> {
+        let process = self.process.as_ref().context("gatewayd does not run")?;
+        let mut time = Duration::ZERO;
+        for thread in fs::read_dir(format!("/proc/{}/task", process.pid()))? {
+            let path = thread?.path();
+            if fs::read_to_string(path.join("comm"))?.trim_end() == name {
+                // Nanoseconds on a processor come first, see Documentation/scheduler/sched-stats.rst.
+                let statistics = fs::read_to_string(path.join("schedstat"))?;
+                let used = statistics.split_whitespace().next().unwrap_or_default();
+                time += Duration::from_nanos(used.parse().with_context(|| format!("`{used}` is no time"))?);
+            }
+        }
+        Ok(time)
+    }
+
     /// The page of metrics.
     pub fn metrics(&self) -> Result<String> {
         let page = self.node.enter(|| -> Result<String> {

@@ -138,9 +138,13 @@ fn a_full_session_table_refuses_new_flows_and_keeps_the_old() {
         lab.open("in0", &flow(number));
     }
     let refused = flow(50);
+    assert!(!lab.sweep());
     for _ in 0..3 {
         lab.check("in0", &refused, dropped(SessionTableFull).by(ALL, "pool"));
     }
+    // Removing sessions is urgent as long as some are refused.
+    assert!(lab.sweep());
+    assert!(!lab.sweep());
     for number in 0..50 {
         let query = flow(number);
         let port = 2000 + number;

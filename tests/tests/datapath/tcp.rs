@@ -214,7 +214,9 @@ fn where_no_port_is_free_those_of_closed_connections_are_used_again() {
     sleep(SHORT + Duration::from_millis(300));
     refused(&mut lab, 4);
     let before = lab.counters();
-    (0..3).for_each(|_| lab.sweep());
+    for _ in 0..3 {
+        lab.sweep();
+    }
     let swept = lab.counters().since(&before);
     assert_eq!(swept.to_string(), "  pool nat 198.51.100.10 closed: 2\n  sessions tcp closed: 2\n");
     for client in [4, 5] {

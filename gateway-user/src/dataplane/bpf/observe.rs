@@ -133,7 +133,7 @@ fn open_shared<V: Pod>(pins: &Pins, name: &str) -> Result<Array<MapData, V>> {
 }
 
 /// Opens a pinned per-CPU array.
-fn open<V: Pod>(pins: &Pins, name: &str) -> Result<PerCpuArray<MapData, V>> {
+pub(super) fn open<V: Pod>(pins: &Pins, name: &str) -> Result<PerCpuArray<MapData, V>> {
     let path = pins.map(name);
     let data = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
     PerCpuArray::try_from(Map::PerCpuArray(data)).with_context(|| format!("cannot use {}", path.display()))

@@ -11,10 +11,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::{Pod, programs::ProgramFd};
+use aya::{
+    Pod,
+    maps::{MapData, PerCpuArray},
+    programs::ProgramFd,
+};
 use gateway_common::{
-    Family, V4, V6,
+    DropReason, Family, V4, V6,
     config::Timeouts,
+    counter::Counter,
     mapping,
     session::{
         DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_IDLE, SWEEP_TURN, Session, SweepHeader,
@@ -24,10 +29,11 @@ use gateway_common::{
 };
 
 use super::{
+    observe,
     pins::Pins,
     sys::{self, Cursor},
 };
-use crate::dataplane::Sweeper;
+use crate::dataplane::{Sweeper, Swept};
 
 /// Time that a slice may take; a tenth of [`crate::dataplane::SWEEP_INTERVAL`].
 const SLICE: Duration = Duration::from_millis(5);
@@ -52,6 +58,12 @@ struct Sweep {
     v6: Walk<V6>,
     /// Whether the IPv6 table is next.
     v6_next: bool,
+    /// Packets by reason of their drop.
+    drops: PerCpuArray<MapData, Counter>,
+    /// Packets that found no room for their session, as of this turn.
+    refused: Option<u64>,
+    /// Whether there were more of them than a turn ago.
+    urgent: bool,
 }
 
 struct Walk<F: Family> {
@@ -69,6 +81,9 @@ impl BpfSweeper {
             v4: Walk::new(sys::open_pin(&pins.map("SESSIONS_V4"))?),
             v6: Walk::new(sys::open_pin(&pins.map("SESSIONS_V6"))?),
             v6_next: false,
+            drops: observe::open(pins, "DROPS")?,
+            refused: None,
+            urgent: false,
         };
         Ok(Self { sweep: Mutex::new(sweep), timeouts: Mutex::new(timeouts) })
     }
@@ -80,19 +95,24 @@ impl BpfSweeper {
 }
 
 impl Sweeper for BpfSweeper {
-    fn sweep(&self, turn: bool) -> Result<bool> {
+    fn sweep(&self, turn: bool) -> Result<Swept> {
         let timeouts = *self.timeouts.lock().unwrap_or_else(PoisonError::into_inner);
         self.sweep.lock().unwrap_or_else(PoisonError::into_inner).slice(turn, &timeouts)
     }
 }
 
 impl Sweep {
-    /// Removes what was cut and continues the walk, for one slice and at most once through both tables. Returns
-    /// whether there was much to do, and is more of it before the end of the tables.
-    fn slice(&mut self, turn: bool, timeouts: &Timeouts) -> Result<bool> {
+    /// Removes what was cut and continues the walk, for one slice and at most once through both tables. It is
+    /// busy when there was much to do, and is more of it before the end of the tables.
+    fn slice(&mut self, turn: bool, timeouts: &Timeouts) -> Result<Swept> {
         let start = Instant::now();
         if turn {
             self.program.run::<Tuple<V4>>(V4::AF, SWEEP_TURN, &[])?;
+            let key = u32::from(DropReason::SessionTableFull as u8);
+            let drops = self.drops.get(&key, 0).context("cannot read map DROPS")?;
+            let refused = Some(observe::sum(&drops).packets);
+            self.urgent = self.refused.is_some_and(|before| Some(before) != refused);
+            self.refused = refused;
         }
         // Half of the slice belongs to the walk, however many are cut.
         for family in [V4::AF, V6::AF] {
@@ -114,7 +134,7 @@ impl Sweep {
                 tables_left -= 1;
             }
         }
-        Ok(tables_left > 0 && idle >= BUSY)
+        Ok(Swept { busy: tables_left > 0 && idle >= BUSY, urgent: self.urgent })
     }
 }
 
