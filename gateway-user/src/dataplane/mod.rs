@@ -6,6 +6,7 @@
 //! tested without root.
 
 pub mod bpf;
+pub mod maglev;
 pub mod memory;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
