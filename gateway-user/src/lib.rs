@@ -14,6 +14,7 @@ pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod events;
+pub mod health;
 pub mod metrics;
 pub mod model;
 pub mod netlink;

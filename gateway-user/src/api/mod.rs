@@ -24,6 +24,13 @@
 //! | `GET /v1/eips` | `eip show` | | [`types::EipRow`]s |
 //! | `POST /v1/eips/ADDR` | `eip add ADDR` | [`types::EipRequest`] | [`types::Change`] |
 //! | `DELETE /v1/eips/ADDR` | `eip del ADDR` | | [`types::Change`] |
+//! | `GET /v1/proxies` | `proxy show` | | [`types::ProxyRow`]s |
+//! | `GET /v1/proxies/NAME` | `proxy show NAME` | | one [`types::ProxyRow`] |
+//! | `POST /v1/proxies/NAME` | `proxy add NAME` | [`types::ProxyRequest`] | [`types::Change`] |
+//! | `PATCH /v1/proxies/NAME` | `proxy set NAME` | [`types::ProxyRequest`] | [`types::Change`] |
+//! | `DELETE /v1/proxies/NAME` | `proxy del NAME` | | [`types::Change`] |
+//! | `POST /v1/proxies/NAME/drained` | `proxy drain NAME` | [`types::ProxyDrainRequest`] | [`types::Change`] |
+//! | `DELETE /v1/proxies/NAME/drained?host=...` | `proxy undrain NAME` | [`types::ProxyDrainRequest`] | [`types::Change`] |
 //! | `GET /v1/interfaces` | `interface show` | | [`types::InterfaceRow`]s |
 //! | `POST /v1/interfaces/NAME` | `interface add NAME` | [`types::InterfaceRequest`] | [`types::Change`] |
 //! | `DELETE /v1/interfaces/NAME` | `interface del NAME` | | [`types::Change`] |

@@ -46,8 +46,12 @@ fn reference() -> String {
         let _ = writeln!(page, "| `{name}` | {} | {} |", kind.status(), kind.exit_code());
     }
     let _ = writeln!(page, "\n## Types");
-    for source in [include_str!("types/mod.rs"), include_str!("types/observed.rs"), include_str!("error.rs")]
-    {
+    for source in [
+        include_str!("types/mod.rs"),
+        include_str!("types/proxy.rs"),
+        include_str!("types/observed.rs"),
+        include_str!("error.rs"),
+    ] {
         types(&mut page, source);
     }
     page

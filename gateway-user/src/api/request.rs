@@ -1,21 +1,21 @@
 //! Requests, read into commands. Every refusal names the field of the request.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
 
 use super::{
     ApiError,
     types::{
-        BindingRequest, DrainRequest, EipRequest, InterfaceRequest, PoolRequest, RouteFlush, RouteGet,
-        RouteQuery, RouteRequest, RouteSelector, TableRequest,
+        BindingRequest, DrainRequest, EipRequest, InterfaceRequest, PoolRequest, ProxyDrainRequest,
+        ProxyRequest, RouteFlush, RouteGet, RouteQuery, RouteRequest, RouteSelector, TableRequest,
     },
 };
 use crate::{
-    control::{Command, Entry},
+    control::{Command, Entry, ProxyChanges},
     model::{
-        Binding, Eip, Interface, MAIN_TABLE, Mapping, Pool, PortRange, Proto, RouteKey, RouteWords, Selector,
-        TableKind, ValueError,
+        Binding, Eip, Interface, MAIN_TABLE, Mapping, Pool, PortRange, Proto, Proxy, ProxyMode, RouteKey,
+        RouteWords, Selector, TableKind, ValueError,
         prefix::{parse_address, parse_prefix},
         validate::check_name,
     },
@@ -193,6 +193,53 @@ impl EipRequest {
 /// Reads the address that names an EIP.
 pub(super) fn eip_address(text: &str) -> Result<IpAddr, ApiError> {
     parse_address("address", text).map_err(about("eip"))
+}
+
+impl ProxyRequest {
+    pub(super) fn add(&self, name: String) -> Result<Command, ApiError> {
+        check_name("proxy", &name).map_err(about("proxy"))?;
+        let ProxyChanges { hosts, mode, check, interval, fail } = self.changes()?;
+        Ok(Command::ProxyAdd(Proxy {
+            mode: mode.unwrap_or_default(),
+            check: check.unwrap_or_default(),
+            interval: interval.unwrap_or(Proxy::INTERVAL),
+            fail: fail.unwrap_or_default(),
+            ..Proxy::new(name, hosts.unwrap_or_default())
+        }))
+    }
+
+    pub(super) fn set(&self, name: String) -> Result<Command, ApiError> {
+        Ok(Command::ProxySet { name, changes: self.changes()? })
+    }
+
+    fn changes(&self) -> Result<ProxyChanges, ApiError> {
+        let read = || {
+            let parse = |hosts: &Vec<String>| hosts.iter().map(|host| host.trim().parse()).collect();
+            let hosts: Result<_, ValueError> = self.hosts.as_ref().map(parse).transpose();
+            let named = self.mode.is_some() || self.vni.is_some();
+            let mode =
+                named.then(|| ProxyMode::parse(self.mode.as_deref(), self.vni.map(i64::from))).transpose()?;
+            let check = self.check.as_deref().map(str::parse).transpose()?;
+            let interval = self.interval.as_deref().map(duration).transpose()?;
+            let fail = self.fail.as_deref().map(str::parse).transpose()?;
+            Ok(ProxyChanges { hosts: hosts?, mode, check, interval, fail })
+        };
+        read().map_err(about("proxy"))
+    }
+}
+
+impl ProxyDrainRequest {
+    pub(super) fn hosts(&self) -> Result<Vec<IpAddr>, ApiError> {
+        let parsed: Result<_, _> =
+            self.host.split(',').map(|host| parse_address("host", host.trim())).collect();
+        parsed.map_err(about("proxy"))
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, ValueError> {
+    humantime::parse_duration(text).map_err(|_| {
+        ValueError::invalid("interval", format!("`{text}` is not a time")).hint("write it as in 500ms or 5s")
+    })
 }
 
 impl InterfaceRequest {

@@ -12,13 +12,16 @@ use super::{
     request::{Lookup, Which},
     types::{
         BindingRow, Count, DropRow, EipRow, InterfaceRow, InterfaceStats, MapRow, PoolAddressRow, PoolRow,
-        RouteMatch, RouteRow, SessionUse, TableRow, VerdictRow,
+        ProxyHostRow, ProxyRow, RouteMatch, RouteRow, SessionUse, TableRow, VerdictRow,
     },
 };
 use crate::{
     control::not_found,
-    dataplane::{AttachedInterface, MapStats, PoolAddressStats, Traffic, UNKNOWN_INTERFACE},
-    model::{Binding, Eip, MAIN_TABLE, Pool, Route, RouteKey, Snapshot, Table, prefix::is_ipv6},
+    dataplane::{AttachedInterface, MapStats, PoolAddressStats, ProxyHostStats, Traffic, UNKNOWN_INTERFACE},
+    health::{Health, HealthState},
+    model::{
+        Binding, Eip, MAIN_TABLE, Pool, Proxy, ProxyHost, Route, RouteKey, Snapshot, Table, prefix::is_ipv6,
+    },
 };
 
 /// Packets of routes, see [`crate::dataplane::Observe::routes`].
@@ -83,6 +86,11 @@ pub(super) fn find_pool<'a>(state: &'a Snapshot, name: &str) -> Result<&'a Pool,
     state.pools.get(name).ok_or_else(|| not_found("pool", name, state.pools.keys().map(String::as_str)))
 }
 
+/// The proxy of this name.
+pub(super) fn find_proxy<'a>(state: &'a Snapshot, name: &str) -> Result<&'a Proxy, ApiError> {
+    state.proxies.get(name).ok_or_else(|| not_found("proxy", name, state.proxies.keys().map(String::as_str)))
+}
+
 /// A table.
 pub(super) fn table(table: &Table) -> TableRow {
     let routes_ipv6 = table.routes.keys().filter(|key| is_ipv6(&key.prefix)).count();
@@ -110,6 +118,42 @@ pub(super) fn pool(pool: &Pool) -> PoolRow {
 /// An EIP.
 pub(super) fn eip(Eip { address, host }: &Eip) -> EipRow {
     EipRow { address: *address, host: *host }
+}
+
+/// All proxies.
+pub(super) fn proxies(state: &Snapshot, health: &Health, seen: &[ProxyHostStats]) -> Vec<ProxyRow> {
+    state.proxies.values().map(|of| proxy(of, health, seen)).collect()
+}
+
+/// A proxy, with what is known of its hosts.
+pub(super) fn proxy(proxy: &Proxy, health: &Health, seen: &[ProxyHostStats]) -> ProxyRow {
+    let host = |host: &ProxyHost| {
+        let ProxyHost { address, weight } = *host;
+        let known = health.get(&(proxy.name.clone(), address));
+        let state = known.map_or(HealthState::Unknown, |known| known.state);
+        let seen = seen.iter().find(|seen| seen.proxy == proxy.name && seen.address == address);
+        ProxyHostRow {
+            address,
+            weight,
+            drained: proxy.drained.contains(&address),
+            state: state.name().to_owned(),
+            age: known
+                .filter(|_| state != HealthState::Unchecked)
+                .map(|known| known.since.elapsed().as_secs_f64().round()),
+            error: known.and_then(|known| known.error.clone()),
+            up: seen.map_or(state.is_up().unwrap_or(true), |seen| seen.up),
+            flows: seen.map_or(0, |seen| seen.flows),
+        }
+    };
+    ProxyRow {
+        name: proxy.name.clone(),
+        mode: proxy.mode.name().to_owned(),
+        vni: proxy.mode.vni(),
+        check: proxy.check.to_string(),
+        interval: proxy.interval.as_secs_f64(),
+        fail: proxy.fail.to_string(),
+        hosts: proxy.hosts.iter().map(host).collect(),
+    }
 }
 
 /// Interfaces as configured, with what became of each.

@@ -22,9 +22,9 @@ use super::{
     status::Context,
     types::{
         BindingRequest, Change, DrainRequest, DropRow, EipRequest, EipRow, Export, InterfaceRequest,
-        InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRequest, PoolRow, RouteFlush,
-        RouteGet, RouteMatch, RouteQuery, RouteRequest, RouteRow, RouteSelector, SessionCount, SessionQuery,
-        SessionRow, Status, TableRequest, TableRow, Version,
+        InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRequest, PoolRow, ProxyDrainRequest,
+        ProxyRequest, ProxyRow, RouteFlush, RouteGet, RouteMatch, RouteQuery, RouteRequest, RouteRow,
+        RouteSelector, SessionCount, SessionQuery, SessionRow, Status, TableRequest, TableRow, Version,
     },
 };
 use crate::{
@@ -68,6 +68,9 @@ fn router(context: Context) -> Router {
         .route("/pools/{name}/drained", post(pool_drain).delete(pool_undrain))
         .route("/eips", get(eip_show))
         .route("/eips/{address}", post(eip_add).delete(eip_del))
+        .route("/proxies", get(proxy_show))
+        .route("/proxies/{name}", get(proxy_show_one).post(proxy_add).patch(proxy_set).delete(proxy_del))
+        .route("/proxies/{name}/drained", post(proxy_drain).delete(proxy_undrain))
         .route("/interfaces", get(interface_show))
         .route("/interfaces/{name}", post(interface_add).delete(interface_del))
         .route("/activate", post(activate))
@@ -248,6 +251,63 @@ async fn eip_add(
 
 async fn eip_del(State(context): Ctx, ConnectInfo(peer): From, Path(address): Path<String>) -> Changed {
     change(&context, peer, Command::EipDel { address: request::eip_address(&address)? }).await
+}
+
+// ---- proxies ------------------------------------------------------------------------------------------
+
+async fn proxy_show(State(context): Ctx) -> Rows<ProxyRow> {
+    let health = context.control.health();
+    read(context, move |current, observe| Ok(rows::proxies(&current.snapshot, &health, &observe.proxies()?)))
+        .await
+}
+
+async fn proxy_show_one(State(context): Ctx, Path(name): Path<String>) -> Rows<ProxyRow> {
+    let health = context.control.health();
+    read(context, move |current, observe| {
+        let proxy = rows::find_proxy(&current.snapshot, &name)?;
+        Ok(vec![rows::proxy(proxy, &health, &observe.proxies()?)])
+    })
+    .await
+}
+
+async fn proxy_add(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<ProxyRequest>,
+) -> Changed {
+    change(&context, peer, request.add(name)?).await
+}
+
+async fn proxy_set(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<ProxyRequest>,
+) -> Changed {
+    change(&context, peer, request.set(name)?).await
+}
+
+async fn proxy_del(State(context): Ctx, ConnectInfo(peer): From, Path(name): Path<String>) -> Changed {
+    change(&context, peer, Command::ProxyDel { name }).await
+}
+
+async fn proxy_drain(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<ProxyDrainRequest>,
+) -> Changed {
+    change(&context, peer, Command::ProxyDrain { name, hosts: request.hosts()? }).await
+}
+
+async fn proxy_undrain(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Query(request): Query<ProxyDrainRequest>,
+) -> Changed {
+    change(&context, peer, Command::ProxyUndrain { name, hosts: request.hosts()? }).await
 }
 
 // ---- interfaces ---------------------------------------------------------------------------------------

@@ -4,11 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, process, sync::Arc, time::Instant};
 
 use super::{
     rows,
-    types::{ConfigStatus, InterfaceRow, Notice, PoolAddressRow, SessionUse, Status},
+    types::{ConfigStatus, InterfaceRow, Notice, PoolAddressRow, ProxyHostRow, ProxyRow, SessionUse, Status},
 };
 use crate::{
     control::{Current, Handle},
     dataplane::{AttachedInterface, Observe},
+    health::Health,
     model::{MAIN_TABLE, Role, Snapshot, Table, Target, validate::below_standard},
     netlink::Sysctls,
 };
@@ -40,14 +41,17 @@ impl Context {
         let state = &*current.snapshot;
         let observe = self.control.observe();
         let mut problems = failures(current);
-        let readings = read(&*observe, state).unwrap_or_else(|error| {
+        let health = self.control.health();
+        let readings = read(&*observe, state, &health).unwrap_or_else(|error| {
             problems
                 .push(notice(format!("the data plane cannot be read: {error:#}"), "see the log of gatewayd"));
             Readings::default()
         });
         problems.extend(readings.attached.iter().filter_map(detached));
         problems.extend(deaf(&readings.attached));
+        problems.extend(readings.proxies.iter().filter_map(dead));
         let mut warnings = remarks(current);
+        warnings.extend(readings.proxies.iter().flat_map(ailing));
         warnings.extend(fullness(&readings));
         let host = (self.inspect)(state);
         problems.extend(host.problems);
@@ -70,6 +74,7 @@ impl Context {
             interfaces: readings.interfaces,
             tables: state.tables.values().map(|table| rows::table(table)).collect(),
             pools: readings.pools,
+            proxies: readings.proxies,
             sessions: readings.sessions,
             drops: readings.drops,
         }
@@ -81,11 +86,12 @@ struct Readings {
     attached: Vec<AttachedInterface>,
     interfaces: Vec<InterfaceRow>,
     pools: Vec<PoolAddressRow>,
+    proxies: Vec<ProxyRow>,
     sessions: SessionUse,
     drops: Vec<super::types::DropRow>,
 }
 
-fn read(observe: &dyn Observe, state: &Snapshot) -> anyhow::Result<Readings> {
+fn read(observe: &dyn Observe, state: &Snapshot, health: &Health) -> anyhow::Result<Readings> {
     let mut drops = rows::drops(observe.drops()?);
     drops.retain(|row| row.count.packets > 0);
     let attached = observe.interfaces()?;
@@ -93,6 +99,7 @@ fn read(observe: &dyn Observe, state: &Snapshot) -> anyhow::Result<Readings> {
         interfaces: rows::interfaces(state, &attached),
         attached,
         pools: rows::pool_addresses(observe.pools()?),
+        proxies: rows::proxies(state, health, &observe.proxies()?),
         sessions: rows::session_use(&observe.session_counters()?, state.capacity.sessions),
         drops,
     })
@@ -111,7 +118,13 @@ fn failures(current: &Current) -> Vec<Notice> {
             "see the log of gatewayd",
         )
     });
-    apply.into_iter().chain(host).collect()
+    let health = current.health_error.as_ref().map(|error| {
+        notice(
+            format!("the data plane could not be told which hosts of proxies are up: {error}"),
+            "see the log of gatewayd",
+        )
+    });
+    apply.into_iter().chain(host).chain(health).collect()
 }
 
 fn detached(interface: &AttachedInterface) -> Option<Notice> {
@@ -158,6 +171,40 @@ fn deaf(attached: &[AttachedInterface]) -> Vec<Notice> {
         ))
     };
     attached.iter().filter(loses).filter_map(notice_of).collect()
+}
+
+/// Whether new flows are given to the host.
+fn serves(host: &ProxyHostRow) -> bool {
+    host.up && !host.drained
+}
+
+/// A proxy without a host that serves.
+fn dead(proxy: &ProxyRow) -> Option<Notice> {
+    let ProxyRow { name, hosts, fail, .. } = proxy;
+    if hosts.iter().any(serves) {
+        return None;
+    }
+    let consequence = match fail.as_str() {
+        "closed" => "its new flows are dropped (proxy_down)".to_owned(),
+        way => format!("its new flows take the way `{way}`"),
+    };
+    let message = format!("proxy `{name}` has no host that is up and not drained: {consequence}");
+    Some(notice(message, &format!("gwctl proxy show {name} says why")))
+}
+
+/// Hosts that are down, of a proxy that works all the same.
+fn ailing(proxy: &ProxyRow) -> Vec<Notice> {
+    let ProxyRow { name, hosts, .. } = proxy;
+    if !hosts.iter().any(serves) {
+        return Vec::new();
+    }
+    let down = hosts.iter().filter(|host| !host.up);
+    down.map(|host| {
+        let why = host.error.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+        let message = format!("host {} of proxy `{name}` is down{why}", host.address);
+        notice(message, "its flows go to the proxy's other hosts")
+    })
+    .collect()
 }
 
 fn remarks(current: &Current) -> Vec<Notice> {

@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    control::{self, Base, Control, Store},
+    control::{self, Base, Control, Handle, Store},
     dataplane::{Host, Link, SessionRow, Traffic, memory::Memory},
+    health::{HealthState, HostHealth},
     model::{Route, RouteKey, Snapshot, words::parse_route_line},
     netlink::Sysctls,
 };
@@ -26,6 +27,7 @@ use crate::{
 struct Daemon {
     directory: tempfile::TempDir,
     memory: Memory,
+    handle: Handle,
     control: Control,
     stop: CancellationToken,
     server: JoinHandle<anyhow::Result<()>>,
@@ -49,7 +51,7 @@ impl Daemon {
         let (handle, control) =
             control::start(Box::new(memory.clone()), host, base, store).await.expect("starts");
         let context = Context {
-            control: handle,
+            control: handle.clone(),
             config_file: PathBuf::from("/etc/gateway/gateway.toml"),
             metrics: None,
             started: Instant::now(),
@@ -58,7 +60,7 @@ impl Daemon {
         let stop = CancellationToken::new();
         let listener = listen(&directory.path().join("gateway.sock")).expect("listens");
         let server = tokio::spawn(serve(listener, context, stop.clone()));
-        Self { directory, memory, control, stop, server }
+        Self { directory, memory, handle, control, stop, server }
     }
 
     async fn call(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
@@ -112,6 +114,18 @@ impl Daemon {
         let dns = json!({"prefix": "203.0.113.7", "via": "prohibit", "proto": "udp", "dport": "53", "comment": "not here"});
         daemon.make(Method::POST, "/v1/routes", dns).await;
         daemon
+    }
+
+    /// Has checks find out something of a host.
+    async fn set_health(&self, proxy: &str, host: [u8; 4], state: HealthState, error: Option<&str>) {
+        let mut health = (*self.handle.health()).clone();
+        let known = HostHealth { state, since: Instant::now(), error: error.map(str::to_owned) };
+        health.insert((proxy.to_owned(), host.into()), known);
+        self.handle.health_changed(health).await;
+        let said = (proxy.to_owned(), host.into());
+        while self.memory.state().health.get(&said) != state.is_up().as_ref() {
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn stop(self) {
@@ -225,13 +239,23 @@ async fn what_is_refused_is_refused_with_code_status_and_remedy() {
         (&post, "/v1/pools/a%20b", r#"{"addresses": ["198.51.100.30"]}"#),
         (&delete, "/v1/pools/nat", ""),
         (&get, "/v1/pools/nta", ""),
+        (&post, "/v1/proxies/squid", "{}"),
+        (&post, "/v1/proxies/squid", r#"{"hosts": ["10.0.1.2 weight much"]}"#),
+        (&post, "/v1/proxies/squid", r#"{"hosts": ["10.0.1.2"], "check": "tcp"}"#),
+        (&post, "/v1/proxies/squid", r#"{"hosts": ["10.0.1.2"], "interval": "now and then"}"#),
+        (&post, "/v1/proxies/squid", r#"{"hosts": ["10.0.1.2"], "fail": "pool"}"#),
+        (&post, "/v1/proxies/squid", r#"{"hosts": ["10.0.1.2"], "mode": "geneve", "vni": 7}"#),
+        (&Method::PATCH, "/v1/proxies/squid", r#"{"vni": 7}"#),
+        (&Method::PATCH, "/v1/proxies/squid", r#"{"fail": "direct"}"#),
+        (&post, "/v1/proxies/squid/drained", r#"{"host": "10.0.1"}"#),
+        (&get, "/v1/proxies/squid", ""),
         (&post, "/v1/interfaces/eth2", r#"{"role": "insid"}"#),
         (&get, "/v1/sessions?state=open", ""),
         (&get, "/v1/sessions?sort=size", ""),
         (&get, "/v1/sessions?limit=0", ""),
         (&get, "/v1/sessions/count?by=port", ""),
         (&get, "/v1/sessions?from=10.0.0.1/8", ""),
-        (&get, "/v1/proxies", ""),
+        (&get, "/v1/limits", ""),
         (&delete, "/v1/status", ""),
     ];
     let mut said = Vec::new();
@@ -247,6 +271,47 @@ async fn what_is_refused_is_refused_with_code_status_and_remedy() {
     let large = format!(r#"{{"prefix": "192.0.2.0/24", "via": "{}"}}"#, "x".repeat(2 << 20));
     let (status, error) = daemon.call(post, "/v1/routes", &large).await;
     assert_eq!((status.as_u16(), &error["code"]), (413, &json!("request.too_large")));
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn proxies_are_shown_with_the_health_of_their_hosts() {
+    let daemon = Daemon::filled().await;
+    let squid = json!({"hosts": ["10.0.1.2", "10.0.1.3 weight 2", "10.0.1.4"], "check": "tcp:3129",
+                       "interval": "500ms", "fail": "pool nat"});
+    daemon.make(Method::POST, "/v1/proxies/squid", squid).await;
+    daemon.make(Method::POST, "/v1/proxies/open", json!({"hosts": ["2001:db8::9"]})).await;
+    daemon.make(Method::POST, "/v1/proxies/squid/drained", json!({"host": "10.0.1.3,10.0.1.4"})).await;
+    daemon.make(Method::DELETE, "/v1/proxies/squid/drained?host=10.0.1.4", Value::Null).await;
+    daemon.make(Method::POST, "/v1/routes", json!({"prefix": "198.18.0.0/15", "via": "proxy squid"})).await;
+    daemon
+        .set_health("squid", [10, 0, 1, 2], HealthState::Down, Some("tcp port 3129: connection refused"))
+        .await;
+    daemon.memory.state().flows.insert([10, 0, 1, 4].into(), 7);
+    let redacted =
+        |list: Value| insta::assert_json_snapshot!("proxies", list, {".items[].hosts[].age" => "[age]"});
+    redacted(daemon.get("/v1/proxies").await);
+    let problems = async || daemon.get("/v1/status").await["items"][0]["problems"].clone();
+    let status = daemon.get("/v1/status").await["items"][0].clone();
+    assert_eq!(status["problems"], json!([]));
+    let warning = "host 10.0.1.2 of proxy `squid` is down: tcp port 3129: connection refused";
+    let warned =
+        status["warnings"].as_array().is_some_and(|all| all.iter().any(|one| one["message"] == warning));
+    assert!(warned, "{status}");
+    daemon.set_health("squid", [10, 0, 1, 4], HealthState::Down, Some("icmp echo")).await;
+    assert_eq!(
+        problems().await[0]["message"],
+        "proxy `squid` has no host that is up and not drained: its new flows take the way `pool nat`"
+    );
+    daemon.make(Method::PATCH, "/v1/proxies/squid", json!({"fail": "closed", "check": "icmp"})).await;
+    assert_eq!(
+        problems().await[0]["message"],
+        "proxy `squid` has no host that is up and not drained: its new flows are dropped (proxy_down)"
+    );
+    assert_eq!(daemon.get("/v1/proxies/squid").await["items"][0]["check"], "icmp");
+    daemon.make(Method::DELETE, "/v1/routes?prefix=198.18.0.0/15", Value::Null).await;
+    daemon.make(Method::DELETE, "/v1/proxies/squid", Value::Null).await;
+    assert_eq!(problems().await, json!([]));
     daemon.stop().await;
 }
 

@@ -16,7 +16,7 @@ use crate::{
     api::{
         Client,
         error::exit,
-        types::{EipRow, InterfaceRow, List, PoolRow, TableRow},
+        types::{EipRow, InterfaceRow, List, PoolRow, ProxyRow, TableRow},
     },
     model::Target,
 };
@@ -145,7 +145,9 @@ async fn values(command: &Command, argument: &Arg, given: &[String], client: &Cl
     let given: Vec<&str> = given.iter().map(String::as_str).collect();
     match (name.as_str(), given.as_slice()) {
         (super::route::TARGET, []) => Target::KINDS.into_iter().map(plain).collect(),
-        (super::route::TARGET, ["pool"]) | ("POOL", []) => pools(client).await,
+        (super::route::TARGET | super::proxy::FAIL, ["pool"]) | ("POOL", []) => pools(client).await,
+        (super::route::TARGET | super::proxy::FAIL, ["proxy"]) => proxies(client).await,
+        (super::proxy::FAIL, []) => ["closed", "direct", "pool", "proxy"].into_iter().map(plain).collect(),
         (super::route::TARGET, ["gateway", _, "dev"]) | ("IF", []) => interfaces(client).await,
         ("TABLE", []) => tables(client).await,
         ("NAME", []) => names(command, client).await,
@@ -163,6 +165,7 @@ async fn names(command: &Command, client: &Client) -> Vec<Candidate> {
         (Some("device"), "add") => devices(),
         (_, "add") => Vec::new(),
         (Some("pool"), _) => pools(client).await,
+        (Some("proxy"), _) => proxies(client).await,
         (Some("table"), _) => tables(client).await,
         (Some("device"), _) => interfaces(client).await,
         _ => Vec::new(),
@@ -172,6 +175,11 @@ async fn names(command: &Command, client: &Client) -> Vec<Candidate> {
 async fn pools(client: &Client) -> Vec<Candidate> {
     let list: Result<List<PoolRow>, _> = client.get("/v1/pools", &()).await;
     list.map(|list| list.items.into_iter().map(|pool| plain(&pool.name)).collect()).unwrap_or_default()
+}
+
+async fn proxies(client: &Client) -> Vec<Candidate> {
+    let list: Result<List<ProxyRow>, _> = client.get("/v1/proxies", &()).await;
+    list.map(|list| list.items.into_iter().map(|proxy| plain(&proxy.name)).collect()).unwrap_or_default()
 }
 
 async fn eips(client: &Client) -> Vec<Candidate> {

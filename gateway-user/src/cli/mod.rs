@@ -11,6 +11,7 @@ mod gateway;
 mod help;
 mod interface;
 mod pool;
+mod proxy;
 #[cfg(test)]
 mod reference;
 mod route;
@@ -110,6 +111,9 @@ enum Noun {
     /// Outside addresses of single inside hosts (1:1 NAT)
     #[command(subcommand)]
     Eip(eip::Verb),
+    /// Hosts that packets are sent through, unchanged
+    #[command(subcommand)]
+    Proxy(proxy::Verb),
     /// Devices that packets come in through
     #[command(subcommand)]
     Interface(interface::Verb),
@@ -231,6 +235,7 @@ async fn execute(noun: Noun, context: &mut Context<'_, '_>) -> Result<u8, Failur
         Noun::Table(verb) => verb.run(context).await?,
         Noun::Pool(verb) => verb.run(context).await?,
         Noun::Eip(verb) => verb.run(context).await?,
+        Noun::Proxy(verb) => verb.run(context).await?,
         Noun::Interface(verb) => verb.run(context).await?,
         Noun::Session(verb) => verb.run(context).await?,
         Noun::Activate(verb) => verb.run(context).await?,

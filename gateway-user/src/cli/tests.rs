@@ -69,7 +69,6 @@ fn words_and_flags_mean_the_same_in_any_order(#[case] words: &[&str]) {
 #[case("prohibit", "prohibit")]
 #[case("host", "host")]
 #[case("eip", "eip")]
-// The daemon knows which targets there are.
 #[case("proxy squid", "proxy squid")]
 fn a_target_takes_its_words_and_leaves_the_rest(#[case] target: &str, #[case] via: &str) {
     let words = format!("route replace default via {target} table t proto tcp dport 80-90 log comment x");
@@ -104,6 +103,15 @@ fn every_form_of_every_command_is_read() {
         pool set calls mapping endpoint-dependent
         pool del nat
         pool show nat
+        proxy add squid host 10.0.1.2,10.0.1.3 check tcp:3128 interval 500ms fail pool nat
+        proxy add tunnel host 10.0.1.2 mode vxlan vni 7 check icmp fail direct
+        proxy set squid fail proxy other
+        proxy set squid host 10.0.1.2
+        proxy drain squid host 10.0.1.2
+        proxy undrain squid host 10.0.1.2
+        proxy del squid
+        proxy show squid
+        proxy
         eip add 198.51.100.50 host 10.0.0.2
         eip del 198.51.100.50
         eip show
@@ -178,7 +186,8 @@ fn an_unknown_word_is_named_with_what_it_may_have_been_meant_to_be() {
         "route aad default via direct",
         "route dele default",
         "rotue",
-        "proxy add squid host 10.0.1.2",
+        "limit add tenant from 10.0.7.0/24",
+        "proxy add squid hots 10.0.1.2",
         "eip add 198.51.100.50 hots 10.0.0.2",
         "route import routes.txt via direct",
         "route add default vai direct",
@@ -200,6 +209,8 @@ fn what_is_missing_is_named() {
         "route flush",
         "pool add nat",
         "eip add 198.51.100.50",
+        "proxy add squid",
+        "proxy set squid fail pool",
         "completion",
         "table bind servers",
     ]));
@@ -282,7 +293,8 @@ fn clap_accepts_the_tree_of_commands() {
 
 #[test]
 fn the_short_names_of_the_contract_are_not_ambiguous() {
-    for (short, long) in [("r", "route"), ("t", "table"), ("p", "pool"), ("i", "interface")] {
+    for (short, long) in [("r", "route"), ("t", "table"), ("po", "pool"), ("pr", "proxy"), ("i", "interface")]
+    {
         let words = [short.to_owned(), "show".to_owned()];
         let Ok(words::Line::Run { path, words }) = words::read(&command(), &words) else { panic!("{short}") };
         assert_eq!(path, [long, "show"]);

@@ -7,6 +7,11 @@ pub(super) fn port(text: &str) -> Result<u16, String> {
     number(text, "a port is a number from 0 to 65535")
 }
 
+/// A network identifier; the daemon knows which there are.
+pub(super) fn vni(text: &str) -> Result<u32, String> {
+    number(text, "a network identifier is a whole number")
+}
+
 /// How many.
 pub(super) fn count(text: &str) -> Result<u64, String> {
     number(text, "it is a whole number")

@@ -164,7 +164,7 @@ impl<'a> Reader<'a> {
             self.out.push(format!("--{long}"));
             return Ok(rest);
         }
-        let length = if is_target(keyword) { target_length(rest) } else { 1 };
+        let length = if is_target(keyword) || is_fail(keyword) { target_length(rest) } else { 1 };
         let Some((value, rest)) = rest.split_at_checked(length) else {
             return Err(LeafError::Missing { argument: keyword, given: rest.to_vec() });
         };
@@ -286,6 +286,10 @@ fn target_length(words: &[String]) -> usize {
 
 pub(super) fn is_target(argument: &Arg) -> bool {
     help::value(argument) == super::route::TARGET
+}
+
+fn is_fail(argument: &Arg) -> bool {
+    help::value(argument) == super::proxy::FAIL
 }
 
 pub(super) fn is_name(argument: &Arg) -> bool {

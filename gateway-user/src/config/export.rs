@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use crate::model::{MAIN_TABLE, Pool, Route, RouteKey, Snapshot, Table, TableKind};
+use crate::model::{MAIN_TABLE, Pool, Proxy, ProxyMode, Route, RouteKey, Snapshot, Table, TableKind};
 
 /// Writes a state as a configuration file that loads to the same state.
 pub fn export(state: &Snapshot, metrics: Option<SocketAddr>) -> String {
@@ -53,6 +53,7 @@ fn write(out: &mut String, state: &Snapshot, metrics: Option<SocketAddr>) -> fmt
         writeln!(out, "address = \"{}\"", eip.address)?;
         writeln!(out, "host = \"{}\"", eip.host)?;
     }
+    state.proxies.values().try_for_each(|proxy| write_proxy(out, proxy))?;
     state.tables.values().try_for_each(|table| write_table(out, table))
 }
 
@@ -71,6 +72,28 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
         writeln!(out, "mapping = \"{}\"", pool.mapping)?;
     }
     Ok(())
+}
+
+fn write_proxy(out: &mut String, proxy: &Proxy) -> fmt::Result {
+    let Proxy { name, hosts, drained, mode, check, interval, fail } = proxy;
+    let list = |words: Vec<String>| words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(", ");
+    writeln!(out, "\n[[proxy]]")?;
+    writeln!(out, "name = {}", quote(name))?;
+    writeln!(out, "hosts = [{}]", list(hosts.iter().map(ToString::to_string).collect()))?;
+    if !drained.is_empty() {
+        writeln!(out, "drained = [{}]", list(drained.iter().map(ToString::to_string).collect()))?;
+    }
+    if *mode != ProxyMode::default() {
+        writeln!(out, "mode = \"{}\"", mode.name())?;
+    }
+    if let Some(vni) = mode.vni() {
+        writeln!(out, "vni = {vni}")?;
+    }
+    writeln!(out, "check = \"{check}\"")?;
+    if *interval != Proxy::INTERVAL {
+        writeln!(out, "interval = \"{}\"", humantime::format_duration(*interval))?;
+    }
+    writeln!(out, "fail = {}", quote(&fail.to_string()))
 }
 
 fn write_table(out: &mut String, table: &Table) -> fmt::Result {

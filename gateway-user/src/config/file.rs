@@ -25,9 +25,10 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) eip: Vec<Eip>,
     #[serde(default)]
+    pub(super) proxy: Vec<Proxy>,
+    #[serde(default)]
     pub(super) table: Vec<Table>,
     pub(super) access_log: Option<Spanned<IgnoredAny>>,
-    pub(super) proxy: Option<Spanned<IgnoredAny>>,
     pub(super) limit: Option<Spanned<IgnoredAny>>,
 }
 
@@ -84,6 +85,20 @@ pub(super) struct Pool {
 pub(super) struct Eip {
     pub(super) address: Spanned<String>,
     pub(super) host: Spanned<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Proxy {
+    pub(super) name: Spanned<String>,
+    pub(super) hosts: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) drained: Vec<Spanned<String>>,
+    pub(super) mode: Option<Spanned<String>>,
+    pub(super) vni: Option<Spanned<i64>>,
+    pub(super) check: Option<Spanned<String>>,
+    pub(super) interval: Option<Spanned<String>>,
+    pub(super) fail: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -44,6 +44,26 @@ pub(super) fn locate(
             let at = eip.map(|eip| start(if field == "host" { &eip.host } else { &eip.address }));
             (at, format!("eip.{field}"))
         }
+        Subject::Proxy(name) => {
+            let proxy = file.proxy.iter().find(|proxy| proxy.name.get_ref() == name);
+            let at = proxy.map(|proxy| {
+                let one = match field {
+                    "drained" => proxy.drained.first(),
+                    "mode" => proxy.mode.as_ref(),
+                    "check" => proxy.check.as_ref(),
+                    "interval" => proxy.interval.as_ref(),
+                    "fail" => proxy.fail.as_ref(),
+                    // The message names the host.
+                    "hosts" => proxy.hosts.iter().rfind(|text| {
+                        let address = text.get_ref().split(' ').next().unwrap_or_default();
+                        error.message.split([' ', '`']).any(|word| word == address)
+                    }),
+                    _ => None,
+                };
+                one.map_or(start(&proxy.name), start)
+            });
+            (at, format!("proxy.{field}"))
+        }
         Subject::Table(name) => {
             let table = file.table.iter().find(|table| table.name.get_ref() == name);
             let at = table.map(|table| match &table.kind {

@@ -22,8 +22,8 @@ use std::{
 use toml::Spanned;
 
 use crate::model::{
-    Eip, Interface, Pool, PortRange, RouteKey, Snapshot, Table, TableKind, ValueError, error::suggest,
-    prefix::parse_address, validate, validate::below_standard, words,
+    Eip, Interface, Pool, PortRange, Proxy, ProxyMode, RouteKey, Snapshot, Table, TableKind, ValueError,
+    error::suggest, prefix::parse_address, validate, validate::below_standard, words,
 };
 
 pub use error::ConfigError;
@@ -90,6 +90,9 @@ impl Loader<'_> {
         for eip in &file.eip {
             self.eip(eip, &mut state)?;
         }
+        for proxy in &file.proxy {
+            self.proxy(proxy, &mut state)?;
+        }
         let mut names = BTreeSet::new();
         for table in &file.table {
             if !names.insert(table.name.get_ref()) {
@@ -102,11 +105,9 @@ impl Loader<'_> {
     }
 
     fn refuse_unsupported(&self, file: &File) -> Result<(), ConfigError> {
-        for (section, what, value) in [
-            ("access_log", "the access log", &file.access_log),
-            ("proxy", "a proxy", &file.proxy),
-            ("limit", "a limit of sources", &file.limit),
-        ] {
+        for (section, what, value) in
+            [("access_log", "the access log", &file.access_log), ("limit", "a limit of sources", &file.limit)]
+        {
             if let Some(value) = value {
                 let message = format!("{what} is not supported by this version");
                 return Err(self
@@ -237,6 +238,46 @@ impl Loader<'_> {
         let message = format!("EIP {address} is there twice");
         let error = self.source.error(eip.address.span().start, "eip.address", message);
         Err(error.hint("an EIP stands for one host: remove one"))
+    }
+
+    fn proxy(&self, proxy: &file::Proxy, state: &mut Snapshot) -> Result<(), ConfigError> {
+        let name = proxy.name.get_ref().clone();
+        let mut hosts = Vec::new();
+        for text in &proxy.hosts {
+            hosts.push(self.parse(text, "proxy.hosts")?);
+        }
+        let mut added = Proxy::new(&name, hosts);
+        for text in &proxy.drained {
+            let address = parse_address("drained", text.get_ref());
+            added.drained.insert(
+                address.map_err(|error| self.source.value(text.span().start, "proxy.drained", error))?,
+            );
+        }
+        added.mode = self.mode(proxy)?;
+        if let Some(check) = &proxy.check {
+            added.check = self.parse(check, "proxy.check")?;
+        }
+        if let Some(interval) = &proxy.interval {
+            added.interval = self.duration("proxy.interval", interval)?;
+        }
+        if let Some(fail) = &proxy.fail {
+            added.fail = self.parse(fail, "proxy.fail")?;
+        }
+        match state.proxies.insert(name, added) {
+            None => Ok(()),
+            Some(_) => Err(self.source.twice("proxy", &proxy.name)),
+        }
+    }
+
+    fn mode(&self, proxy: &file::Proxy) -> Result<ProxyMode, ConfigError> {
+        let file::Proxy { name, mode, vni, .. } = proxy;
+        let number = vni.as_ref().map(|vni| *vni.get_ref());
+        ProxyMode::parse(mode.as_ref().map(|mode| mode.get_ref().as_str()), number).map_err(|error| {
+            let of_mode = mode.as_ref().map_or(name.span(), Spanned::span).start;
+            let of_vni = vni.as_ref().map_or(of_mode, |vni| vni.span().start);
+            let at = if error.field == "vni" { of_vni } else { of_mode };
+            self.source.value(at, &format!("proxy.{}", error.field), error)
+        })
     }
 
     fn table(&mut self, table: &file::Table) -> Result<Table, ConfigError> {

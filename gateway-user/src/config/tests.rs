@@ -5,7 +5,9 @@ use std::{fmt::Write as _, fs, net::IpAddr};
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
-use crate::model::{AttachMode, MAIN_TABLE, Mapping, Role, Target, words::parse_binding};
+use crate::model::{
+    AttachMode, Check, Fail, MAIN_TABLE, Mapping, Proxy, ProxyHost, Role, Target, words::parse_binding,
+};
 
 /// The sample of the reference, as far as this version goes.
 const SAMPLE: &str = r#"
@@ -171,21 +173,71 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         routes("10.0.0.0/8 via gateway 2001:db8::1"),
         // What the contract knows and this version does not.
         added("[access_log]\npath = \"journal\"\n"),
-        added("[[proxy]]\nname = \"squid\"\nhosts = [\"10.0.1.2\"]\n"),
         added("[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\n"),
         added("[[table]]\nname = \"return\"\nkind = \"border\"\n"),
         replaced("ports = \"2000-65535\"", "per_destination = { rate = 900 }"),
         replaced("ports = \"2000-65535\"", "mapping = \"full-cone\""),
-        replaced("via = \"direct\"", "via = \"proxy squid\""),
         replaced("comment = \"the rest\"", "domain = \"*.example.com\""),
     ];
+    insta::assert_snapshot!("errors", complaints(cases));
+}
+
+#[test]
+fn what_is_wrong_with_a_proxy_is_said_with_its_place_and_a_remedy() {
+    let added = |text: &str| (format!("{SAMPLE}{text}"), ROUTES.to_owned());
+    let proxies = |text: &str| {
+        let others = "[[proxy]]\nname = \"other\"\nhosts = [\"10.0.1.9\"]\n\
+                      [[proxy]]\nname = \"chained\"\nhosts = [\"10.0.1.8\"]\nfail = \"proxy other\"\n";
+        added(&format!("{others}[[proxy]]\nname = \"squid\"\n{text}\n"))
+    };
+    let six = |to: &str, fail: &str| {
+        let proxy = format!("[[proxy]]\nname = \"squid\"\nhosts = [\"10.0.1.2\"]\nfail = \"{fail}\"\n");
+        let table =
+            format!("[[table]]\nname = \"six\"\nroutes = [{{ to = \"{to}\", via = \"proxy squid\" }}]\n");
+        added(&(proxy + &table))
+    };
+    let cases = [
+        proxies("hosts = []"),
+        proxies("hosts = [\"10.0.1\"]"),
+        proxies("hosts = [\"10.0.1.2 heavy\"]"),
+        proxies("hosts = [\"10.0.1.2\", \"10.0.1.3 weight 0\"]"),
+        proxies("hosts = [\"10.0.1.2\", \"10.0.1.3 weight 257\"]"),
+        proxies("hosts = [\"10.0.1.2\",\n  \"224.0.0.5\"]"),
+        proxies("hosts = [\"10.0.1.2\",\n  \"10.0.1.2\"]"),
+        proxies("hosts = [\"10.0.1.9\"]"),
+        proxies("hosts = [\"198.51.100.10\"]"),
+        proxies("hosts = [\"10.0.1.2\"]\ndrained = [\"10.0.1.3\"]"),
+        proxies("hosts = [\"10.0.1.2\"]\ndrained = [\"me\"]"),
+        proxies("hosts = [\"10.0.1.2\"]\nmode = \"gre\""),
+        proxies("hosts = [\"10.0.1.2\"]\nmode = \"vxlan\""),
+        proxies("hosts = [\"10.0.1.2\"]\nmode = \"vxlan\"\nvni = 7"),
+        proxies("hosts = [\"10.0.1.2\"]\nmode = \"vxlan\"\nvni = -1"),
+        proxies("hosts = [\"10.0.1.2\"]\nvni = 7"),
+        proxies("hosts = [\"10.0.1.2\"]\ncheck = \"http:80\""),
+        proxies("hosts = [\"10.0.1.2\"]\ninterval = \"often\""),
+        proxies("hosts = [\"10.0.1.2\"]\ninterval = \"1ms\""),
+        proxies("hosts = [\"10.0.1.2\"]\nfail = \"open\""),
+        proxies("hosts = [\"10.0.1.2\"]\nfail = \"pool nta\""),
+        proxies("hosts = [\"10.0.1.2\"]\nfail = \"proxy othre\""),
+        proxies("hosts = [\"10.0.1.2\"]\nfail = \"proxy squid\""),
+        proxies("hosts = [\"10.0.1.2\"]\nfail = \"proxy chained\""),
+        proxies("hosts = [\"10.0.1.2\"]\nport = 3128"),
+        added("[[proxy]]\nname = \"my squid\"\nhosts = [\"10.0.1.2\"]\n"),
+        (SAMPLE.replacen("via = \"direct\"", "via = \"proxy squid\"", 1), ROUTES.to_owned()),
+        six("2001:db8::/32", "pool nat"),
+    ];
+    insta::assert_snapshot!("proxy_errors", complaints(cases));
+}
+
+/// What is said about each of these configurations and files of routes.
+fn complaints(cases: impl IntoIterator<Item = (String, String)>) -> String {
     let mut said = String::new();
     for (text, routes) in cases {
         let error = load_text(&text, &routes).expect_err(&text);
         let hint = error.hint.as_deref().unwrap_or("(none)");
         writeln!(said, "error: {error}\nhint: {hint}\n").expect("written");
     }
-    insta::assert_snapshot!("errors", said);
+    said
 }
 
 #[test]
@@ -250,6 +302,10 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 let host = IpAddr::from([10, 0, 0, number as u8]);
                 state.eips.insert(address, Eip { address, host });
             }
+            for number in 0..pools {
+                let proxy = proxy(number as u16);
+                state.proxies.insert(proxy.name.clone(), proxy);
+            }
             let mut bound = BTreeSet::new();
             for (name, bindings, routes) in tables {
                 let mut table = state
@@ -259,8 +315,15 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 table.bindings.extend(bindings.into_iter().filter(|binding| bound.insert(binding.clone())));
                 table.routes.extend(routes);
                 for route in table.routes.values_mut() {
-                    if let Target::Pool(pool) = &mut route.target {
-                        *pool = "pool-0".to_owned();
+                    match &mut route.target {
+                        Target::Pool(pool) => *pool = "pool-0".to_owned(),
+                        Target::Proxy(proxy) => *proxy = "proxy-0".to_owned(),
+                        Target::Direct
+                        | Target::Eip
+                        | Target::Gateway { .. }
+                        | Target::Blackhole
+                        | Target::Prohibit
+                        | Target::Host => {}
                     }
                 }
                 state.tables.insert(name, Arc::new(table));
@@ -272,6 +335,25 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
             state
         },
     )
+}
+
+/// A proxy that has everything a proxy may have, differently by number.
+fn proxy(number: u16) -> Proxy {
+    let number = u8::try_from(number).unwrap_or_default();
+    let host = |last, weight| ProxyHost { address: IpAddr::from([10, 9, number, last]), weight };
+    let hosts = vec![host(1, 1), host(2, 1 + u16::from(number)), host(3, 256)];
+    let fail = match number {
+        0 => Fail::Closed,
+        1 => Fail::Proxy("proxy-0".to_owned()),
+        _ => Fail::Pool("pool-0".to_owned()),
+    };
+    Proxy {
+        drained: hosts[..usize::from(number)].iter().map(|host| host.address).collect(),
+        check: [Check::None, Check::Icmp, Check::Tcp(3128)][usize::from(number)],
+        interval: Proxy::INTERVAL * (1 + u32::from(number)),
+        fail,
+        ..Proxy::new(format!("proxy-{number}"), hosts)
+    }
 }
 
 fn role() -> impl Strategy<Value = Role> {
@@ -294,7 +376,8 @@ fn route() -> impl Strategy<Value = (RouteKey, crate::model::Route)> {
         (any::<[u8; 4]>(), 0u8..=32).prop_map(|(address, length)| (IpAddr::from(address), length)),
         (any::<[u8; 16]>(), 0u8..=64).prop_map(|(address, length)| (IpAddr::from(address), length)),
     ];
-    let target = select(&["direct", "pool any", "eip", "blackhole", "prohibit", "host", "gateway"][..]);
+    let target =
+        select(&["direct", "pool any", "eip", "proxy any", "blackhole", "prohibit", "host", "gateway"][..]);
     let selector = select(
         &["", "proto tcp", "proto udp", "proto icmp", "proto tcp dport 443", "proto udp dport 1000-2000"][..],
     );

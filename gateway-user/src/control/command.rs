@@ -1,14 +1,18 @@
 //! Changes of the desired state, one variant a verb.
 
+mod proxy;
+
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use crate::{
     api::{ApiError, ErrorKind},
     model::{
-        Binding, Eip, Interface, MAIN_TABLE, Mapping, Pool, PortRange, Route, RouteKey, Snapshot, Subject,
-        Table, TableKind, Target, error::closest,
+        Binding, Eip, Fail, Interface, MAIN_TABLE, Mapping, Pool, PortRange, Proxy, Route, RouteKey,
+        Snapshot, Subject, Table, TableKind, Target, error::closest,
     },
 };
+
+pub use proxy::ProxyChanges;
 
 /// A change of the desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +98,34 @@ pub enum Command {
         /// Outside address.
         address: IpAddr,
     },
+    /// Adds a proxy.
+    ProxyAdd(Proxy),
+    /// Changes a proxy; what is absent stays.
+    ProxySet {
+        /// Name.
+        name: String,
+        /// What changes.
+        changes: ProxyChanges,
+    },
+    /// From now on, these hosts get no new flows; those that they have go on.
+    ProxyDrain {
+        /// Name.
+        name: String,
+        /// Hosts of the proxy.
+        hosts: Vec<IpAddr>,
+    },
+    /// From now on, they do again.
+    ProxyUndrain {
+        /// Name.
+        name: String,
+        /// Hosts of the proxy.
+        hosts: Vec<IpAddr>,
+    },
+    /// Removes a proxy that no route and no other proxy uses.
+    ProxyDel {
+        /// Name.
+        name: String,
+    },
     /// Adds an interface.
     InterfaceAdd(Interface),
     /// Removes an interface that nothing refers to.
@@ -158,6 +190,13 @@ impl Command {
             Self::PoolDel { name } => pool_del(&mut next, name)?,
             Self::EipAdd(eip) => eip_add(&mut next, eip)?,
             Self::EipDel { address } => eip_del(&mut next, *address)?,
+            Self::ProxyAdd(proxy) => proxy::add(&mut next, proxy)?,
+            Self::ProxySet { name, changes } => proxy::set(&mut next, name, changes)?,
+            Self::ProxyDrain { name, hosts } => proxy::having(&mut next, name, hosts)?.drained.extend(hosts),
+            Self::ProxyUndrain { name, hosts } => {
+                proxy::having(&mut next, name, hosts)?.drained.retain(|host| !hosts.contains(host));
+            }
+            Self::ProxyDel { name } => proxy::del(&mut next, name)?,
             Self::InterfaceAdd(interface) => {
                 if next.interfaces.contains_key(&interface.name) {
                     return Err(exists("interface", &interface.name)
@@ -190,6 +229,11 @@ impl Command {
             | Self::PoolUndrain { name, .. }
             | Self::PoolDel { name } => Subject::Pool(name.clone()),
             Self::EipAdd(Eip { address, .. }) | Self::EipDel { address } => Subject::Eip(*address),
+            Self::ProxyAdd(Proxy { name, .. })
+            | Self::ProxySet { name, .. }
+            | Self::ProxyDrain { name, .. }
+            | Self::ProxyUndrain { name, .. }
+            | Self::ProxyDel { name } => Subject::Proxy(name.clone()),
             Self::InterfaceAdd(Interface { name, .. }) | Self::InterfaceDel { name } => {
                 Subject::Interface(name.clone())
             }
@@ -201,8 +245,7 @@ impl Command {
 /// The command as an operator would type it.
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let list =
-            |addresses: &[IpAddr]| addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+        let list = |addresses: &[IpAddr]| commas(addresses);
         match self {
             Self::RouteAdd(Entry { table, key, route }) => {
                 write!(f, "route add {key} via {} table {table}", route.target)
@@ -237,6 +280,15 @@ impl fmt::Display for Command {
             Self::PoolDel { name } => write!(f, "pool del {name}"),
             Self::EipAdd(Eip { address, host }) => write!(f, "eip add {address} host {host}"),
             Self::EipDel { address } => write!(f, "eip del {address}"),
+            Self::ProxyAdd(Proxy { name, hosts, mode, check, interval, fail, drained: _ }) => {
+                let interval = humantime::format_duration(*interval);
+                write!(f, "proxy add {name} host {} mode {mode} check {check}", commas(hosts))?;
+                write!(f, " interval {interval} fail {fail}")
+            }
+            Self::ProxySet { name, changes } => write!(f, "proxy set {name}{changes}"),
+            Self::ProxyDrain { name, hosts } => write!(f, "proxy drain {name} host {}", list(hosts)),
+            Self::ProxyUndrain { name, hosts } => write!(f, "proxy undrain {name} host {}", list(hosts)),
+            Self::ProxyDel { name } => write!(f, "proxy del {name}"),
             Self::InterfaceAdd(Interface { name, role, mode }) => {
                 write!(f, "interface add {name} role {role} mode {mode}")
             }
@@ -245,6 +297,10 @@ impl fmt::Display for Command {
             Self::Deactivate => f.write_str("deactivate"),
         }
     }
+}
+
+fn commas(items: &[impl fmt::Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
 /// The error of a command whose subject is missing; suggests a name that is not.
@@ -390,6 +446,10 @@ fn pool_del(state: &mut Snapshot, name: &str) -> Result<(), ApiError> {
     let uses = |route: &Route| matches!(&route.target, Target::Pool(pool) if pool == name);
     if let Some(by) = users(state, uses) {
         return Err(in_use("pool", name, &by).hint("delete those routes or give them another target first"));
+    }
+    if let Some(by) = proxy::relying(state, |fail| matches!(fail, Fail::Pool(pool) if pool == name)) {
+        return Err(in_use("pool", name, &format!("proxy `{by}`, which uses it when it fails"))
+            .hint(format!("give that another way first: proxy set {by} fail closed")));
     }
     state.pools.remove(name);
     Ok(())

@@ -12,21 +12,22 @@ mod store;
 mod tests;
 mod worker;
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::{
     api::{ApiError, ErrorKind, types::Change},
     dataplane::{Dataplane, Host, Observe},
+    health::Health,
     model::{Snapshot, Violation, validate},
     refused::Refused,
 };
 
-pub use command::{Command, Entry, not_found};
+pub use command::{Command, Entry, ProxyChanges, not_found};
 pub use store::{Saved, Store};
 use worker::Worker;
 
@@ -66,6 +67,8 @@ pub struct Current {
     pub apply_error: Option<String>,
     /// Why the data plane could not follow the last change of the host's links; `None` if it could.
     pub host_error: Option<String>,
+    /// Why the data plane could not be told which hosts of proxies are up; `None` if it could.
+    pub health_error: Option<String>,
 }
 
 /// The way to the control plane. Cheap to clone.
@@ -73,7 +76,9 @@ pub struct Current {
 pub struct Handle {
     messages: mpsc::Sender<Message>,
     current: Arc<ArcSwap<Current>>,
+    revisions: watch::Receiver<u64>,
     host: Arc<ArcSwap<Host>>,
+    health: Arc<ArcSwap<Health>>,
     observe: Arc<dyn Observe>,
 }
 
@@ -86,6 +91,7 @@ pub struct Control {
 enum Message {
     Change { command: Command, peer: Peer, reply: oneshot::Sender<Result<Change, ApiError>> },
     HostChanged(Host),
+    HealthChanged(BTreeMap<(String, IpAddr), bool>),
     Stop { remove: bool, reply: oneshot::Sender<anyhow::Result<()>> },
 }
 
@@ -104,13 +110,20 @@ pub async fn start(
     let worker = Worker::start(dataplane)?;
     worker.host_changed(host.clone()).await.context("cannot tell the data plane about the host")?;
     worker.apply(None, current.snapshot.clone()).await.context("cannot put the state in force")?;
-    let task =
-        Task { worker, store, base, base_fingerprint, current: Arc::new(ArcSwap::from_pointee(current)) };
+    let (revision, revisions) = watch::channel(current.revision);
+    let current = Arc::new(ArcSwap::from_pointee(current));
+    let task = Task { worker, store, base, base_fingerprint, current, revision };
     task.save(&task.current.load()).await.context("cannot save the state")?;
     info!(revision = task.current.load().revision, "the data plane has its state");
     let (messages, queue) = mpsc::channel(QUEUE);
-    let host = Arc::new(ArcSwap::from_pointee(host));
-    let handle = Handle { messages: messages.clone(), current: task.current.clone(), host, observe };
+    let handle = Handle {
+        messages: messages.clone(),
+        current: task.current.clone(),
+        revisions,
+        host: Arc::new(ArcSwap::from_pointee(host)),
+        health: Arc::default(),
+        observe,
+    };
     Ok((handle, Control { task: tokio::spawn(task.run(queue)), messages }))
 }
 
@@ -134,6 +147,25 @@ impl Handle {
     /// What the host looked like when the data plane was last told.
     pub fn host(&self) -> Arc<Host> {
         self.host.load_full()
+    }
+
+    /// Tells the data plane which hosts of proxies are up. Returns when it is queued.
+    pub async fn health_changed(&self, health: Health) {
+        let known = health.iter().filter_map(|(host, health)| Some((host.clone(), health.state.is_up()?)));
+        let known = known.collect();
+        self.health.store(Arc::new(health));
+        // A control plane that has stopped has no use for it.
+        let _ = self.messages.send(Message::HealthChanged(known)).await;
+    }
+
+    /// What is known of the hosts of proxies.
+    pub fn health(&self) -> Arc<Health> {
+        self.health.load_full()
+    }
+
+    /// Changes with every revision that comes into force.
+    pub fn revisions(&self) -> watch::Receiver<u64> {
+        self.revisions.clone()
     }
 
     /// What is in force.
@@ -204,6 +236,7 @@ fn boot(base: &Base, store: &Store) -> anyhow::Result<Boot> {
         config_changed: false,
         apply_error: None,
         host_error: None,
+        health_error: None,
     };
     let from_base = |revision| Boot {
         current: current(base.snapshot.clone(), revision),
@@ -246,6 +279,8 @@ struct Task {
     /// Fingerprint of the configuration file that the run-time changes were made on.
     base_fingerprint: String,
     current: Arc<ArcSwap<Current>>,
+    /// Of [`Task::current`], for those who wait for changes.
+    revision: watch::Sender<u64>,
 }
 
 impl Task {
@@ -266,6 +301,7 @@ impl Task {
                     let _ = reply.send(result);
                 }
                 Some(Message::HostChanged(host)) => self.host_changed(host).await,
+                Some(Message::HealthChanged(up)) => self.health_changed(up).await,
                 Some(Message::Stop { remove, reply }) => {
                     let result = if remove { self.worker.remove().await } else { Ok(()) };
                     self.worker.stop().await;
@@ -293,6 +329,7 @@ impl Task {
             config_changed: config_differs && self.base_fingerprint != self.base.fingerprint,
             apply_error: None,
             host_error: before.host_error.clone(),
+            health_error: before.health_error.clone(),
         };
         if let Err(error) = self.worker.apply(Some(before.snapshot.clone()), after.snapshot.clone()).await {
             return Err(self.rolled_back(&before, command, &error));
@@ -301,7 +338,7 @@ impl Task {
             return Err(self.take_back(&before, after, command, &error).await);
         }
         let revision = after.revision;
-        self.current.store(Arc::new(after));
+        self.publish(after);
         info!(%peer, %command, revision, "changed");
         Ok(Change { revision, changed: true })
     }
@@ -324,7 +361,7 @@ impl Task {
                 // The truth is what the data plane does.
                 error!(%command, "in force, not saved ({cause:#}), and not taken back: {failure:#}");
                 let message = format!("the change is in force but could not be saved: {cause:#}");
-                self.current.store(Arc::new(Current { apply_error: Some(message.clone()), ..after }));
+                self.publish(Current { apply_error: Some(message.clone()), ..after });
                 ApiError::new("state", ErrorKind::Internal, message)
                     .hint("make room in the state directory and make any change again, or it will be lost")
             }
@@ -334,7 +371,7 @@ impl Task {
     fn rolled_back(&self, before: &Current, command: &Command, cause: &anyhow::Error) -> ApiError {
         let message = format!("the change could not be put in force and was rolled back: {cause:#}");
         error!(%command, "rolled back: {cause:#}");
-        self.current.store(Arc::new(Current { apply_error: Some(format!("{cause:#}")), ..before.clone() }));
+        self.publish(Current { apply_error: Some(format!("{cause:#}")), ..before.clone() });
         ApiError::new("apply", ErrorKind::RolledBack, message)
             .hint("nothing has changed; see the log of gatewayd for what led to it")
     }
@@ -357,8 +394,25 @@ impl Task {
         }
         let current = self.current.load_full();
         if current.host_error != host_error {
-            self.current.store(Arc::new(Current { host_error, ..(*current).clone() }));
+            self.publish(Current { host_error, ..(*current).clone() });
         }
+    }
+
+    async fn health_changed(&self, up: BTreeMap<(String, IpAddr), bool>) {
+        let health_error = self.worker.health_changed(up).await.err().map(|error| format!("{error:#}"));
+        if let Some(error) = &health_error {
+            error!("the data plane cannot be told which hosts of proxies are up: {error}");
+        }
+        let current = self.current.load_full();
+        if current.health_error != health_error {
+            self.publish(Current { health_error, ..(*current).clone() });
+        }
+    }
+
+    fn publish(&self, current: Current) {
+        let revision = current.revision;
+        self.current.store(Arc::new(current));
+        self.revision.send_if_modified(|known| std::mem::replace(known, revision) != revision);
     }
 }
 

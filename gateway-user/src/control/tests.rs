@@ -8,7 +8,8 @@ use rstest::rstest;
 use super::*;
 use crate::{
     dataplane::{Link, Sweeper, Swept, memory::Memory},
-    model::{Interface, Pool, PortRange, TableKind, words},
+    health::{HealthState, HostHealth},
+    model::{Fail, Interface, Pool, PortRange, Proxy, TableKind, words},
 };
 
 const PEER: Peer = Peer { uid: 1000, pid: 42 };
@@ -64,6 +65,12 @@ fn base() -> Base {
         "interface eth0 outside",
         "pool nat 198.51.100.10 198.51.100.11",
         "pool spare 198.51.100.20",
+        "pool rescue 198.51.100.21",
+        "proxy standby 10.0.1.9",
+        "proxy squid 10.0.1.2,10.0.1.3 proxy standby",
+        "proxy alone 10.0.1.4 pool rescue",
+        "table proxied",
+        "route proxied 198.18.0.0/15 via proxy squid",
         "route main 203.0.113.0/24 via pool nat",
         "table servers",
         "bind servers 10.0.2.0/24 iif eth1",
@@ -84,6 +91,11 @@ fn parse(text: &str) -> Command {
     };
     let addresses =
         |from: usize| words[from..].iter().map(|word| word.parse().expect("an address")).collect();
+    let hosts = || words[2].split(',').map(|word| word.parse().expect("a host")).collect();
+    let way = |from: usize| match &words[from..] {
+        [] => Fail::Closed,
+        words => words.join(" ").parse().expect("a way to fail"),
+    };
     let pool = |ports| Pool::new(name(1), addresses(2), ports);
     match words[0] {
         "interface" => Command::InterfaceAdd(Interface {
@@ -100,6 +112,21 @@ fn parse(text: &str) -> Command {
         "pool-drain" => Command::PoolDrain { name: name(1), addresses: addresses(2) },
         "pool-undrain" => Command::PoolUndrain { name: name(1), addresses: addresses(2) },
         "pool-del" => Command::PoolDel { name: name(1) },
+        "proxy" => {
+            let proxy = Proxy::new(name(1), hosts());
+            Command::ProxyAdd(Proxy { fail: way(3), ..proxy })
+        }
+        "proxy-set" => Command::ProxySet {
+            name: name(1),
+            changes: ProxyChanges { hosts: Some(hosts()), ..ProxyChanges::default() },
+        },
+        "proxy-fail" => Command::ProxySet {
+            name: name(1),
+            changes: ProxyChanges { fail: Some(way(2)), ..ProxyChanges::default() },
+        },
+        "proxy-drain" => Command::ProxyDrain { name: name(1), hosts: addresses(2) },
+        "proxy-undrain" => Command::ProxyUndrain { name: name(1), hosts: addresses(2) },
+        "proxy-del" => Command::ProxyDel { name: name(1) },
         "table" => Command::TableAdd { name: name(1), kind: TableKind::Egress },
         "border" => Command::TableAdd { name: name(1), kind: TableKind::Border },
         "table-del" => Command::TableDel { name: name(1) },
@@ -204,6 +231,26 @@ async fn what_is_so_already_moves_nothing() {
 )]
 #[case("pool-del nat", "pool.in_use", "pool `nat` is in use by route 203.0.113.0/24 of table `main`")]
 #[case("pool-del nowhere", "pool.not_found", "pool `nowhere` does not exist")]
+#[case("pool-del rescue", "pool.in_use", "pool `rescue` is in use by proxy `alone`")]
+#[case("proxy squid 10.0.1.7", "proxy.exists", "proxy `squid` exists already")]
+#[case("proxy new 10.0.1.2", "proxy.invalid", "host 10.0.1.2 belongs to proxy `squid` already")]
+#[case("proxy new 198.51.100.10", "proxy.invalid", "host 198.51.100.10 is an address of pool `nat`")]
+#[case("proxy new 10.0.1.7 proxy squid", "proxy.invalid", "proxy `squid` cannot stand in")]
+#[case("proxy-fail new closed", "proxy.not_found", "proxy `new` does not exist")]
+#[case("proxy-fail standby proxy squid", "proxy.invalid", "proxy `standby` cannot stand in")]
+#[case("proxy-fail squid pool new", "proxy.invalid", "pool `new` does not exist")]
+#[case("proxy-set squid 10.0.1.9", "proxy.invalid", "host 10.0.1.9 belongs to proxy `standby` already")]
+#[case("pool new 10.0.1.2", "proxy.invalid", "proxy squid: host 10.0.1.2 is an address of pool `new`")]
+#[case("proxy-drain squid 10.0.1.9", "proxy.not_found", "host 10.0.1.9 is not in proxy `squid`")]
+#[case("proxy-undrain new 10.0.1.9", "proxy.not_found", "proxy `new` does not exist")]
+#[case(
+    "proxy-del squid",
+    "proxy.in_use",
+    "proxy `squid` is in use by route 198.18.0.0/15 of table `proxied`"
+)]
+#[case("proxy-del standby", "proxy.in_use", "proxy `standby` is in use by proxy `squid`")]
+#[case("proxy-del nowhere", "proxy.not_found", "proxy `nowhere` does not exist")]
+#[case("route main 192.0.2.0/24 via proxy squit", "route.invalid", "proxy `squit` does not exist")]
 #[case("interface eth0 inside", "interface.exists", "interface `eth0` exists already")]
 #[case(
     "interface a-name-of-16byte inside",
@@ -238,6 +285,41 @@ async fn a_refused_command_names_the_value_and_changes_nothing(
     assert_eq!(*rig.handle.snapshot(), *base().snapshot);
     assert_eq!((rig.handle.revision(), rig.handle.last_apply_success()), (1, true));
     assert_eq!(std::fs::read(directory.path().join("state.json")).expect("saved"), before);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_proxy_is_changed_where_it_is_named_and_drained_as_long_as_it_has_the_host() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    let squid = || rig.applied().proxies["squid"].clone();
+    let address = |last| IpAddr::from([10, 0, 1, last]);
+    rig.run("proxy-drain squid 10.0.1.2 10.0.1.3").await.expect("accepted");
+    rig.run("proxy-undrain squid 10.0.1.3").await.expect("accepted");
+    assert_eq!(squid().drained, [address(2)].into());
+    rig.run("proxy-set squid 10.0.1.2,10.0.1.5").await.expect("accepted");
+    assert_eq!((squid().drained, squid().fail), ([address(2)].into(), Fail::Proxy("standby".to_owned())));
+    rig.run("proxy-set squid 10.0.1.5").await.expect("accepted");
+    assert_eq!(squid().drained, [].into());
+    rig.run("proxy-fail squid direct").await.expect("accepted");
+    for command in ["flush proxied", "proxy-del squid", "proxy-del standby"] {
+        rig.run(command).await.expect("accepted");
+    }
+    assert_eq!(rig.applied().proxies.len(), 1);
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_known_of_hosts_is_told_and_shown_and_what_is_not_is_not_told() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    let place = |last: u8| ("squid".to_owned(), IpAddr::from([10, 0, 1, last]));
+    let of = |state| HostHealth { state, since: std::time::Instant::now(), error: None };
+    let health = Health::from([(place(2), of(HealthState::Down)), (place(3), of(HealthState::Unknown))]);
+    rig.handle.health_changed(health.clone()).await;
+    rig.run("activate").await.expect("accepted, behind the health");
+    assert_eq!(rig.memory.state().health, BTreeMap::from([(place(2), false)]));
+    assert_eq!(*rig.handle.health(), health);
     rig.stop().await;
 }
 
@@ -506,8 +588,8 @@ fn limits_of_the_maps_are_limits_of_the_state() {
     let pool = |number| {
         parse(&format!("pool p{number} {}", IpAddr::from([10, 1, (number >> 8) as u8, number as u8])))
     };
-    assert_eq!(many(&pool, 254), Ok(()));
-    assert!(many(&pool, 255).expect_err("refused").contains("one more than the 256"));
+    assert_eq!(many(&pool, 253), Ok(()));
+    assert!(many(&pool, 254).expect_err("refused").contains("one more than the 256"));
 }
 
 #[test]

@@ -2,7 +2,9 @@
 //! removes sessions.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
+    net::IpAddr,
     sync::{
         Arc,
         mpsc::{self, RecvTimeoutError},
@@ -38,6 +40,7 @@ pub(super) struct Worker {
 enum Job {
     Apply { from: Option<Arc<Snapshot>>, to: Arc<Snapshot>, reply: Reply },
     HostChanged { host: Host, reply: Reply },
+    HealthChanged { up: BTreeMap<(String, IpAddr), bool>, reply: Reply },
     Remove { reply: Reply },
 }
 
@@ -62,6 +65,11 @@ impl Worker {
     /// See [`Dataplane::host_changed`].
     pub(super) async fn host_changed(&self, host: Host) -> anyhow::Result<()> {
         self.call(|reply| Job::HostChanged { host, reply }).await
+    }
+
+    /// See [`Dataplane::health_changed`].
+    pub(super) async fn health_changed(&self, up: BTreeMap<(String, IpAddr), bool>) -> anyhow::Result<()> {
+        self.call(|reply| Job::HealthChanged { up, reply }).await
     }
 
     /// See [`Dataplane::remove`].
@@ -118,6 +126,7 @@ fn work(mut dataplane: Box<dyn Dataplane>, queue: &mpsc::Receiver<Job>) {
         match job {
             Job::Apply { from, to, reply } => drop(reply.send(dataplane.apply(from.as_deref(), &to))),
             Job::HostChanged { host, reply } => drop(reply.send(dataplane.host_changed(&host))),
+            Job::HealthChanged { up, reply } => drop(reply.send(dataplane.health_changed(&up))),
             Job::Remove { reply } => {
                 drop(reply.send(dataplane.remove()));
                 return;

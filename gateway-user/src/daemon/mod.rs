@@ -37,9 +37,9 @@ use crate::{
     config::{self, Config, ConfigError},
     control::{self, Base, Control, Handle, Store},
     dataplane::{Dataplane, Host},
-    events,
+    events, health,
     metrics::{self, Metrics},
-    model::{Capacity, Snapshot},
+    model::{Capacity, Proxy, Snapshot},
     netlink::{Neighbor, Netlink, Sysctls},
     refused::Refused,
 };
@@ -216,6 +216,7 @@ async fn run(
     let mut messages = tokio::spawn(pass_on(backend.events, unresolved));
     let follower = follow(netlink, handle.clone(), resolve, stop.clone(), args.detach_on_exit);
     let follower = tokio::spawn(follower);
+    let checks = tokio::spawn(health::run(handle.clone(), stop.clone()));
     info!(socket = %args.socket.display(), metrics = %metrics_at, active = handle.snapshot().active, "ready");
     notify(&[NotifyState::Ready]);
 
@@ -236,6 +237,7 @@ async fn run(
         return Err(failure);
     }
     finish("requests on the control socket", api).await;
+    finish("the checks of proxies", checks).await;
     finish("the connection to the host's network", follower).await;
     leave(control, pin_lock, args).await
 }
@@ -260,6 +262,7 @@ fn inspector(handle: &Handle) -> api::Inspect {
         let links = state.interfaces.keys().filter_map(|name| host.links.get_key_value(name));
         let mut found = Sysctls::read(links.map(|(name, link)| (name.as_str(), link)));
         found.warnings.extend(own_eips(state, &host));
+        found.problems.extend(own_proxies(state, &host));
         found
     })
 }
@@ -277,6 +280,19 @@ fn own_eips(state: &Snapshot, host: &Host) -> Vec<Notice> {
         hint: Some(format!("ip address del {net} dev {device}; the gateway answers ARP for it")),
     })
     .collect()
+}
+
+/// Hosts of proxies that are the gateway itself: their packets would go round in a circle.
+fn own_proxies(state: &Snapshot, host: &Host) -> Vec<Notice> {
+    let is_own = |address| host.addresses().any(|net| net.addr() == address);
+    let hosts = state.proxies.values().flat_map(|proxy| proxy.hosts.iter().map(move |host| (proxy, host)));
+    hosts
+        .filter(|(_, host)| is_own(host.address))
+        .map(|(Proxy { name, .. }, host)| Notice {
+            message: format!("host {} of proxy `{name}` is the gateway itself", host.address),
+            hint: Some(format!("a proxy runs on another host: gwctl proxy set {name} host ADDR[,ADDR...]")),
+        })
+        .collect()
 }
 
 async fn pass_on(ring: Option<RingBuf<MapData>>, unresolved: mpsc::Sender<Neighbor>) -> anyhow::Result<()> {

@@ -17,8 +17,8 @@ use gateway_common::{
 };
 
 use super::{
-    AttachedInterface, Dataplane, Host, MapStats, Observe, PoolAddressStats, SessionRow, Sweeper, Swept,
-    Traffic,
+    AttachedInterface, Dataplane, Host, MapStats, Observe, PoolAddressStats, ProxyHostStats, SessionRow,
+    Sweeper, Swept, Traffic,
 };
 use crate::model::{AttachMode, RouteKey, Snapshot};
 
@@ -57,6 +57,8 @@ pub struct State {
     pub tables: BTreeMap<(String, &'static str), Counter>,
     /// Counters of pool addresses; absent ones read as zero.
     pub pools: BTreeMap<IpAddr, PoolCounters>,
+    /// Sessions through hosts of proxies; absent ones read as zero.
+    pub flows: BTreeMap<IpAddr, u64>,
     /// Sessions opened and closed, in the order of [`SessionClass::ALL`].
     pub session_counters: [SessionCounters; 4],
     /// Sessions.
@@ -177,6 +179,22 @@ impl Observe for Memory {
                     ports: pool.ports.count(),
                     drained: pool.drained.contains(&address),
                     counters: state.pools.get(&address).copied().unwrap_or_default(),
+                })
+                .collect()
+        })
+    }
+
+    fn proxies(&self) -> anyhow::Result<Vec<ProxyHostStats>> {
+        self.read(|state| {
+            let proxies = state.applied.iter().flat_map(|applied| applied.proxies.values());
+            let of_proxy =
+                proxies.flat_map(|proxy| proxy.hosts.iter().map(move |host| (proxy, host.address)));
+            of_proxy
+                .map(|(proxy, address)| ProxyHostStats {
+                    proxy: proxy.name.clone(),
+                    address,
+                    up: state.health.get(&(proxy.name.clone(), address)).copied().unwrap_or(true),
+                    flows: state.flows.get(&address).copied().unwrap_or_default(),
                 })
                 .collect()
         })

@@ -117,6 +117,8 @@ pub trait Observe: Send + Sync {
     fn tables(&self) -> anyhow::Result<BTreeMap<(String, &'static str), Counter>>;
     /// Pool addresses.
     fn pools(&self) -> anyhow::Result<Vec<PoolAddressStats>>;
+    /// Hosts of proxies.
+    fn proxies(&self) -> anyhow::Result<Vec<ProxyHostStats>>;
     /// Session life by protocol class, every class present.
     fn session_counters(&self) -> anyhow::Result<Vec<(SessionClass, SessionCounters)>>;
     /// Sessions that `filter` accepts, at most `limit` of them (0: all).
@@ -177,6 +179,19 @@ pub struct PoolAddressStats {
     pub drained: bool,
     /// Counters.
     pub counters: PoolCounters,
+}
+
+/// One host of a proxy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyHostStats {
+    /// Proxy.
+    pub proxy: String,
+    /// Address of the host.
+    pub address: IpAddr,
+    /// Whether the data plane takes it to be up.
+    pub up: bool,
+    /// Sessions that go through it.
+    pub flows: u64,
 }
 
 /// A session as users see it.

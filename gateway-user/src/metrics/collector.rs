@@ -18,7 +18,7 @@ use prometheus::{
 use super::descriptor::{self as metric, Descriptor, Kind};
 use crate::{
     control::Handle,
-    dataplane::{AttachedInterface, MapStats, PoolAddressStats, Traffic},
+    dataplane::{AttachedInterface, MapStats, PoolAddressStats, ProxyHostStats, Traffic},
     model::Snapshot,
 };
 
@@ -68,6 +68,13 @@ impl Collector for GatewayCollector {
         if let Some(addresses) = out.read("pools", observe.pools()) {
             for address in &addresses {
                 pool_address(&mut out, address);
+            }
+        }
+        if let Some(hosts) = out.read("proxies", observe.proxies()) {
+            for ProxyHostStats { proxy, address, up, flows } in &hosts {
+                let labels = [proxy.as_str(), &address.to_string()];
+                out.set(&metric::PROXY_UP, labels, (*up).into());
+                out.set(&metric::PROXY_FLOWS, labels, *flows);
             }
         }
         if let Some(classes) = out.read("sessions", observe.session_counters()) {

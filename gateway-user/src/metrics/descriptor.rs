@@ -116,6 +116,10 @@ metrics! {
         "New flows for which the pool address had no free port: the pool needs more addresses.";
     POOL_IDLE_TIMEOUTS = Counter "gateway_pool_idle_timeouts_total" ["pool", "address"]
         "Sessions of the pool address that ended because they were idle.";
+    PROXY_UP = Gauge "gateway_proxy_up" ["proxy", "host"]
+        "1 while the host of the proxy is taken to be up and packets are sent to it, 0 while it is down.";
+    PROXY_FLOWS = Gauge "gateway_proxy_flows" ["proxy", "host"]
+        "Sessions that go through the host of the proxy.";
     MAP_ENTRIES = Gauge "gateway_map_entries" ["map"]
         "Elements in use of a map of the data plane.";
     MAP_CAPACITY = Gauge "gateway_map_capacity" ["map"]
@@ -149,8 +153,8 @@ pub fn reference() -> String {
          | `family` | `ipv4`, `ipv6` |\n\
          | `role` | `inside`, `outside`, `both` |\n\
          | `mode` | `native`, `generic`, `none` |\n\
-         | `target` | `direct`, `pool`, `eip`, `gateway`, `blackhole`, `prohibit`, `host` |\n\
-         | `interface`, `table`, `pool`, `address`, `map`, `source` | as configured; never the address of a client or a server |\n\
+         | `target` | `direct`, `pool`, `eip`, `proxy`, `gateway`, `blackhole`, `prohibit`, `host` |\n\
+         | `interface`, `table`, `pool`, `address`, `proxy`, `host`, `map`, `source` | as configured; never the address of a client or a server |\n\
          \n## The process\n\n\
          | metric | help |\n\
          |---|---|\n"

@@ -13,8 +13,8 @@ use crate::{
     control::{self, Base, Store},
     dataplane::{Host, Link, Traffic, memory::Memory},
     model::{
-        AttachMode, Interface, Pool, PortRange, Role, Route, RouteKey, Selector, Snapshot, Table, TableKind,
-        Target,
+        AttachMode, Interface, Pool, PortRange, Proxy, ProxyHost, Role, Route, RouteKey, Selector, Snapshot,
+        Table, TableKind, Target,
     },
 };
 
@@ -76,10 +76,12 @@ fn snapshot() -> Snapshot {
         Route { target: Target::Pool("nat".to_owned()), log: false, comment: None },
     );
     let nat = Pool::new("nat", vec![ADDRESS], PortRange::POOL);
+    let squid = Proxy::new("squid", [2, 3].map(|last| ProxyHost::new([10, 0, 1, last].into())).into());
     Snapshot {
         active: true,
         interfaces: BTreeMap::from([interface("eth1", Role::Inside), interface("eth0", Role::Outside)]),
         pools: BTreeMap::from([("nat".to_owned(), nat)]),
+        proxies: BTreeMap::from([("squid".to_owned(), squid)]),
         tables: BTreeMap::from([("main".to_owned(), Arc::new(main))]),
         ..Snapshot::default()
     }
@@ -158,6 +160,20 @@ async fn sessions_and_ports_in_use_are_what_was_opened_and_not_closed() {
     has(&text, r#"gateway_pool_ports_in_use{pool="nat",address="198.51.100.10"} 3"#);
     has(&text, r#"gateway_pool_ports{pool="nat",address="198.51.100.10"} 64512"#);
     has(&text, r#"gateway_pool_connection_attempts_total{pool="nat",address="198.51.100.10"} 9"#);
+}
+
+#[tokio::test]
+async fn hosts_of_proxies_say_whether_they_are_up_and_how_many_flows_they_have() {
+    let (memory, metrics) = gateway().await;
+    let host = IpAddr::from([10, 0, 1, 2]);
+    memory.state().flows.insert(host, 3);
+    has(&metrics.render().expect("metrics render"), r#"gateway_proxy_up{proxy="squid",host="10.0.1.2"} 1"#);
+    memory.state().health.insert(("squid".to_owned(), host), false);
+    let text = metrics.render().expect("metrics render");
+    has(&text, r#"gateway_proxy_up{proxy="squid",host="10.0.1.2"} 0"#);
+    has(&text, r#"gateway_proxy_up{proxy="squid",host="10.0.1.3"} 1"#);
+    has(&text, r#"gateway_proxy_flows{proxy="squid",host="10.0.1.2"} 3"#);
+    has(&text, r#"gateway_proxy_flows{proxy="squid",host="10.0.1.3"} 0"#);
 }
 
 #[tokio::test]

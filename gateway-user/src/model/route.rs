@@ -197,11 +197,11 @@ impl Selector {
 
 impl Target {
     /// The first words of all targets.
-    const WORDS: [&'static str; 7] = Self::KINDS;
+    const WORDS: [&'static str; 8] = Self::KINDS;
 
     /// What [`Target::kind`] may say.
-    pub const KINDS: [&'static str; 7] =
-        ["direct", "pool", "eip", "gateway", "blackhole", "prohibit", "host"];
+    pub const KINDS: [&'static str; 8] =
+        ["direct", "pool", "eip", "proxy", "gateway", "blackhole", "prohibit", "host"];
 
     /// The word of the target, without its object: the `target` label of metrics.
     pub fn kind(&self) -> &'static str {
@@ -235,6 +235,7 @@ impl Target {
             Some("prohibit") => Ok((Self::Prohibit, 1)),
             Some("host") => Ok((Self::Host, 1)),
             Some("pool") => Ok((Self::Pool(object("pool", "the name of a pool: NAME")?.to_owned()), 2)),
+            Some("proxy") => Ok((Self::Proxy(object("proxy", "the name of a proxy: NAME")?.to_owned()), 2)),
             Some("gateway") => {
                 let address = parse_address("via", object("gateway", "the address of a router: ADDR")?)?;
                 check_unicast("via", address)?;
@@ -247,11 +248,6 @@ impl Target {
                 })?;
                 Ok((Self::Gateway { address, dev: Some(dev.to_owned()) }, 4))
             }
-            Some(word @ "proxy") => Err(ValueError::unsupported(
-                "via",
-                format!("target `{word}` is not supported by this version"),
-            )
-            .hint(format!("one of {}", Self::WORDS.join(", ")))),
             Some(word) => Err(ValueError::invalid("via", format!("`{word}` is not a target"))
                 .hint(suggest(word, Self::WORDS))),
         }
@@ -311,7 +307,8 @@ impl FromStr for Target {
         match words.get(taken) {
             None => Ok(target),
             Some(word) => Err(ValueError::invalid("via", format!("`{word}` is too much after `{target}`"))
-                .hint("a target is one of `direct`, `pool NAME`, `eip`, `gateway ADDR [dev IF]`, `blackhole`, `prohibit`, `host`")),
+                .hint("a target is one of `direct`, `pool NAME`, `eip`, `proxy NAME`, `gateway ADDR [dev IF]`, `blackhole`, \
+                       `prohibit`, `host`")),
         }
     }
 }
@@ -392,6 +389,7 @@ mod tests {
     #[case("direct")]
     #[case("pool nat")]
     #[case("eip")]
+    #[case("proxy squid")]
     #[case("gateway 10.0.1.2")]
     #[case("gateway 2001:db8::2 dev eth1")]
     #[case("blackhole")]
@@ -404,6 +402,7 @@ mod tests {
     #[rstest]
     #[case("", "the target is missing")]
     #[case("pool", "target `pool` needs the name of a pool")]
+    #[case("proxy", "target `proxy` needs the name of a proxy")]
     #[case("gateway", "target `gateway` needs the address of a router")]
     #[case("gateway nat", "`nat` is not an IP address")]
     #[case("gateway 224.0.0.1", "`224.0.0.1` is a multicast address")]
@@ -415,11 +414,6 @@ mod tests {
         assert!(error.message.contains(message), "{error:?}");
         assert!(error.hint.is_some());
         assert_eq!(error.fault, Fault::Invalid);
-    }
-
-    #[test]
-    fn targets_of_the_contract_that_are_not_there_are_unsupported() {
-        assert_eq!("proxy squid".parse::<Target>().expect_err("refused").fault, Fault::Unsupported);
     }
 
     #[rstest]

@@ -1,5 +1,7 @@
 //! What makes a whole state acceptable: every reference leads somewhere, nothing overlaps, everything fits.
 
+mod proxy;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
@@ -23,6 +25,8 @@ use super::{
     prefix::{check_unicast, family},
 };
 
+pub use proxy::{INTERVALS, MAX_WEIGHT};
+
 /// Longest name of a gateway, pool or table, in bytes.
 pub const MAX_NAME: usize = 63;
 /// Tables there can be: a replacement needs a second slot for a moment, and slot 0 is never used.
@@ -45,6 +49,8 @@ pub enum Subject {
     Pool(String),
     /// An EIP, by its outside address.
     Eip(IpAddr),
+    /// A proxy.
+    Proxy(String),
     /// A table.
     Table(String),
     /// A binding of the table.
@@ -70,6 +76,7 @@ impl Subject {
             Self::Interface(_) => "interface",
             Self::Pool(_) => "pool",
             Self::Eip(_) => "eip",
+            Self::Proxy(_) => "proxy",
             Self::Table(_) => "table",
             Self::Binding(..) => "binding",
             Self::Route(..) => "route",
@@ -84,6 +91,7 @@ impl fmt::Display for Subject {
             Self::Interface(name) => write!(f, "interface {name}"),
             Self::Pool(name) => write!(f, "pool {name}"),
             Self::Eip(address) => write!(f, "eip {address}"),
+            Self::Proxy(name) => write!(f, "proxy {name}"),
             Self::Table(name) => write!(f, "table {name}"),
             Self::Binding(table, binding) => write!(f, "table {table}, binding {binding}"),
             Self::Route(table, key) => write!(f, "table {table}, route {key}"),
@@ -105,6 +113,7 @@ pub fn validate(state: &Snapshot) -> Result<(), Violation> {
     interfaces(state)?;
     pools(state)?;
     eips(state)?;
+    proxy::proxies(state)?;
     tables(state)?;
     bindings(state)?;
     shared(state)?;
@@ -454,30 +463,8 @@ fn one_route(state: &Snapshot, key: &RouteKey, route: &Route) -> Result<(), Valu
     key.selector.check()?;
     match &route.target {
         Target::Direct | Target::Eip | Target::Blackhole | Target::Prohibit | Target::Host => Ok(()),
-        Target::Proxy(name) => Err(ValueError::unsupported(
-            "via",
-            format!("target `proxy {name}` is not supported by this version"),
-        )
-        .hint("use another target")),
-        Target::Pool(name) => {
-            let Some(pool) = state.pools.get(name) else {
-                let hint = match closest(name, state.pools.keys().map(String::as_str)) {
-                    Some(close) => format!("did you mean `{close}`?"),
-                    None => format!("add it first: pool add {name} address ADDR"),
-                };
-                return Err(ValueError::invalid("via", format!("pool `{name}` does not exist")).hint(hint));
-            };
-            let wanted = key.prefix.addr();
-            if !pool.addresses.iter().any(|address| address.is_ipv4() == wanted.is_ipv4()) {
-                let family = family(wanted);
-                return Err(ValueError::invalid(
-                    "via",
-                    format!("pool `{name}` has no {family} address for the {family} prefix {}", key.prefix),
-                )
-                .hint(format!("add an {family} address to the pool, or use another target")));
-            }
-            Ok(())
-        }
+        Target::Proxy(name) => proxy::route(state, key, name),
+        Target::Pool(name) => pool_for(state, key, name),
         Target::Gateway { address, dev } => {
             check_unicast("via", *address)?;
             if address.is_ipv4() != key.prefix.addr().is_ipv4() {
@@ -493,6 +480,37 @@ fn one_route(state: &Snapshot, key: &RouteKey, route: &Route) -> Result<(), Valu
             }
         }
     }
+}
+
+/// The pool has to have an address for the packets of the route.
+fn pool_for(state: &Snapshot, key: &RouteKey, name: &str) -> Result<(), ValueError> {
+    let Some(pool) = state.pools.get(name) else {
+        return Err(unknown("via", "pool", name, "address", state.pools.keys()));
+    };
+    let wanted = key.prefix.addr();
+    if pool.addresses.iter().any(|address| address.is_ipv4() == wanted.is_ipv4()) {
+        return Ok(());
+    }
+    let family = family(wanted);
+    let message = format!("pool `{name}` has no {family} address for the {family} prefix {}", key.prefix);
+    Err(ValueError::invalid("via", message)
+        .hint(format!("add an {family} address to the pool, or use another target")))
+}
+
+/// `noun` `name` does not exist; one with addresses for `keyword` would.
+fn unknown<'a>(
+    field: &'static str,
+    noun: &str,
+    name: &str,
+    keyword: &str,
+    known: impl Iterator<Item = &'a String>,
+) -> ValueError {
+    ValueError::invalid(field, format!("{noun} `{name}` does not exist")).hint(
+        match closest(name, known.map(String::as_str)) {
+            Some(close) => format!("did you mean `{close}`?"),
+            None => format!("add it first: {noun} add {name} {keyword} ADDR"),
+        },
+    )
 }
 
 fn unknown_interface(field: &'static str, state: &Snapshot, name: &str) -> ValueError {

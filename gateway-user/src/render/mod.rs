@@ -3,6 +3,7 @@
 pub mod grid;
 pub mod human;
 pub mod paint;
+pub mod proxy;
 pub mod status;
 
 mod eip;

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Cell, Column, Columns, Grid, Paint, Tone, human};
+use super::{Cell, Column, Columns, Grid, Paint, Tone, human, proxy};
 use crate::api::types::{DropRow, List, Notice, PoolAddressRow, Status};
 
 /// One line: state, revision, sessions, drops, health.
@@ -34,6 +34,9 @@ pub fn screen(list: &List<Status>, status: &Status, paint: Paint) -> String {
     section(&mut text, "tables", &Grid::new(&status.tables), "none", paint);
     let pools = status.pools.iter().map(|row| PoolUse { row }).collect::<Vec<_>>();
     section(&mut text, "pools", &Grid::new(&pools), "none", paint);
+    if !status.proxies.is_empty() {
+        section(&mut text, "proxies", &proxy::grid(&status.proxies), "none", paint);
+    }
     sessions(&mut text, status, paint);
     let drops = status.drops.iter().map(|row| Drop { row }).collect::<Vec<_>>();
     section(&mut text, "drops", &Grid::new(&drops), "none so far", paint);

@@ -4,10 +4,10 @@ use insta::assert_snapshot;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::{Columns, Grid, Paint, status};
+use super::{Columns, Grid, Paint, proxy, status};
 use crate::api::types::{
-    DropRow, EipRow, InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRow, RouteMatch,
-    RouteRow, SessionCount, SessionRow, Status, TableRow,
+    DropRow, EipRow, InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRow, ProxyRow,
+    RouteMatch, RouteRow, SessionCount, SessionRow, Status, TableRow,
 };
 
 /// Reads a list as it comes from the daemon, and shows it in both forms.
@@ -158,6 +158,31 @@ fn dropped() -> Value {
 }
 
 #[test]
+fn proxies() {
+    let list: List<ProxyRow> =
+        serde_json::from_value(json!({ "schema": "gateway.proxies/v1", "revision": 42, "items": proxied() }))
+            .expect("a list");
+    assert_snapshot!(proxy::grid(&list.items).print(true, Paint::new(false)));
+}
+
+fn proxied() -> Value {
+    json!([
+        { "name": "squid", "mode": "l2", "check": "tcp:3129", "interval": 1.0, "fail": "pool nat", "hosts": [
+            { "address": "10.0.1.2", "weight": 1, "drained": false, "state": "up", "age": 7441.0, "up": true,
+              "flows": 1200 },
+            { "address": "10.0.1.3", "weight": 2, "drained": true, "state": "unknown", "age": 0.0, "up": true,
+              "flows": 3 },
+            { "address": "10.0.1.4", "weight": 2, "drained": false, "state": "down", "age": 3.0, "up": false,
+              "error": "tcp port 3129: connection refused", "flows": 0 },
+        ] },
+        { "name": "open", "mode": "vxlan", "vni": 7, "check": "none", "interval": 1.0, "fail": "closed", "hosts": [
+            { "address": "2001:db8::9", "weight": 1, "drained": false, "state": "unchecked", "up": true,
+              "flows": 0 },
+        ] },
+    ])
+}
+
+#[test]
 fn drops() {
     assert_snapshot!(shown::<DropRow>(&dropped()));
 }
@@ -181,7 +206,7 @@ fn troubled() -> Value {
         "interfaces": attached(),
         "tables": [{ "name": "main", "kind": "egress", "bindings": [], "routes": 3, "routes_ipv4": 2,
                      "routes_ipv6": 1 }],
-        "pools": pool_addresses(),
+        "pools": pool_addresses(), "proxies": proxied(),
         "sessions": { "total": 65712, "tcp": 60000, "udp": 5700, "icmp": 12, "other": 0, "capacity": 1_048_576 },
         "drops": dropped(),
     })

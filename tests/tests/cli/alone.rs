@@ -109,7 +109,7 @@ fn something_that_is_not_the_daemon_is_told_apart() -> Result<()> {
 
 #[test]
 fn a_line_that_makes_no_sense_is_exit_code_2_and_says_nothing_on_standard_output() -> Result<()> {
-    for line in ["", "route", "bogus", "s", "route add default", "proxy show", "apply -f x"] {
+    for line in ["", "route", "bogus", "s", "route add default", "limit show", "apply -f x"] {
         let said = run(Path::new(NOWHERE), line)?;
         let expected = if line == "route" { 3 } else { 2 };
         assert_eq!((said.code, said.out.as_str()), (expected, ""), "{line}: {said:?}");
@@ -193,7 +193,7 @@ fn completion_knows_nouns_verbs_keywords_and_values() -> Result<()> {
     assert_eq!(next(&["s"])?, "session status stats");
     assert_eq!(next(&["r", ""])?, "add replace del show get flush");
     assert_eq!(next(&["route", "add", "default", ""])?, "via table proto dport log comment");
-    assert_eq!(next(&["route", "add", "default", "via", "p"])?, "pool prohibit");
+    assert_eq!(next(&["route", "add", "default", "via", "p"])?, "pool proxy prohibit");
     assert_eq!(next(&["route", "add", "default", "via", "direct", "log", ""])?, "table proto dport comment");
     assert_eq!(next(&["route", "add", "default", "proto", ""])?, "tcp udp icmp");
     assert_eq!(next(&["pool", "add", ""])?, "");

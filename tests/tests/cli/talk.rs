@@ -237,6 +237,42 @@ fn an_eip_is_given_shown_and_taken_back() -> Result<()> {
 }
 
 #[test]
+fn a_proxy_is_added_changed_drained_shown_and_removed() -> Result<()> {
+    assert_snapshot!(set_up()?.transcript(
+        "
+        proxy
+        proxy add standby host 10.0.1.9 fail direct
+        proxy add squid host 10.0.1.2,10.0.1.3 fail proxy standby
+        proxy add squid host 10.0.1.4
+        proxy add other host 10.0.1.2
+        proxy add other host 10.0.1.4 fail pool nta
+        proxy add other host 10.0.1.4 mode vxlan vni 7
+        proxy add other host 10.0.1.4 check http:80
+        proxy drain squid host 10.0.1.3
+        proxy drain squid host 10.0.1.4
+        proxy show squid
+        proxy show squid --json
+        route add 10.1.0.0/16 via proxy squid
+        route get 10.1.0.1
+        proxy del squid
+        proxy del standby
+        proxy set squid fail closed interval 1ms
+        proxy undrain squid host 10.0.1.3
+        proxy drain squid host 10.0.1.2,10.0.1.3
+        status
+        route del 10.1.0.0/16
+        proxy set squid fail closed
+        proxy del standby
+        export
+        proxy del squid
+        proxy show
+        proxy show squid
+    "
+    )?);
+    Ok(())
+}
+
+#[test]
 fn what_the_daemon_refuses_is_told_with_a_remedy() -> Result<()> {
     let daemon = set_up()?;
     let before = daemon.run("export")?.out;

@@ -6,6 +6,7 @@
 //! client can show what a newer daemon says. Writes reject unknown fields, reads tolerate them.
 
 mod observed;
+mod proxy;
 
 use std::net::IpAddr;
 
@@ -19,6 +20,8 @@ pub use observed::{
     ConfigStatus, DropRow, Endpoint, Export, MapRow, Notice, SessionCount, SessionQuery, SessionRow,
     SessionUse, Status, Version,
 };
+
+pub use proxy::{ProxyDrainRequest, ProxyHostRow, ProxyRequest, ProxyRow};
 
 /// The answer to a read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +60,7 @@ schemas! {
     TableRow => "gateway.tables/v1";
     PoolRow => "gateway.pools/v1";
     EipRow => "gateway.eips/v1";
+    ProxyRow => "gateway.proxies/v1";
     InterfaceRow => "gateway.interfaces/v1";
     SessionRow => "gateway.sessions/v1";
     SessionCount => "gateway.session_counts/v1";

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Count, InterfaceRow, PoolAddressRow, TableRow};
+use super::{Count, InterfaceRow, PoolAddressRow, ProxyRow, TableRow};
 
 // ---- sessions -----------------------------------------------------------------------------------------
 
@@ -144,6 +144,9 @@ pub struct Status {
     pub tables: Vec<TableRow>,
     /// Addresses of pools.
     pub pools: Vec<PoolAddressRow>,
+    /// Proxies, and how their hosts are.
+    #[serde(default)]
+    pub proxies: Vec<ProxyRow>,
     /// Sessions.
     pub sessions: SessionUse,
     /// Drops since the data plane was made; only reasons that were seen.

@@ -262,7 +262,16 @@ mod tests {
 
     #[test]
     fn every_kind_of_target_has_a_group() {
-        let targets = ["direct", "pool nat", "eip", "gateway 192.0.2.1", "blackhole", "prohibit", "host"];
+        let targets = [
+            "direct",
+            "pool nat",
+            "eip",
+            "proxy squid",
+            "gateway 192.0.2.1",
+            "blackhole",
+            "prohibit",
+            "host",
+        ];
         let kinds = targets.map(|text| text.parse::<Target>().expect("a target").kind());
         assert_eq!(kinds, Target::KINDS);
     }

@@ -34,7 +34,8 @@ use super::{
 };
 use crate::{
     dataplane::{
-        AttachedInterface, MapStats, Observe, PoolAddressStats, SessionRow, Traffic, UNKNOWN_INTERFACE,
+        AttachedInterface, MapStats, Observe, PoolAddressStats, ProxyHostStats, SessionRow, Traffic,
+        UNKNOWN_INTERFACE,
     },
     model::RouteKey,
 };
@@ -238,6 +239,11 @@ impl Observe for BpfObserve {
                 })
             })
             .collect()
+    }
+
+    fn proxies(&self) -> Result<Vec<ProxyHostStats>> {
+        // No route through a proxy is accepted.
+        Ok(Vec::new())
     }
 
     fn session_counters(&self) -> Result<Vec<(SessionClass, SessionCounters)>> {
