@@ -5,8 +5,9 @@ use std::{
     fs::File,
     marker::PhantomData,
     num::NonZero,
+    path::PathBuf,
     sync::{
-        Arc, Barrier,
+        Arc, Barrier, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -26,14 +27,14 @@ use gateway_user::{
         Dataplane as _, Observe, SessionRow,
         bpf::{BpfDataplane, Options},
     },
-    model::Snapshot,
+    model::{Capacity, Snapshot},
 };
 use nix::{
     sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare},
     unistd::Pid,
 };
 
-use crate::{counters::Counters, network::Network, policy::Policy};
+use crate::{counters::Counters, empty, network::Network, policy::Policy};
 
 /// XDP's answers, as in `linux/bpf.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +65,23 @@ pub struct Outcome {
 /// The thread that makes a gateway is in that namespace until it drops it.
 pub struct Gateway {
     network: Network,
-    // Dropped first to last: pins go before the namespace that the programs are attached in.
-    dataplane: BpfDataplane,
+    // Present until it is dropped. It goes before the namespace that the programs are attached in.
+    engine: Option<Engine>,
     observe: Arc<dyn Observe>,
     applied: Option<Snapshot>,
-    pins: Sandbox,
     _namespace: Namespace,
 }
+
+/// The programs with their maps. To load them takes seconds, so that those of a test are used by another one of the
+/// same process, with empty maps.
+struct Engine {
+    dataplane: BpfDataplane,
+    capacity: Capacity,
+    pins: Sandbox,
+}
+
+/// Those that no test uses. What is left at the end of the process is removed by the sandboxes' guards.
+static IDLE: Mutex<Vec<Engine>> = Mutex::new(Vec::new());
 
 impl Gateway {
     /// Starts a gateway with this policy. `None`: tests of this kind cannot run here, and it was said why.
@@ -92,7 +103,8 @@ impl Gateway {
     /// If the data plane refuses it.
     pub fn apply(&mut self, policy: &Policy) {
         let to = policy.snapshot();
-        let applied = self.dataplane.apply(self.applied.as_ref(), &to);
+        let before = self.applied.take();
+        let applied = self.dataplane_mut().apply(before.as_ref(), &to);
         applied.unwrap_or_else(|error| panic!("the policy is refused: {error:#}"));
         self.applied = Some(to);
     }
@@ -108,7 +120,7 @@ impl Gateway {
     /// If it cannot be read.
     pub fn config(&self) -> Config {
         let read = || -> Result<Config> {
-            let map = Map::Array(MapData::from_pin(self.pins.pins().join("maps/CONFIG"))?);
+            let map = Map::Array(MapData::from_pin(self.map("CONFIG"))?);
             Ok(Array::<_, Config>::try_from(map)?.get(&0, 0)?)
         };
         read().unwrap_or_else(|error| panic!("the configuration: {error:#}"))
@@ -120,7 +132,7 @@ impl Gateway {
     /// If it cannot be changed.
     pub fn age_fragments(&mut self) {
         let age = || -> Result<()> {
-            let map = Map::LruHashMap(MapData::from_pin(self.pins.pins().join("maps/FRAGMENTS"))?);
+            let map = Map::LruHashMap(MapData::from_pin(self.map("FRAGMENTS"))?);
             let mut map = maps::HashMap::<_, Key, Datagram>::try_from(map)?;
             for known in map.iter().collect::<Vec<_>>() {
                 let (key, datagram) = known?;
@@ -137,7 +149,7 @@ impl Gateway {
     /// # Panics
     /// If the kernel refuses to run the program.
     pub fn run(&mut self, device: &str, frame: &[u8]) -> Outcome {
-        outcome(self.dataplane.run_packet(self.network.find(device).index, frame))
+        outcome(self.dataplane().run_packet(self.network.find(device).index, frame))
     }
 
     /// Lets frames arrive on a device at the same time, each on a CPU of its own as far as there are any.
@@ -155,7 +167,7 @@ impl Gateway {
     /// As [`Gateway::run`].
     pub fn race_all(&mut self, device: &str, lists: &[Vec<Vec<u8>>]) -> Vec<Vec<Outcome>> {
         let ifindex = self.network.find(device).index;
-        let dataplane = &self.dataplane;
+        let dataplane = self.dataplane();
         let namespace = Namespace::current().expect("the network namespace of the test");
         let start = Barrier::new(lists.len());
         let cpus = thread::available_parallelism().map_or(1, NonZero::get);
@@ -182,7 +194,7 @@ impl Gateway {
     /// # Panics
     /// If the kernel refuses to sweep.
     pub fn while_sweeping<T>(&mut self, work: impl FnOnce(&dyn Fn(&str, &[u8]) -> Outcome) -> T) -> T {
-        let (network, dataplane) = (&self.network, &self.dataplane);
+        let (network, dataplane) = (&self.network, self.dataplane());
         let run =
             |device: &str, frame: &[u8]| outcome(dataplane.run_packet(network.find(device).index, frame));
         let done = AtomicBool::new(false);
@@ -237,7 +249,7 @@ impl Gateway {
     }
 
     fn sessions_v4(&self) -> maps::HashMap<MapData, Tuple<V4>, Session<V4>> {
-        let map = MapData::from_pin(self.pins.pins().join("maps/SESSIONS_V4")).expect("the session table");
+        let map = MapData::from_pin(self.map("SESSIONS_V4")).expect("the session table");
         maps::HashMap::try_from(Map::HashMap(map)).expect("a hash map")
     }
 
@@ -246,7 +258,7 @@ impl Gateway {
     /// # Panics
     /// If the kernel refuses it.
     pub fn sweep(&mut self) -> bool {
-        let swept = self.dataplane.sweeper().sweep(true);
+        let swept = self.dataplane().sweeper().sweep(true);
         swept.unwrap_or_else(|error| panic!("the sweep: {error:#}")).urgent
     }
 
@@ -334,18 +346,82 @@ impl Gateway {
         found.map_or(0, |map| map.entries as usize)
     }
 
+    /// Ends this gateway as a drop does; the maps that held something before, and those that still do.
+    ///
+    /// # Panics
+    /// If the maps cannot be read.
+    pub fn end(mut self) -> [Vec<String>; 2] {
+        let mut engine = self.engine.take().expect("a gateway that is not dropped");
+        let full = |engine: &Engine| empty::full(&engine.maps()).unwrap_or_else(|error| panic!("{error:#}"));
+        let before = full(&engine);
+        engine.clear().unwrap_or_else(|error| panic!("{error:#}"));
+        [before, full(&engine)]
+    }
+
     fn try_start(network: Network, policy: &Policy) -> Result<Self> {
-        // The process that removes the pins stays in the namespace of the system.
-        let pins = Sandbox::new()?;
+        let state = policy.snapshot();
+        // Its sandbox has a process that removes the pins, and stays in the namespace of the system.
+        let mut engine = Engine::start(state.capacity)?;
         let namespace = Namespace::new()?;
         network.build()?;
-        let state = policy.snapshot();
-        let options = Options { pin_dir: pins.pins(), capacity: state.capacity };
-        let mut dataplane = BpfDataplane::open(&options).context("cannot open the data plane")?;
-        dataplane.host_changed(&network.host())?;
-        dataplane.apply(None, &state).context("cannot apply the first policy")?;
-        let observe = dataplane.observe();
-        Ok(Self { network, dataplane, observe, applied: Some(state), pins, _namespace: namespace })
+        engine.dataplane.host_changed(&network.host())?;
+        engine.dataplane.apply(None, &state).context("cannot apply the first policy")?;
+        let observe = engine.dataplane.observe();
+        Ok(Self { network, engine: Some(engine), observe, applied: Some(state), _namespace: namespace })
+    }
+
+    fn engine(&self) -> &Engine {
+        self.engine.as_ref().expect("a gateway that is not dropped")
+    }
+
+    fn dataplane(&self) -> &BpfDataplane {
+        &self.engine().dataplane
+    }
+
+    fn dataplane_mut(&mut self) -> &mut BpfDataplane {
+        &mut self.engine.as_mut().expect("a gateway that is not dropped").dataplane
+    }
+
+    /// The pin of a map.
+    fn map(&self, name: &str) -> PathBuf {
+        self.engine().maps().join(name)
+    }
+}
+
+impl Engine {
+    /// One that no test uses, or else another one.
+    fn start(capacity: Capacity) -> Result<Self> {
+        let fits = |engine: &Self| {
+            (engine.capacity.sessions, engine.capacity.routes) == (capacity.sessions, capacity.routes)
+        };
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = idle.iter().position(fits) {
+            return Ok(idle.swap_remove(found));
+        }
+        drop(idle);
+        let pins = Sandbox::new()?;
+        let options = Options { pin_dir: pins.pins(), capacity };
+        let dataplane = BpfDataplane::open(&options).context("cannot open the data plane")?;
+        Ok(Self { dataplane, capacity, pins })
+    }
+
+    /// Leaves it to another test, as if it had just been loaded.
+    fn stop(mut self) -> Result<()> {
+        self.clear()?;
+        let engine = Self { dataplane: self.dataplane.reopen()?, ..self };
+        IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(engine);
+        Ok(())
+    }
+
+    /// Takes the programs off all devices and everything out of the maps.
+    fn clear(&mut self) -> Result<()> {
+        self.dataplane.detach()?;
+        empty::maps(&self.maps())
+    }
+
+    /// Where the maps are pinned.
+    fn maps(&self) -> PathBuf {
+        self.pins.pins().join("maps")
     }
 }
 
@@ -387,8 +463,10 @@ fn outcome(ran: Result<(u32, Vec<u8>)>) -> Outcome {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        // The sandbox removes what is left.
-        let _removed = self.dataplane.remove();
+        if let Some(Err(error)) = self.engine.take().map(Engine::stop) {
+            // The sandbox has removed it; the next test loads another one.
+            eprintln!("the gateway of this test is not used again: {error:#}");
+        }
     }
 }
 

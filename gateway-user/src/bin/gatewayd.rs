@@ -10,7 +10,7 @@ use gateway_user::{
 fn main() -> ExitCode {
     daemon::main(|pin_dir, capacity| {
         daemon::check_bpffs(pin_dir)?;
-        let mut dataplane = BpfDataplane::open(&Options { pin_dir: pin_dir.to_owned(), capacity })?;
+        let dataplane = BpfDataplane::open(&Options { pin_dir: pin_dir.to_owned(), capacity })?;
         let events = Some(dataplane.events()?);
         Ok(Backend { dataplane: Box::new(dataplane), events })
     })

@@ -22,6 +22,7 @@ mod ports;
 mod promise;
 mod refusal;
 mod related;
+mod reuse;
 mod route;
 mod support;
 mod tcp;

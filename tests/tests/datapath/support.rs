@@ -154,6 +154,11 @@ impl Lab {
         self.gateway.apply(&self.policy);
     }
 
+    /// See [`Gateway::end`].
+    pub(crate) fn end(self) -> [Vec<String>; 2] {
+        self.gateway.end()
+    }
+
     /// The packet as it arrives on a device: from the MAC address of its source to that of the device, unless
     /// it says otherwise.
     pub(crate) fn arriving(&self, device: &str, packet: &Packet) -> Packet {

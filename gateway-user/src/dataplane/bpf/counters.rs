@@ -9,11 +9,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    os::fd::AsFd as _,
     sync::{Arc, PoisonError, RwLock},
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, IterableMap as _, MapData, PerCpuArray, PerCpuValues};
 use gateway_common::{
     counter::{Counter, CounterOwner},
     route::MAX_ROUTE_COUNTERS,
@@ -23,6 +24,7 @@ use super::{
     numbers::{CountedRoute, Numbers},
     observe::sum,
     space::Space,
+    sys,
 };
 use crate::model::{RouteKey, Table, Target};
 
@@ -55,8 +57,8 @@ impl RouteCounters {
     ) -> Result<Self> {
         let mut space = Space::new("route counters", 1, MAX_ROUTE_COUNTERS);
         let mut inherited = HashMap::new();
-        for (number, owner) in (0..).zip(owners.iter()) {
-            let CounterOwner { owner, group } = owner.context("cannot read the owner of a counter")?;
+        let given = sys::elements(owners.map().fd().as_fd()).context("cannot read the owners of counters")?;
+        for (number, CounterOwner { owner, group }) in (0..).zip(given) {
             if owner != 0 && inherited.insert(owner, (number, group)).is_none() {
                 space.take(number);
             }

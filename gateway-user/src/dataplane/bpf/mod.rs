@@ -34,7 +34,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{Array, Map, MapData, ProgramArray, RingBuf},
+    maps::{Array, MapData, ProgramArray, RingBuf},
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
 use aya_obj::Object;
@@ -115,6 +115,7 @@ pub struct BpfDataplane {
     config_map: Array<MapData, Config>,
     /// What the kernel's configuration holds.
     config: Config,
+    capacity: Capacity,
     // Not before the first `host_changed`, which tells the devices.
     interfaces: Option<Interfaces>,
     addresses: Addresses,
@@ -139,7 +140,7 @@ impl BpfDataplane {
     /// What is pinned is of another version or size, or the kernel refuses something.
     pub fn open(options: &Options) -> Result<Self> {
         let pins = Pins::create(&options.pin_dir)?;
-        let Capacity { sessions, routes, .. } = options.capacity;
+        let sessions = options.capacity.sessions;
         let elements = sessions
             .checked_mul(2)
             .ok_or_else(|| anyhow!("capacity.sessions {sessions} is more than the kernel can count"))?;
@@ -163,9 +164,22 @@ impl BpfDataplane {
             loader.map_pin_path(name, path);
         }
         let mut ebpf = loader.load(OBJECT).context("cannot load the XDP object")?;
-        load_programs(&mut ebpf)?;
+        load_programs(&mut ebpf, &pins)?;
+        Self::take_over(ebpf, pins, options.capacity)
+    }
 
-        let mut config_map: Array<_, Config> = take(&mut ebpf, "CONFIG")?;
+    /// Begins anew on the maps as they are now, as the next daemon would, with the programs that are loaded.
+    ///
+    /// # Errors
+    /// As [`BpfDataplane::open`].
+    pub fn reopen(self) -> Result<Self> {
+        Self::take_over(self.ebpf, self.pins, self.capacity)
+    }
+
+    /// Takes over what the pinned maps hold.
+    fn take_over(mut ebpf: Ebpf, pins: Pins, capacity: Capacity) -> Result<Self> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow!("cannot read {what}: {error}"))?;
+        let mut config_map: Array<_, Config> = pins.open("CONFIG")?;
         let mut config = config_map.get(&0, 0).context("cannot read the configuration")?;
         let fresh = config.abi == 0;
         if fresh {
@@ -177,25 +191,21 @@ impl BpfDataplane {
         let half = 1 - config.half.min(1);
         let numbers = Arc::new(RwLock::new(Numbers::default()));
         let counters = RouteCounters::new(
-            take(&mut ebpf, "ROUTE_COUNTERS")?,
-            take(&mut ebpf, "ROUTE_OWNERS")?,
+            pins.open("ROUTE_COUNTERS")?,
+            pins.open("ROUTE_OWNERS")?,
             cpus,
             Arc::clone(&numbers),
         )?;
         let maps = TableMaps {
-            routes_v4: take(&mut ebpf, "ROUTES_V4")?,
-            routes_v6: take(&mut ebpf, "ROUTES_V6")?,
-            bindings: take(&mut ebpf, "BINDINGS")?,
-            rules: take(&mut ebpf, "RULES")?,
-            routers: take(&mut ebpf, "ROUTERS")?,
+            routes_v4: pins.open("ROUTES_V4")?,
+            routes_v6: pins.open("ROUTES_V6")?,
+            bindings: pins.open("BINDINGS")?,
+            rules: pins.open("RULES")?,
+            routers: pins.open("ROUTERS")?,
         };
-        let tables = Tables::new(maps, &pins, counters, routes, config.bindings.min(1), half)?;
-        let pools = Pools::new(
-            take(&mut ebpf, "POOLS")?,
-            take(&mut ebpf, "POOL_MEMBERS")?,
-            take(&mut ebpf, "POOL_ADDRESSES")?,
-            half,
-        )?;
+        let tables = Tables::new(maps, &pins, counters, capacity.routes, config.bindings.min(1), half)?;
+        let pools =
+            Pools::new(pins.open("POOLS")?, pins.open("POOL_MEMBERS")?, pins.open("POOL_ADDRESSES")?, half)?;
         config.half = half;
         let scale = Scale::of_this_kernel()?;
         config.tick_shift = scale.shift();
@@ -204,14 +214,15 @@ impl BpfDataplane {
         Ok(Self {
             config_map,
             config,
+            capacity,
             interfaces: None,
-            addresses: Addresses::new(take(&mut ebpf, "ADDRESSES")?)?,
-            eips: Eips::new(take(&mut ebpf, "EIPS")?)?,
+            addresses: Addresses::new(pins.open("ADDRESSES")?)?,
+            eips: Eips::new(pins.open("EIPS")?)?,
             pools,
             tables,
             sweeper: Arc::new(BpfSweeper::new(sweep, &pins, config.timeouts)?),
             scale,
-            observe: Arc::new(BpfObserve::new(clock, &pins, Arc::clone(&numbers), sessions)?),
+            observe: Arc::new(BpfObserve::new(clock, &pins, Arc::clone(&numbers), capacity.sessions)?),
             numbers,
             host: Host::default(),
             applied: None,
@@ -221,9 +232,17 @@ impl BpfDataplane {
         })
     }
 
-    /// The messages of the packet path. Can be taken once.
-    pub fn events(&mut self) -> Result<RingBuf<MapData>> {
-        take(&mut self.ebpf, "EVENTS")
+    /// The messages of the packet path. All readers share one place in them.
+    pub fn events(&self) -> Result<RingBuf<MapData>> {
+        self.pins.open("EVENTS")
+    }
+
+    /// Takes the program off every device. The maps stay as they are.
+    ///
+    /// # Errors
+    /// The kernel keeps it on a device.
+    pub fn detach(&mut self) -> Result<()> {
+        interfaces_of(&mut self.interfaces)?.detach_unwanted(&self.pins, &BTreeMap::new(), &self.host)
     }
 
     /// Runs the program on one frame as if it had arrived on `ingress_ifindex`; counters and sessions move as
@@ -388,8 +407,7 @@ impl Dataplane for BpfDataplane {
         let changed = self.host != *host;
         self.host = host.clone();
         if self.interfaces.is_none() {
-            let records = take(&mut self.ebpf, "INTERFACES")?;
-            let egress = take(&mut self.ebpf, "EGRESS")?;
+            let (records, egress) = (self.pins.open("INTERFACES")?, self.pins.open("EGRESS")?);
             self.interfaces = Some(Interfaces::new(records, egress, host)?);
         }
         match self.applied.take() {
@@ -409,7 +427,7 @@ impl Dataplane for BpfDataplane {
     }
 
     fn remove(&mut self) -> Result<()> {
-        interfaces_of(&mut self.interfaces)?.detach_unwanted(&self.pins, &BTreeMap::new(), &self.host)?;
+        self.detach()?;
         self.pins.remove()
     }
 
@@ -427,11 +445,11 @@ fn interfaces_of(interfaces: &mut Option<Interfaces>) -> Result<&mut Interfaces>
 }
 
 /// Loads every program and makes the stages known to the entry.
-fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
+fn load_programs(ebpf: &mut Ebpf, pins: &Pins) -> Result<()> {
     for name in [ENTRY, SWEEP].into_iter().chain(STAGES.map(|(name, _)| name)) {
         program(ebpf, name)?.load().with_context(|| format!("the kernel refuses the program `{name}`"))?;
     }
-    let mut programs: ProgramArray<MapData> = take(ebpf, "PROGRAMS")?;
+    let mut programs: ProgramArray<MapData> = pins.open("PROGRAMS")?;
     for (name, element) in STAGES {
         let fd = program(ebpf, name)?.fd()?.try_clone()?;
         programs.set(element, &fd, 0).with_context(|| format!("cannot enter the program `{name}`"))?;
@@ -442,16 +460,6 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     let program = ebpf.program_mut(name).with_context(|| format!("the object has no program `{name}`"))?;
     Ok(program.try_into()?)
-}
-
-/// Takes a map out of the loaded object.
-fn take<M>(ebpf: &mut Ebpf, name: &str) -> Result<M>
-where
-    M: TryFrom<Map>,
-    M::Error: std::error::Error + Send + Sync + 'static,
-{
-    let map = ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))?;
-    M::try_from(map).with_context(|| format!("map {name} is not what it should be"))
 }
 
 /// Idle times in ticks.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Pod,
-    maps::{Array, Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{Array, MapData, PerCpuArray, PerCpuValues},
 };
 use gateway_common::{
     DropReason, Family, V4, V6, Verdict,
@@ -71,13 +71,13 @@ impl BpfObserve {
         Ok(Self {
             clock,
             numbers,
-            traffic: open(pins, "TRAFFIC")?,
-            drops: open(pins, "DROPS")?,
-            routes: open(pins, "ROUTE_COUNTERS")?,
-            pools: open(pins, "POOL_COUNTERS")?,
-            sessions: open(pins, "SESSION_COUNTERS")?,
-            events_lost: open(pins, "EVENTS_LOST")?,
-            half_open: open_shared(pins, "HALF_OPEN")?,
+            traffic: pins.open("TRAFFIC")?,
+            drops: pins.open("DROPS")?,
+            routes: pins.open("ROUTE_COUNTERS")?,
+            pools: pins.open("POOL_COUNTERS")?,
+            sessions: pins.open("SESSION_COUNTERS")?,
+            events_lost: pins.open("EVENTS_LOST")?,
+            half_open: pins.open("HALF_OPEN")?,
             sessions_v4: sys::open_pin(&pins.map("SESSIONS_V4"))?,
             sessions_v6: sys::open_pin(&pins.map("SESSIONS_V6"))?,
             capacity,
@@ -124,20 +124,6 @@ impl Counted {
             retired: numbers.retired.clone(),
         }
     }
-}
-
-/// Opens a pinned array.
-fn open_shared<V: Pod>(pins: &Pins, name: &str) -> Result<Array<MapData, V>> {
-    let path = pins.map(name);
-    let data = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    Array::try_from(Map::Array(data)).with_context(|| format!("cannot use {}", path.display()))
-}
-
-/// Opens a pinned per-CPU array.
-pub(super) fn open<V: Pod>(pins: &Pins, name: &str) -> Result<PerCpuArray<MapData, V>> {
-    let path = pins.map(name);
-    let data = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    PerCpuArray::try_from(Map::PerCpuArray(data)).with_context(|| format!("cannot use {}", path.display()))
 }
 
 /// Adds the counters of all CPUs.

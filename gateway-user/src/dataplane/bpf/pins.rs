@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use aya::maps::{Map, MapData};
 use aya_obj::Object;
 use gateway_common::ABI_VERSION;
 
@@ -47,6 +48,20 @@ impl Pins {
     /// The pin of a map.
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.maps().join(name)
+    }
+
+    /// Opens a pinned map.
+    ///
+    /// # Errors
+    /// It is missing, or not what `M` takes.
+    pub(super) fn open<M>(&self, name: &str) -> Result<M>
+    where
+        M: TryFrom<Map, Error: std::error::Error + Send + Sync + 'static>,
+    {
+        let path = self.map(name);
+        let map = MapData::from_pin(&path).and_then(Map::from_map_data);
+        let map = map.with_context(|| format!("cannot open {}", path.display()))?;
+        M::try_from(map).with_context(|| format!("{} is not what it should be", path.display()))
     }
 
     /// The pin of the link on a device. The BPF file system reserves dots in names.

@@ -6,10 +6,11 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
+    os::fd::AsFd as _,
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, IterableMap as _, MapData};
 use gateway_common::{
     address::{Address, MAPPING, POOL},
     family,
@@ -20,7 +21,7 @@ use gateway_common::{
 };
 use ipnet::IpNet;
 
-use super::space::Space;
+use super::{space::Space, sys};
 use crate::{
     dataplane::Host,
     model::{self, Mapping},
@@ -50,8 +51,9 @@ impl Pools {
         let mut pool_space = Space::new("pools", 0, MAX_POOLS);
         let mut address_space = Space::new("pool addresses", 0, MAX_POOL_ADDRESSES);
         let mut elements = HashMap::new();
-        for (element, address) in (0..).zip(addresses.iter()) {
-            let address = address.context("cannot read a pool address")?;
+        let written: Vec<PoolAddress> =
+            sys::elements(addresses.map().fd().as_fd()).context("cannot read the pool addresses")?;
+        for (element, address) in (0..).zip(written) {
             if address.flags & IN_USE != 0 {
                 elements.insert(family::to_ip(&address.address), (element, address));
                 address_space.take(element);

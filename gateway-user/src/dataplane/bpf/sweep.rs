@@ -81,7 +81,7 @@ impl BpfSweeper {
             v4: Walk::new(sys::open_pin(&pins.map("SESSIONS_V4"))?),
             v6: Walk::new(sys::open_pin(&pins.map("SESSIONS_V6"))?),
             v6_next: false,
-            drops: observe::open(pins, "DROPS")?,
+            drops: pins.open("DROPS")?,
             refused: None,
             urgent: false,
         };

@@ -19,11 +19,12 @@ const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
 const LINK_DETACH: libc::c_long = 34;
 
-/// Where a walk through a hash map stands: the kernel's number of the next bucket.
+/// Where a walk through a map stands: the kernel's number of the next bucket of a hash map, the index that was read
+/// last of an array.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cursor(Option<u32>);
 
-/// Reads whole buckets of a hash map from `cursor` on, until `keys` and `values` hold up to `max` elements.
+/// Reads an array, or whole buckets of a hash map, from `cursor` on, until `keys` and `values` hold up to `max` elements.
 ///
 /// Returns `false` at the end of the map, with the cursor back at its beginning. Elements added or removed
 /// meanwhile may be seen or not; all others are seen once.
@@ -83,6 +84,21 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
         }
         cursor.0 = more.then_some(next);
         return Ok(more);
+    }
+}
+
+/// Reads all elements of an array, with a call for many of them.
+pub(super) fn elements<V: Pod>(array: BorrowedFd<'_>) -> io::Result<Vec<V>> {
+    /// Elements that one call reads.
+    const READ: usize = 4_096;
+    let (mut cursor, mut indices, mut values) = (Cursor::default(), Vec::<u32>::new(), Vec::new());
+    let mut all = Vec::new();
+    loop {
+        let more = lookup_batch(array, &mut cursor, &mut indices, &mut values, READ)?;
+        all.append(&mut values);
+        if !more {
+            return Ok(all);
+        }
     }
 }
 
