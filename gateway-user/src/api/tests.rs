@@ -121,9 +121,8 @@ impl Daemon {
         let mut health = (*self.handle.health()).clone();
         let known = HostHealth { state, since: Instant::now(), error: error.map(str::to_owned) };
         health.insert((proxy.to_owned(), host.into()), known);
-        self.handle.health_changed(health).await;
-        let said = (proxy.to_owned(), host.into());
-        while self.memory.state().health.get(&said) != state.is_up().as_ref() {
+        self.handle.health_changed(health.clone()).await;
+        while *self.handle.health() != health {
             tokio::task::yield_now().await;
         }
     }

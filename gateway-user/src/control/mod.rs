@@ -12,7 +12,7 @@ mod store;
 mod tests;
 mod worker;
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
@@ -91,7 +91,7 @@ pub struct Control {
 enum Message {
     Change { command: Command, peer: Peer, reply: oneshot::Sender<Result<Change, ApiError>> },
     HostChanged(Host),
-    HealthChanged(BTreeMap<(String, IpAddr), bool>),
+    HealthChanged(Health),
     Stop { remove: bool, reply: oneshot::Sender<anyhow::Result<()>> },
 }
 
@@ -112,7 +112,8 @@ pub async fn start(
     worker.apply(None, current.snapshot.clone()).await.context("cannot put the state in force")?;
     let (revision, revisions) = watch::channel(current.revision);
     let current = Arc::new(ArcSwap::from_pointee(current));
-    let task = Task { worker, store, base, base_fingerprint, current, revision };
+    let health: Arc<ArcSwap<Health>> = Arc::default();
+    let task = Task { worker, store, base, base_fingerprint, current, revision, health: health.clone() };
     task.save(&task.current.load()).await.context("cannot save the state")?;
     info!(revision = task.current.load().revision, "the data plane has its state");
     let (messages, queue) = mpsc::channel(QUEUE);
@@ -121,7 +122,7 @@ pub async fn start(
         current: task.current.clone(),
         revisions,
         host: Arc::new(ArcSwap::from_pointee(host)),
-        health: Arc::default(),
+        health,
         observe,
     };
     Ok((handle, Control { task: tokio::spawn(task.run(queue)), messages }))
@@ -151,14 +152,11 @@ impl Handle {
 
     /// Tells the data plane which hosts of proxies are up. Returns when it is queued.
     pub async fn health_changed(&self, health: Health) {
-        let known = health.iter().filter_map(|(host, health)| Some((host.clone(), health.state.is_up()?)));
-        let known = known.collect();
-        self.health.store(Arc::new(health));
         // A control plane that has stopped has no use for it.
-        let _ = self.messages.send(Message::HealthChanged(known)).await;
+        let _ = self.messages.send(Message::HealthChanged(health)).await;
     }
 
-    /// What is known of the hosts of proxies.
+    /// What is known of the hosts of proxies; the data plane has been told.
     pub fn health(&self) -> Arc<Health> {
         self.health.load_full()
     }
@@ -281,6 +279,7 @@ struct Task {
     current: Arc<ArcSwap<Current>>,
     /// Of [`Task::current`], for those who wait for changes.
     revision: watch::Sender<u64>,
+    health: Arc<ArcSwap<Health>>,
 }
 
 impl Task {
@@ -301,7 +300,7 @@ impl Task {
                     let _ = reply.send(result);
                 }
                 Some(Message::HostChanged(host)) => self.host_changed(host).await,
-                Some(Message::HealthChanged(up)) => self.health_changed(up).await,
+                Some(Message::HealthChanged(health)) => self.health_changed(health).await,
                 Some(Message::Stop { remove, reply }) => {
                     let result = if remove { self.worker.remove().await } else { Ok(()) };
                     self.worker.stop().await;
@@ -398,8 +397,11 @@ impl Task {
         }
     }
 
-    async fn health_changed(&self, up: BTreeMap<(String, IpAddr), bool>) {
-        let health_error = self.worker.health_changed(up).await.err().map(|error| format!("{error:#}"));
+    async fn health_changed(&self, health: Health) {
+        let known = health.iter().filter_map(|(host, health)| Some((host.clone(), health.state.is_up()?)));
+        let told = self.worker.health_changed(known.collect()).await;
+        self.health.store(Arc::new(health));
+        let health_error = told.err().map(|error| format!("{error:#}"));
         if let Some(error) = &health_error {
             error!("the data plane cannot be told which hosts of proxies are up: {error}");
         }

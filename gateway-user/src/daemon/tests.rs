@@ -49,7 +49,9 @@ impl Place {
         let (stop, mut daemon) = self.spawn(more);
         let socket = self.path("run/gateway.sock");
         let ready = async {
-            while UnixStream::connect(&socket).is_err() || self.memory.state().applied.is_none() {
+            // The state is saved when it is in force.
+            let saved = self.path("state/state.json");
+            while UnixStream::connect(&socket).is_err() || !saved.exists() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
