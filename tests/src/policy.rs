@@ -120,6 +120,12 @@ impl Policy {
         self
     }
 
+    /// With room for this many prefixes of each table and family.
+    pub fn prefixes(mut self, routes: u32) -> Self {
+        self.0.capacity.routes = routes;
+        self
+    }
+
     /// How many TCP sessions may be half open.
     pub fn half_open(mut self, most: u32) -> Self {
         self.0.capacity.half_open = Some(most);

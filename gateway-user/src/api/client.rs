@@ -1,15 +1,16 @@
 //! The client of the control API: HTTP/1.1 over a Unix socket, one connection a request.
 
 use std::{
+    convert::Infallible,
     io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, StatusCode,
-    body::Bytes,
+    body::{Bytes, Frame},
     header::{CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
@@ -17,6 +18,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::{ApiError, types::Change};
+
+type RequestBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Speaks to one daemon.
 #[derive(Clone, Debug)]
@@ -62,12 +65,12 @@ impl Client {
         path: &str,
         query: &impl Serialize,
     ) -> Result<T, ClientError> {
-        self.call(Method::GET, &with_query(path, query)?, Bytes::new()).await
+        self.call(Method::GET, &with_query(path, query)?, whole(Bytes::new())).await
     }
 
     /// Deletes `path`, with `query` behind the question mark.
     pub async fn delete(&self, path: &str, query: &impl Serialize) -> Result<Change, ClientError> {
-        self.call(Method::DELETE, &with_query(path, query)?, Bytes::new()).await
+        self.call(Method::DELETE, &with_query(path, query)?, whole(Bytes::new())).await
     }
 
     /// Sends `body` to `path` with `POST`, `PUT` or `PATCH`.
@@ -78,14 +81,31 @@ impl Client {
         body: &impl Serialize,
     ) -> Result<Change, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::Protocol(error.to_string()))?;
-        self.call(method, path, body.into()).await
+        self.call(method, path, whole(body.into())).await
+    }
+
+    /// Posts `text` to `path`, with `query` behind the question mark. `progress` is told how many bytes are sent.
+    pub async fn upload(
+        &self,
+        path: &str,
+        query: &impl Serialize,
+        text: Bytes,
+        progress: impl FnMut(usize) + Send + 'static,
+    ) -> Result<Change, ClientError> {
+        self.call(Method::POST, &with_query(path, query)?, in_pieces(text, progress)).await
+    }
+
+    /// The same client with at least this patience.
+    #[must_use]
+    pub fn patient(&self, least: Duration) -> Self {
+        Self { socket: self.socket.clone(), timeout: self.timeout.max(least) }
     }
 
     async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
         uri: &str,
-        body: Bytes,
+        body: RequestBody,
     ) -> Result<T, ClientError> {
         let (status, answer) = tokio::time::timeout(self.timeout, self.exchange(method, uri, body))
             .await
@@ -105,7 +125,7 @@ impl Client {
         &self,
         method: Method,
         uri: &str,
-        body: Bytes,
+        body: RequestBody,
     ) -> Result<(StatusCode, Bytes), ClientError> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
             let denied = error.kind() == io::ErrorKind::PermissionDenied;
@@ -119,7 +139,7 @@ impl Client {
             .uri(uri)
             .header(HOST, "gw")
             .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
+            .body(body)
             .map_err(|error| ClientError::Protocol(error.to_string()))?;
         let answer = async move {
             let response = sender.send_request(request).await.map_err(broken)?;
@@ -131,6 +151,23 @@ impl Client {
         let (answer, _) = tokio::join!(answer, connection);
         answer
     }
+}
+
+fn whole(body: Bytes) -> RequestBody {
+    Full::new(body).boxed_unsync()
+}
+
+/// A body that says how much of it is under way.
+fn in_pieces(text: Bytes, mut progress: impl FnMut(usize) + Send + 'static) -> RequestBody {
+    const PIECE: usize = 64 << 10;
+    let mut sent = 0;
+    let pieces = futures::stream::iter(std::iter::from_fn(move || {
+        let piece = text.slice(sent..text.len().min(sent + PIECE));
+        sent += piece.len();
+        progress(sent);
+        (!piece.is_empty()).then(|| Ok(Frame::data(piece)))
+    }));
+    StreamBody::new(pieces).boxed_unsync()
 }
 
 fn with_query(path: &str, query: &impl Serialize) -> Result<String, ClientError> {

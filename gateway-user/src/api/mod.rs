@@ -7,6 +7,7 @@
 //! | `PUT /v1/routes` | `route replace` | [`types::RouteRequest`] | [`types::Change`] |
 //! | `DELETE /v1/routes?prefix=...` | `route del` | [`types::RouteSelector`] | [`types::Change`] |
 //! | `GET /v1/routes/get?address=...` | `route get` | [`types::RouteGet`] | one [`types::RouteMatch`] |
+//! | `POST /v1/routes/import?via=...` | `route import` | [`types::RouteImport`], and a prefix a line | [`types::Change`] |
 //! | `POST /v1/routes/flush` | `route flush` | [`types::RouteFlush`] | [`types::Change`] |
 //! | `GET /v1/tables` | `table show` | | [`types::TableRow`]s |
 //! | `GET /v1/tables/NAME` | `table show NAME` | | one [`types::TableRow`] |
@@ -47,13 +48,15 @@
 //! | `GET /v1/export` | `export` | | one [`types::Export`] |
 //! | `GET /v1/version` | `version` | | one [`types::Version`] |
 //!
-//! `GET` and `DELETE` take their arguments as a query, the others as a JSON body. Names in paths are
+//! `GET` and `DELETE` take their arguments as a query, the others as a JSON body; `route import` takes a query and a
+//! body of plain text, which is read as it arrives. Names in paths are
 //! percent-encoded ([`segment`]).
 //! Reads answer a [`types::List`], changes a [`types::Change`], failures an [`ApiError`].
 
 pub mod client;
 pub mod error;
 mod extract;
+mod import;
 mod listen;
 #[cfg(test)]
 mod reference;

@@ -31,7 +31,10 @@ fn reference() -> String {
     }
     let _ = writeln!(
         page,
-        "\n`GET` and `DELETE` take their arguments as a query, the others as a JSON body of at most 1 MiB."
+        "\n`GET` and `DELETE` take their arguments as a query, the others as a JSON body of at most 1 MiB.\n\
+         `route import` takes a query and a body of plain text of at most 1 GiB, which is read as it arrives:\n\n    \
+         curl --unix-socket /run/gateway/gateway.sock --data-binary @trusted.txt \\\n         \
+         'http://gw/v1/routes/import?via=direct&table=servers'\n"
     );
     let _ = writeln!(
         page,

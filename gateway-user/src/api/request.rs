@@ -1,6 +1,6 @@
 //! Requests, read into commands. Every refusal names the field of the request.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
@@ -8,11 +8,12 @@ use super::{
     ApiError,
     types::{
         BindingRequest, DrainRequest, EipRequest, InterfaceRequest, PoolRequest, ProxyDrainRequest,
-        ProxyRequest, RouteFlush, RouteGet, RouteQuery, RouteRequest, RouteSelector, TableRequest,
+        ProxyRequest, RouteFlush, RouteGet, RouteImport, RouteQuery, RouteRequest, RouteSelector,
+        TableRequest,
     },
 };
 use crate::{
-    control::{Command, Entry, ProxyChanges},
+    control::{Command, Entry, Import, ProxyChanges},
     model::{
         Binding, Eip, Interface, MAIN_TABLE, Mapping, Pool, PortRange, Proto, Proxy, ProxyMode, RouteKey,
         RouteWords, Selector, TableKind, ValueError,
@@ -65,6 +66,14 @@ impl RouteSelector {
         let selector =
             Selector::parse(self.proto.as_deref(), self.dport.as_deref()).map_err(about("route"))?;
         Ok(Command::RouteDel { table: table(self.table.as_deref()), key: RouteKey { prefix, selector } })
+    }
+}
+
+impl RouteImport {
+    pub(super) fn command(&self, prefixes: BTreeSet<IpNet>) -> Result<Command, ApiError> {
+        let target = self.via.parse().map_err(about("route"))?;
+        let table = table(self.table.as_deref());
+        Ok(Command::RouteImport(Arc::new(Import { table, target, prefixes, prune: self.prune })))
     }
 }
 

@@ -27,6 +27,9 @@ use crate::{
 /// Packets of routes, see [`crate::dataplane::Observe::routes`].
 pub(super) type RouteCounters = BTreeMap<(String, RouteKey), Counter>;
 
+/// Packets of tables by kind of target, see [`crate::dataplane::Observe::tables`].
+pub(super) type TableCounters = BTreeMap<(String, &'static str), Counter>;
+
 /// Routes of one table or of all, in the order of table, prefix and precedence.
 pub(super) fn routes(
     state: &Snapshot,
@@ -92,8 +95,10 @@ pub(super) fn find_proxy<'a>(state: &'a Snapshot, name: &str) -> Result<&'a Prox
 }
 
 /// A table.
-pub(super) fn table(table: &Table) -> TableRow {
+pub(super) fn table(table: &Table, counters: &TableCounters) -> TableRow {
     let routes_ipv6 = table.routes.keys().filter(|key| is_ipv6(&key.prefix)).count();
+    let mut sum = Counter::default();
+    counters.iter().filter(|((name, _), _)| *name == table.name).for_each(|(_, counter)| sum.add(*counter));
     TableRow {
         name: table.name.clone(),
         kind: table.kind,
@@ -101,6 +106,8 @@ pub(super) fn table(table: &Table) -> TableRow {
         routes: table.routes.len() as u64,
         routes_ipv4: (table.routes.len() - routes_ipv6) as u64,
         routes_ipv6: routes_ipv6 as u64,
+        packets: sum.packets,
+        bytes: sum.bytes,
     }
 }
 
@@ -267,6 +274,7 @@ fn route_row(table: &Table, key: &RouteKey, route: &Route, counters: Option<&Rou
         comment: route.comment.clone(),
         packets: counter.map(|counter| counter.packets),
         bytes: counter.map(|counter| counter.bytes),
+        shared_counter: counters.is_some() && counter.is_none(),
     }
 }
 

@@ -17,14 +17,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ApiError, ErrorKind, Row,
     extract::{Answer, Body, Query},
-    request, rows,
+    import, request, rows,
     sessions::Page,
     status::Context,
     types::{
         BindingRequest, Change, DrainRequest, DropRow, EipRequest, EipRow, Export, InterfaceRequest,
         InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRequest, PoolRow, ProxyDrainRequest,
-        ProxyRequest, ProxyRow, RouteFlush, RouteGet, RouteMatch, RouteQuery, RouteRequest, RouteRow,
-        RouteSelector, SessionCount, SessionQuery, SessionRow, Status, TableRequest, TableRow, Version,
+        ProxyRequest, ProxyRow, RouteFlush, RouteGet, RouteImport, RouteMatch, RouteQuery, RouteRequest,
+        RouteRow, RouteSelector, SessionCount, SessionQuery, SessionRow, Status, TableRequest, TableRow,
+        Version,
     },
 };
 use crate::{
@@ -37,6 +38,8 @@ use crate::{
 const BODY_LIMIT: usize = 1 << 20;
 /// How long the daemon works on a request before it gives up on the answer.
 const TIMEOUT: Duration = Duration::from_mins(1);
+/// The same for a large set of routes.
+const IMPORT_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Answers requests on `listener` until `stop` is cancelled; requests that run then are finished first.
 pub async fn serve(listener: UnixListener, context: Context, stop: CancellationToken) -> anyhow::Result<()> {
@@ -85,12 +88,17 @@ fn router(context: Context) -> Router {
         .route("/stats/maps", get(stats_maps))
         .route("/export", get(export))
         .route("/version", get(version));
+    let import = Router::new()
+        .route("/v1/routes/import", post(route_import))
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(IMPORT_TIMEOUT, in_time));
     Router::new()
         .nest("/v1", v1)
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn(in_time))
+        .layer(middleware::from_fn_with_state(TIMEOUT, in_time))
+        .merge(import)
         .with_state(Arc::new(context))
 }
 
@@ -134,6 +142,17 @@ async fn route_get(State(context): Ctx, Query(query): Query<RouteGet>) -> Rows<R
     read(context, move |current, _| Ok(vec![rows::route_match(&current.snapshot, &lookup)?])).await
 }
 
+async fn route_import(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Query(query): Query<RouteImport>,
+    request: Request,
+) -> Changed {
+    let most = 2 * context.control.snapshot().capacity.routes as usize;
+    let prefixes = import::prefixes(request.into_body(), most).await?;
+    change(&context, peer, query.command(prefixes)?).await
+}
+
 async fn route_flush(
     State(context): Ctx,
     ConnectInfo(peer): From,
@@ -145,12 +164,18 @@ async fn route_flush(
 // ---- tables -------------------------------------------------------------------------------------------
 
 async fn table_show(State(context): Ctx) -> Rows<TableRow> {
-    read(context, |current, _| Ok(current.snapshot.tables.values().map(|table| rows::table(table)).collect()))
-        .await
+    read(context, |current, observe| {
+        let counters = observe.tables()?;
+        Ok(current.snapshot.tables.values().map(|table| rows::table(table, &counters)).collect())
+    })
+    .await
 }
 
 async fn table_show_one(State(context): Ctx, Path(name): Path<String>) -> Rows<TableRow> {
-    read(context, move |current, _| Ok(vec![rows::table(rows::find_table(&current.snapshot, &name)?)])).await
+    read(context, move |current, observe| {
+        Ok(vec![rows::table(rows::find_table(&current.snapshot, &name)?, &observe.tables()?)])
+    })
+    .await
 }
 
 async fn table_add(
@@ -461,9 +486,9 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-async fn in_time(request: Request, next: Next) -> Response {
-    tokio::time::timeout(TIMEOUT, next.run(request)).await.unwrap_or_else(|_| {
-        let message = format!("no answer within {} seconds", TIMEOUT.as_secs());
+async fn in_time(State(patience): State<Duration>, request: Request, next: Next) -> Response {
+    tokio::time::timeout(patience, next.run(request)).await.unwrap_or_else(|_| {
+        let message = format!("no answer within {} seconds", patience.as_secs());
         ApiError::new("request", ErrorKind::Timeout, message)
             .hint("a change may still be made: look at the revision before you repeat it")
             .into_response()

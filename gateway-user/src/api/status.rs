@@ -72,7 +72,7 @@ impl Context {
                 last_apply_success: current.apply_error.is_none(),
             },
             interfaces: readings.interfaces,
-            tables: state.tables.values().map(|table| rows::table(table)).collect(),
+            tables: state.tables.values().map(|table| rows::table(table, &readings.counters)).collect(),
             pools: readings.pools,
             proxies: readings.proxies,
             sessions: readings.sessions,
@@ -83,6 +83,7 @@ impl Context {
 
 #[derive(Default)]
 struct Readings {
+    counters: rows::TableCounters,
     attached: Vec<AttachedInterface>,
     interfaces: Vec<InterfaceRow>,
     pools: Vec<PoolAddressRow>,
@@ -98,6 +99,7 @@ fn read(observe: &dyn Observe, state: &Snapshot, health: &Health) -> anyhow::Res
     Ok(Readings {
         interfaces: rows::interfaces(state, &attached),
         attached,
+        counters: observe.tables()?,
         pools: rows::pool_addresses(observe.pools()?),
         proxies: rows::proxies(state, health, &observe.proxies()?),
         sessions: rows::session_use(&observe.session_counters()?, state.capacity.sessions),

@@ -429,3 +429,44 @@ async fn sessions_are_filtered_sorted_counted_and_cut() {
     );
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn a_list_of_prefixes_is_one_change() {
+    let daemon = Daemon::filled().await;
+    let import = |query: &'static str, text: String| {
+        let daemon = &daemon;
+        async move { daemon.call(Method::POST, &format!("/v1/routes/import?{query}"), &text).await }
+    };
+    let line = |number| format!("{}/32 # {number}", std::net::Ipv4Addr::from(0xcb00_0000 + number));
+    let list = (0..20_000u32).map(line).collect::<Vec<_>>().join("\n");
+    let before = daemon.get("/v1/version").await["revision"].as_u64().expect("a revision");
+    let (status, change) = import("via=direct&table=servers", list.clone()).await;
+    assert_eq!((status, &change), (StatusCode::OK, &json!({"revision": before + 1, "changed": true})));
+    assert_eq!(daemon.get("/v1/tables/servers").await["items"][0]["routes_ipv4"], 20_001);
+    let (_, change) = import("via=direct&table=servers", list).await;
+    assert_eq!(change["changed"], false, "what is there already is no change");
+
+    // The last line is wrong: nothing changes, although all others are right.
+    let wrong = "198.51.100.1\n# remark\n198.51.100.7/24\n".to_owned();
+    let (status, refused) = import("via=direct&table=servers&prune=true", wrong).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(refused["message"], "line 3: prefix `198.51.100.7/24` has host bits set");
+    assert_eq!(daemon.get("/v1/tables/servers").await["items"][0]["routes_ipv4"], 20_001);
+
+    // Routes with another target stay where the rest goes.
+    let (status, _) = import("via=direct&table=servers&prune=true", "192.0.2.0/24".to_owned()).await;
+    assert_eq!(status, StatusCode::OK);
+    let routes = daemon.get("/v1/routes?table=servers").await;
+    let shown: Vec<_> =
+        routes["items"].as_array().expect("a list").iter().map(|row| &row["prefix"]).collect();
+    assert_eq!(shown, ["192.0.2.0/24", "203.0.113.0/24"]);
+
+    // A pool without an address of that family: named by the prefix.
+    let (status, refused) = import("via=pool%20nat", "192.0.2.0/24\n2001:db8:7::/48".to_owned()).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    let message = "table main, route 2001:db8:7::/48: pool `nat` has no IPv6 address for the IPv6 prefix 2001:db8:7::/48";
+    assert_eq!(refused["message"], message);
+    let (status, refused) = import("via=nowhere", String::new()).await;
+    assert_eq!((status, refused["field"].as_str()), (StatusCode::UNPROCESSABLE_ENTITY, Some("via")));
+    daemon.stop().await;
+}

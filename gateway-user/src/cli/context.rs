@@ -151,7 +151,8 @@ impl Context<'_, '_> {
         }
     }
 
-    fn changed(&mut self, change: Change) -> Result<(), Failure> {
+    /// Says what came of a change, if that is wanted.
+    pub(super) fn changed(&mut self, change: Change) -> Result<(), Failure> {
         if !self.verbose {
             return Ok(());
         }

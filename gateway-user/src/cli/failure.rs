@@ -136,7 +136,7 @@ impl From<io::Error> for Failure {
 }
 
 /// What the system says, without the number: `no such file or directory`.
-fn reason(error: &io::Error) -> String {
+pub(super) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     lowercase(text.split(" (os error").next().unwrap_or_default())
 }

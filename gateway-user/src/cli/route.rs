@@ -1,12 +1,31 @@
 //! `gwctl route`.
 
+use std::{
+    fs,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
 use clap::{Args, Subcommand};
 use hyper::Method;
+use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{context::Context, failure::Failure, value};
-use crate::api::types::{
-    RouteFlush, RouteGet, RouteMatch, RouteQuery, RouteRequest, RouteRow, RouteSelector,
+use super::{
+    context::Context,
+    failure::{self, Failure},
+    value,
 };
+use crate::api::{
+    error::exit,
+    types::{
+        List, RouteFlush, RouteGet, RouteImport, RouteMatch, RouteQuery, RouteRequest, RouteRow,
+        RouteSelector, Version,
+    },
+};
+
+/// How long an import may take, if no longer time is given: a million prefixes on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(10);
 
 /// The name of a value that is a target: one to four words.
 pub(super) const TARGET: &str = "TARGET";
@@ -41,6 +60,11 @@ pub(super) enum Verb {
     #[command(after_help = "gwctl route get 203.0.113.7\n\
                             gwctl route get 203.0.113.7 from 10.0.2.4 proto tcp dport 443")]
     Get(Get),
+    /// Give a list of prefixes the same target
+    #[command(after_help = "gwctl route import trusted.txt via direct table servers\n\
+                            gwctl route import blocked.txt via prohibit --prune\n\
+                            curl -s https://lists.example.com/v4.txt | gwctl route import - via pool nat")]
+    Import(Import),
     /// Remove every route of a table
     #[command(after_help = "gwctl route flush table servers")]
     Flush(Flush),
@@ -123,6 +147,22 @@ pub(super) struct Get {
 }
 
 #[derive(Args, Debug)]
+pub(super) struct Import {
+    /// File with a prefix a line, where # begins a remark; - is standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// direct | pool NAME | eip | gateway ADDR [dev IF] | blackhole | prohibit | host
+    #[arg(long, value_name = TARGET)]
+    via: String,
+    /// Table of the routes [main]
+    #[arg(long, value_name = "TABLE")]
+    table: Option<String>,
+    /// Remove the table's routes with this target whose prefix is not in the file
+    #[arg(long, help_heading = super::words::OPTIONS)]
+    prune: bool,
+}
+
+#[derive(Args, Debug)]
 pub(super) struct Flush {
     /// Table that loses its routes
     #[arg(long, value_name = "TABLE", required = true)]
@@ -146,9 +186,62 @@ impl Verb {
                 let query = RouteGet { address, from, proto, dport };
                 context.show::<RouteMatch>("/v1/routes/get", &query).await
             }
+            Self::Import(import) => import.run(context).await,
             Self::Flush(flush) => flush.run(context).await,
         }
     }
+}
+
+impl Import {
+    async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
+        let Self { file, via, table, prune } = self;
+        // Nobody should wait for a long list, or type one, for a daemon that is not there.
+        let _: List<Version> = context.get("/v1/version", &()).await?;
+        let text = read(&file).map_err(|error| {
+            Failure::new(
+                exit::UNEXPECTED,
+                format!("cannot read {}: {}", file.display(), failure::reason(&error)),
+            )
+            .hint("give a file with a prefix a line, or `-` for standard input")
+        })?;
+        let bar = progress(text.len(), context.terminal.err_is_terminal && !context.quiet);
+        let told = bar.clone();
+        let sent = move |bytes: usize| {
+            told.set_position(bytes as u64);
+            if Some(bytes as u64) == told.length() {
+                told.set_message("the gateway takes them over");
+            }
+        };
+        let query = RouteImport { via, table, prune };
+        let client = context.client.patient(PATIENCE);
+        let change = client.upload("/v1/routes/import", &query, text.into(), sent).await;
+        bar.finish_and_clear();
+        context.changed(change.map_err(|error| Failure::of_call(error, client.socket()))?)
+    }
+}
+
+/// The text of a file, or of standard input.
+fn read(file: &Path) -> io::Result<Vec<u8>> {
+    if file.as_os_str() != "-" {
+        return fs::read(file);
+    }
+    let mut text = Vec::new();
+    io::stdin().lock().read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// A bar on standard error, where somebody looks at it.
+fn progress(bytes: usize, shown: bool) -> ProgressBar {
+    const STYLE: &str = "{bar:40} {bytes}/{total_bytes}  {elapsed}  {msg}";
+    if !shown {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(bytes as u64);
+    if let Ok(style) = ProgressStyle::with_template(STYLE) {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
 }
 
 impl Flush {

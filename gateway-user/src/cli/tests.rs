@@ -90,6 +90,8 @@ fn every_form_of_every_command_is_read() {
         route show in 203.0.113.0/24 table t --counters
         route show for 203.0.113.7
         route get 203.0.113.7 from 10.0.1.2 proto tcp dport 443
+        route import routes.txt via pool nat table t --prune
+        route import - via gateway 10.0.1.2 dev eth1
         route flush table t
         table add servers kind egress
         table del servers
@@ -189,7 +191,7 @@ fn an_unknown_word_is_named_with_what_it_may_have_been_meant_to_be() {
         "limit add tenant from 10.0.7.0/24",
         "proxy add squid hots 10.0.1.2",
         "eip add 198.51.100.50 hots 10.0.0.2",
-        "route import routes.txt via direct",
+        "route improt routes.txt via direct",
         "route add default vai direct",
         "route add default via direct domain example.com",
         "activate now",

@@ -2,13 +2,15 @@
 
 mod proxy;
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
 
 use crate::{
     api::{ApiError, ErrorKind},
     model::{
         Binding, Eip, Fail, Interface, MAIN_TABLE, Mapping, Pool, PortRange, Proxy, Route, RouteKey,
-        Snapshot, Subject, Table, TableKind, Target, error::closest,
+        Selector, Snapshot, Subject, Table, TableKind, Target, error::closest,
     },
 };
 
@@ -28,6 +30,8 @@ pub enum Command {
         /// Route.
         key: RouteKey,
     },
+    /// Gives a set of prefixes the same target.
+    RouteImport(Arc<Import>),
     /// Removes all routes of a table.
     RouteFlush {
         /// Table.
@@ -150,6 +154,19 @@ pub struct Entry {
     pub route: Route,
 }
 
+/// Prefixes that get the same target, without `proto` and `dport`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import {
+    /// Table.
+    pub table: String,
+    /// What they do.
+    pub target: Target,
+    /// The prefixes. Those that have a route get this target; what has it already stays as it is.
+    pub prefixes: BTreeSet<IpNet>,
+    /// Whether other routes of the table with this target and without selectors are removed.
+    pub prune: bool,
+}
+
 impl Command {
     /// The state after the change. References of the new state are not checked here.
     pub fn change(&self, state: &Snapshot) -> Result<Snapshot, ApiError> {
@@ -160,6 +177,7 @@ impl Command {
                 table_mut(&mut next, table)?.routes.insert(*key, route.clone());
             }
             Self::RouteDel { table, key } => route_del(&mut next, table, key)?,
+            Self::RouteImport(import) => route_import(&mut next, import)?,
             Self::RouteFlush { table } => table_mut(&mut next, table)?.routes.clear(),
             Self::TableAdd { name, kind } => {
                 if next.tables.contains_key(name) {
@@ -220,6 +238,7 @@ impl Command {
             Self::RouteFlush { table: name } | Self::TableAdd { name, .. } | Self::TableDel { name } => {
                 Subject::Table(name.clone())
             }
+            Self::RouteImport(import) => Subject::Table(import.table.clone()),
             Self::TableBind { name, binding } | Self::TableUnbind { name, binding } => {
                 Subject::Binding(name.clone(), binding.clone())
             }
@@ -254,6 +273,11 @@ impl fmt::Display for Command {
                 write!(f, "route replace {key} via {} table {table}", route.target)
             }
             Self::RouteDel { table, key } => write!(f, "route del {key} table {table}"),
+            Self::RouteImport(import) => {
+                let Import { table, target, prefixes, prune } = &**import;
+                let prune = if *prune { " --prune" } else { "" };
+                write!(f, "route import - via {target} table {table}{prune} ({} prefixes)", prefixes.len())
+            }
             Self::RouteFlush { table } => write!(f, "route flush table {table}"),
             Self::TableAdd { name, kind } => write!(f, "table add {name} kind {kind}"),
             Self::TableDel { name } => write!(f, "table del {name}"),
@@ -337,6 +361,24 @@ fn route_add(state: &mut Snapshot, Entry { table, key, route }: &Entry) -> Resul
             .field("prefix"));
     }
     routes.insert(*key, route.clone());
+    Ok(())
+}
+
+fn route_import(state: &mut Snapshot, import: &Import) -> Result<(), ApiError> {
+    let routes = &mut table_mut(state, &import.table)?.routes;
+    if import.prune {
+        routes.retain(|key, route| {
+            !key.selector.is_any() || route.target != import.target || import.prefixes.contains(&key.prefix)
+        });
+    }
+    for prefix in &import.prefixes {
+        let fresh = || Route { target: import.target.clone(), log: false, comment: None };
+        let key = RouteKey { prefix: *prefix, selector: Selector::default() };
+        let route = routes.entry(key).or_insert_with(fresh);
+        if route.target != import.target {
+            *route = fresh();
+        }
+    }
     Ok(())
 }
 

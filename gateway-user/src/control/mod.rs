@@ -27,7 +27,7 @@ use crate::{
     refused::Refused,
 };
 
-pub use command::{Command, Entry, ProxyChanges, not_found};
+pub use command::{Command, Entry, Import, ProxyChanges, not_found};
 pub use store::{Saved, Store};
 use worker::Worker;
 

@@ -8,7 +8,7 @@ use gateway_common::{
     interface::{MAX_IFINDEX, MAX_INTERFACES},
     pool::{FIRST_PORT, LAST_PORT, MAX_ADDRESSES_PER_POOL, MAX_POOL_ADDRESSES, MAX_POOLS},
     ports::{self, Destination, Ports},
-    route::{MAX_ROUTE_COUNTERS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX},
+    route::{MAX_ROUTE_COUNTERS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX, Route},
     session::{Session, Tuple},
 };
 
@@ -57,7 +57,10 @@ fn reference() -> String {
             MAX_RULES_PER_PREFIX.to_string(),
         ),
         ("routers that `gateway` targets name", MAX_ROUTERS.to_string()),
-        ("route counters; routes beyond them count for their table only", MAX_ROUTE_COUNTERS.to_string()),
+        (
+            "route counters; routes beyond them share one by table and kind of target",
+            MAX_ROUTE_COUNTERS.to_string(),
+        ),
         ("pools", MAX_POOLS.to_string()),
         ("addresses of one pool", MAX_ADDRESSES_PER_POOL.to_string()),
         ("addresses of all pools", MAX_POOL_ADDRESSES.to_string()),
@@ -73,6 +76,9 @@ fn reference() -> String {
     let v6 = 2 * (ELEMENT_HEADER + size_of::<Tuple<V6>>() + size_of::<Session<V6>>());
     let destination = ELEMENT_HEADER + size_of::<Destination>().next_multiple_of(8) + size_of::<Ports>();
     let destinations = ports::capacity(capacity.sessions);
+    // `struct lpm_trie_node`: 40 bytes and the data of the key and the value, in caches of powers of two; a node that
+    // only joins two others is as large, and there are up to as many of these.
+    let nodes = |key: usize| 2 * (40 + key + size_of::<Route>()).next_power_of_two();
     let _ = write!(
         page,
         "\n## Memory\n\n\
@@ -88,6 +94,15 @@ fn reference() -> String {
         destination,
         destinations,
         (destination * destinations as usize) >> 20,
+    );
+    let _ = write!(
+        page,
+        "\nA route takes up to {} bytes of kernel memory for IPv4 and {} for IPv6 while it exists, and as much again while its\n\
+         table is replaced: a million prefixes {} and {} MiB.\n",
+        nodes(4),
+        nodes(16),
+        (nodes(4) * 1_000_000) >> 20,
+        (nodes(16) * 1_000_000) >> 20,
     );
     page
 }

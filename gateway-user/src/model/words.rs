@@ -1,13 +1,16 @@
-//! The one-line form of a route and of a binding, as in route files and on the command line.
+//! The one-line form of a route, of a binding and of a bare prefix, as in files and on the command line.
 //!
 //! ```text
 //! PREFIX via TARGET [proto tcp|udp|icmp] [dport A[-B]] [log] [comment TEXT]
 //! PREFIX [iif IF]
+//! PREFIX
 //! ```
 //! Words are separated by white space; `"..."` makes one word, with `\"` and `\\` inside.
 //! `#` at the beginning of a word begins a remark that ends with the line.
 
 use std::borrow::Cow;
+
+use ipnet::IpNet;
 
 use super::{
     Binding, Route, RouteKey, RouteWords, Target,
@@ -78,6 +81,19 @@ pub fn parse_binding(text: &str) -> Result<Binding, ValueError> {
         }
     };
     Ok(Binding { source: parse_prefix("bind", source)?, iif })
+}
+
+/// Reads a line of a list of prefixes. `None`: the line says nothing.
+pub fn parse_prefix_line(line: &str) -> Result<Option<IpNet>, ValueError> {
+    let mut words = line.split_whitespace();
+    let Some(prefix) = words.next().filter(|word| !word.starts_with('#')) else { return Ok(None) };
+    match words.next() {
+        Some(word) if !word.starts_with('#') => {
+            Err(ValueError::invalid("prefix", format!("`{word}` is too much after prefix {prefix}"))
+                .hint("one prefix a line; `#` begins a remark"))
+        }
+        _ => parse_prefix("prefix", prefix).map(Some),
+    }
 }
 
 /// `text` as one word of a line.
@@ -170,6 +186,25 @@ mod tests {
         for line in ["", "   ", "# 10.0.0.0/8 via direct", "\t#"] {
             assert_eq!(parse_route_line(line), Ok(None));
         }
+    }
+
+    #[rstest]
+    #[case("203.0.113.0/24", Some("203.0.113.0/24"))]
+    #[case("  2001:db8::1\t# the resolver", Some("2001:db8::1/128"))]
+    #[case("default", Some("0.0.0.0/0"))]
+    #[case("# 10.0.0.0/8", None)]
+    #[case("   ", None)]
+    fn a_line_of_a_list_has_one_prefix(#[case] line: &str, #[case] prefix: Option<&str>) {
+        let read = parse_prefix_line(line).expect("a line").map(|prefix| prefix.to_string());
+        assert_eq!(read.as_deref(), prefix);
+    }
+
+    #[rstest]
+    #[case("203.0.113.0/24 via direct", "`via` is too much after prefix 203.0.113.0/24")]
+    #[case("203.0.113.1/24", "prefix `203.0.113.1/24` has host bits set")]
+    #[case("example.com", "`example.com` is not an IP address or prefix")]
+    fn a_bad_line_of_a_list_is_explained(#[case] line: &str, #[case] message: &str) {
+        assert_eq!(parse_prefix_line(line).expect_err("refused").message, message);
     }
 
     #[rstest]

@@ -26,7 +26,7 @@ impl Columns for RouteRow {
             Cell::of(self.dport.as_ref()),
             Cell::new(&self.via),
             Cell::of(self.log.then_some("log")),
-            Cell::of(self.packets.as_ref()),
+            if self.shared_counter { Cell::new("shared") } else { Cell::of(self.packets.as_ref()) },
             self.bytes.map_or(Cell::EMPTY, Cell::bytes),
             Cell::of(self.comment.as_ref()),
         ]

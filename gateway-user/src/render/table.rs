@@ -13,6 +13,8 @@ impl Columns for TableRow {
             Column::number("ROUTES"),
             Column::number("IPV4"),
             Column::number("IPV6"),
+            Column::number("PACKETS"),
+            Column::number("BYTES"),
             Column::text("BINDINGS"),
         ]
     }
@@ -25,6 +27,8 @@ impl Columns for TableRow {
             Cell::new(&self.routes),
             Cell::new(&self.routes_ipv4),
             Cell::new(&self.routes_ipv6),
+            Cell::new(&self.packets),
+            Cell::bytes(self.bytes),
             Cell::of((!bindings.is_empty()).then(|| bindings.join(", ")).as_ref()),
         ]
     }

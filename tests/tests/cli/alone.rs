@@ -191,7 +191,7 @@ fn completion_knows_nouns_verbs_keywords_and_values() -> Result<()> {
         Ok(words.collect::<Vec<_>>().join(" "))
     };
     assert_eq!(next(&["s"])?, "session status stats");
-    assert_eq!(next(&["r", ""])?, "add replace del show get flush");
+    assert_eq!(next(&["r", ""])?, "add replace del show get import flush");
     assert_eq!(next(&["route", "add", "default", ""])?, "via table proto dport log comment");
     assert_eq!(next(&["route", "add", "default", "via", "p"])?, "pool proxy prohibit");
     assert_eq!(next(&["route", "add", "default", "via", "direct", "log", ""])?, "table proto dport comment");

@@ -1,7 +1,7 @@
 //! `gwctl` and the daemon: what is typed, what is printed, and the exit code.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     process::Stdio,
     time::Duration,
 };
@@ -119,6 +119,31 @@ fn what_was_added_is_shown() -> Result<()> {
         --no-header route show table servers
     "
     )?);
+    Ok(())
+}
+
+#[test]
+fn a_list_is_imported_from_a_file_and_from_standard_input() -> Result<()> {
+    let daemon = set_up()?;
+    let directory = tempfile::tempdir()?;
+    let list = directory.path().join("trusted.txt");
+    std::fs::write(&list, "# trusted\n198.51.100.0/24\n\n192.0.2.0/25 # ours\n")?;
+    let import = format!("route import {} via direct table servers", list.display());
+    let said = daemon.run(&import)?;
+    assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, "", ""), "it is not silent");
+    let mut command = gwctl(&daemon.socket())?;
+    command.args(["-v", "route", "import", "-", "via", "direct", "table", "servers", "--prune"]);
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    child.stdin.take().context("no stdin")?.write_all(b"192.0.2.0/25\n192.0.2.128/25")?;
+    let done = child.wait_with_output()?;
+    assert!(done.status.success());
+    assert_eq!(String::from_utf8(done.stderr)?, "revision 13 is in force\n");
+    std::fs::write(&list, "198.51.100.0/24\n198.51.100.0/40\n")?;
+    let refused = daemon.run(&import)?;
+    assert_eq!(refused.code, 7);
+    let missing = daemon.run("route import /nonexistent via direct")?;
+    let text = daemon.transcript("route show table servers")?;
+    assert_snapshot!(format!("{text}{}{}", refused.err, missing.err));
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Changes of policy under live flows: in force for the next packet.
 
+use std::net::Ipv4Addr;
+
 use gateway_common::{
     DropReason::{Blackhole, NoRoute, NoSession, Prohibited, SpoofedSource},
     Verdict::{Reply, Snat},
@@ -9,7 +11,9 @@ use gateway_tests::{
     policy::Policy,
 };
 
-use crate::support::{Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, passed, refused, reset, sent, snat};
+use crate::support::{
+    Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, passed, refused, reset, sent, snat, standard,
+};
 
 const ALL: &str = "0.0.0.0/0";
 
@@ -52,6 +56,30 @@ fn a_change_of_several_prefixes_comes_into_force_with_one_word() {
         let prefix = if host == 20 { "203.0.113.20/32" } else { "203.0.113.21/32" };
         lab.check("in0", &packet, dropped(Blackhole).by(prefix, "blackhole"));
     }
+}
+
+#[test]
+fn a_large_table_comes_into_force_with_one_word() {
+    const PREFIXES: u32 = 30_000;
+    let Some(mut lab) = standard(|policy| nat(policy).prefixes(PREFIXES + 1)) else { return };
+    let (query, answer) = established(&mut lab);
+    let blocked = |target: &str| -> String {
+        let line = |number| format!("{}/32 via {target}", Ipv4Addr::from(0xcb00_7800 + number));
+        (0..PREFIXES).map(line).collect::<Vec<_>>().join("\n")
+    };
+    let word = lab.config().bindings;
+    lab.change(|policy| policy.routes(&blocked("blackhole")));
+    assert_eq!(lab.config().bindings, 1 - word);
+    // The last has no counter of its own: there are more routes than counters.
+    let last = udp("10.0.1.2:4000", "203.0.237.47:53");
+    lab.check("in0", &last, dropped(Blackhole).by_shared("main", "blackhole"));
+    lab.check("in0", &query, forth(&query, ALL, "pool"));
+    lab.check("out0", &answer, back(&answer, ALL, "pool"));
+    lab.change(|policy| {
+        policy.without_routes().routes("0.0.0.0/0 via pool nat\n203.0.237.47/32 via prohibit")
+    });
+    // What was given back rests until the change after that.
+    lab.check("in0", &last, refused(Prohibited).by_shared("main", "prohibit"));
 }
 
 #[test]

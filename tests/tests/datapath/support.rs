@@ -123,6 +123,11 @@ impl Expected {
         self
     }
 
+    /// By a route without a counter of its own: its table counts this kind of target.
+    pub(crate) fn by_shared(self, table: &str, target: &str) -> Self {
+        self.counting(&format!("table {table} {target}"))
+    }
+
     /// By a new session on this address of pool `nat`.
     pub(crate) fn opening(self, proto: &str, address: &str) -> Self {
         self.opening_in("nat", proto, address)

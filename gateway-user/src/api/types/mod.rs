@@ -144,6 +144,20 @@ pub struct RouteSelector {
     pub dport: Option<String>,
 }
 
+/// `route import`: the query; the body is text with a prefix a line, where `#` begins a remark.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteImport {
+    /// Target of all prefixes, as in [`RouteRequest::via`].
+    pub via: String,
+    /// Table; `main` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// Whether other routes of the table with this target, and without `proto` and `dport`, are removed.
+    #[serde(default)]
+    pub prune: bool,
+}
+
 /// `route flush`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -216,6 +230,10 @@ pub struct RouteRow {
     /// Bytes, as [`RouteRow::packets`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Whether counters were asked for and the route shares its own with others of the table and kind of target: there
+    /// are more routes than counters. `table show` has the sums.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared_counter: bool,
 }
 
 /// The route that decides, and how it was found.
@@ -266,6 +284,12 @@ pub struct TableRow {
     pub routes_ipv4: u64,
     /// IPv6 routes.
     pub routes_ipv6: u64,
+    /// Packets that its routes decided, deleted ones included.
+    #[serde(default)]
+    pub packets: u64,
+    /// Bytes of those packets.
+    #[serde(default)]
+    pub bytes: u64,
 }
 
 /// A binding.

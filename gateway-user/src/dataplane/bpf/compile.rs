@@ -4,7 +4,7 @@
 //! the selectors do not match belongs to the next shorter prefix; so such a prefix carries the rules of its
 //! covering prefixes behind its own.
 
-use std::collections::BTreeSet;
+use std::{cmp::Ordering, collections::BTreeSet};
 
 use anyhow::{Result, bail};
 use gateway_common::route::MAX_RULES_PER_PREFIX;
@@ -59,12 +59,23 @@ pub(super) fn element(table: &Table, prefix: IpNet) -> Result<Option<Element>> {
 /// The prefixes whose elements differ between two versions of a table.
 pub(super) fn changed_prefixes(from: &Table, to: &Table) -> BTreeSet<IpNet> {
     let mut changed = BTreeSet::new();
-    for (key, route) in &from.routes {
-        if to.routes.get(key).map(|other| &other.target) != Some(&route.target) {
+    // Both are in order: one walk, however many there are.
+    let (mut before, mut after) = (from.routes.iter().peekable(), to.routes.iter().peekable());
+    loop {
+        let order = match (before.peek(), after.peek()) {
+            (Some((from, _)), Some((to, _))) => from.cmp(to),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => break,
+        };
+        let old = if order == Ordering::Greater { None } else { before.next() };
+        let fresh = if order == Ordering::Less { None } else { after.next() };
+        if old.map(|(_, route)| &route.target) != fresh.map(|(_, route)| &route.target)
+            && let Some((key, _)) = old.or(fresh)
+        {
             changed.insert(key.prefix);
         }
     }
-    changed.extend(to.routes.keys().filter(|key| !from.routes.contains_key(*key)).map(|key| key.prefix));
     if changed.is_empty() {
         return changed;
     }

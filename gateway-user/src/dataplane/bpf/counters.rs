@@ -39,8 +39,10 @@ pub(super) struct RouteCounters {
     owners: Array<MapData, CounterOwner>,
     cpus: usize,
     space: Space,
-    own: HashMap<(String, RouteKey), (u32, &'static str)>,
-    shared: HashMap<Group, u32>,
+    /// Number and kind of target, by table.
+    own: HashMap<String, HashMap<RouteKey, (u32, &'static str)>>,
+    /// Number by kind of target, by table.
+    shared: HashMap<String, HashMap<&'static str, u32>>,
     retired: HashMap<Group, u32>,
     /// Number and group of what a daemon before this one gave away and nobody has claimed yet, by owner.
     inherited: HashMap<u64, (u32, u64)>,
@@ -74,22 +76,29 @@ impl RouteCounters {
 
     /// The counter of a route whose target is of `kind`.
     pub(super) fn number(&mut self, table: &str, key: &RouteKey, kind: &'static str) -> Result<u32> {
-        let owner = (table.to_owned(), *key);
-        match self.own.get(&owner).copied() {
+        match self.own.get(table).and_then(|own| own.get(key)).copied() {
             Some((number, same)) if same == kind => return Ok(number),
             Some((number, other)) => {
-                self.own.remove(&owner);
+                self.own.get_mut(table).and_then(|own| own.remove(key));
                 self.fold(table, number, other)?;
             }
             None => {}
         }
-        let group = (owner.0.clone(), kind);
+        let full = self.space.free() <= SHARED;
+        // Most routes of large tables come by here.
+        if full
+            && self.inherited.is_empty()
+            && let Some(number) = self.shared.get(table).and_then(|shared| shared.get(kind))
+        {
+            return Ok(*number);
+        }
+        let group = (table.to_owned(), kind);
         let digest = route_digest(table, key, kind);
-        if self.space.free() <= SHARED && !self.inherited.contains_key(&digest) {
+        if full && !self.inherited.contains_key(&digest) {
             return self.shared_number(group);
         }
         let number = self.claim(digest, &group)?;
-        self.own.insert(owner, (number, kind));
+        self.own.entry(group.0.clone()).or_default().insert(*key, (number, kind));
         let route = CountedRoute { table: group.0.into(), key: *key, kind };
         self.write_numbers(|numbers| numbers.routes.insert(number, route));
         Ok(number)
@@ -100,17 +109,18 @@ impl RouteCounters {
         if !self.inherited.is_empty() {
             self.settle(to)?;
         }
-        let gone: Vec<_> = self
-            .own
-            .iter()
-            .filter(|((table, key), _)| !to.get(table).is_some_and(|table| table.routes.contains_key(key)))
-            .map(|(owner, counted)| (owner.clone(), *counted))
-            .collect();
-        for (owner, (number, kind)) in gone {
-            self.own.remove(&owner);
-            self.fold(&owner.0, number, kind)?;
-        }
-        Ok(())
+        let mut gone = Vec::new();
+        self.own.retain(|table, own| {
+            own.retain(|key, (number, kind)| {
+                let keep = to.get(table).is_some_and(|table| table.routes.contains_key(key));
+                if !keep {
+                    gone.push((table.clone(), *number, *kind));
+                }
+                keep
+            });
+            !own.is_empty()
+        });
+        gone.into_iter().try_for_each(|(table, number, kind)| self.fold(&table, number, kind))
     }
 
     /// Settles what is left of the daemon before, once the routes have claimed what is theirs: sums are taken
@@ -174,11 +184,11 @@ impl RouteCounters {
     }
 
     fn shared_number(&mut self, group: Group) -> Result<u32> {
-        if let Some(number) = self.shared.get(&group) {
+        if let Some(number) = self.shared.get(&group.0).and_then(|shared| shared.get(group.1)) {
             return Ok(*number);
         }
         let number = self.claim(group_digest(SHARE, &group), &group)?;
-        self.shared.insert(group.clone(), number);
+        self.shared.entry(group.0.clone()).or_default().insert(group.1, number);
         self.write_numbers(|numbers| numbers.shared.insert(number, group));
         Ok(number)
     }

@@ -17,11 +17,13 @@ mod numbers;
 mod observe;
 mod pins;
 mod pools;
+mod reap;
 mod shut;
 mod space;
 mod sweep;
 mod sys;
 mod tables;
+mod trie;
 
 use std::{
     collections::BTreeMap,
@@ -197,8 +199,6 @@ impl BpfDataplane {
             Arc::clone(&numbers),
         )?;
         let maps = TableMaps {
-            routes_v4: pins.open("ROUTES_V4")?,
-            routes_v6: pins.open("ROUTES_V6")?,
             bindings: pins.open("BINDINGS")?,
             rules: pins.open("RULES")?,
             routers: pins.open("ROUTERS")?,

@@ -11,13 +11,20 @@ use aya::Pod;
 use aya_obj::generated::bpf_map_info;
 
 // Commands, `enum bpf_cmd` in include/uapi/linux/bpf.h.
+const MAP_CREATE: libc::c_long = 0;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
+const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
 const OBJ_GET: libc::c_long = 7;
 const PROG_TEST_RUN: libc::c_long = 10;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const MAP_LOOKUP_BATCH: libc::c_long = 24;
+const MAP_UPDATE_BATCH: libc::c_long = 26;
+const MAP_DELETE_BATCH: libc::c_long = 27;
 const LINK_DETACH: libc::c_long = 34;
+
+/// The kernel's own error number for what it cannot do (include/linux/errno.h).
+pub(super) const ENOTSUPP: i32 = 524;
 
 /// Where a walk through a map stands: the kernel's number of the next bucket of a hash map, the index that was read
 /// last of an array.
@@ -35,17 +42,6 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
     values: &mut Vec<V>,
     max: usize,
 ) -> io::Result<bool> {
-    #[repr(C)]
-    struct Attributes {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
     let mut max = max;
     loop {
         keys.clear();
@@ -53,7 +49,7 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
         keys.reserve(max);
         values.reserve(max);
         let mut next = 0u32;
-        let mut attributes = Attributes {
+        let mut attributes = BatchAttributes {
             in_batch: cursor.0.as_ref().map_or(0, |bucket| std::ptr::from_ref(bucket) as u64),
             out_batch: (&raw mut next) as u64,
             keys: keys.as_mut_ptr() as u64,
@@ -100,6 +96,121 @@ pub(super) fn elements<V: Pod>(array: BorrowedFd<'_>) -> io::Result<Vec<V>> {
             return Ok(all);
         }
     }
+}
+
+/// Makes a trie of keys `K`, which begin with their prefix length, and values `V`.
+pub(super) fn create_trie<K: Pod, V: Pod>(capacity: u32) -> io::Result<OwnedFd> {
+    // `enum bpf_map_type` and flags of BPF_MAP_CREATE in include/uapi/linux/bpf.h.
+    const LPM_TRIE: u32 = 11;
+    const NO_PREALLOC: u32 = 1;
+    #[repr(C)]
+    struct Attributes {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        map_flags: u32,
+    }
+    let mut attributes = Attributes {
+        map_type: LPM_TRIE,
+        key_size: size_of::<K>() as u32,
+        value_size: size_of::<V>() as u32,
+        max_entries: capacity,
+        map_flags: NO_PREALLOC,
+    };
+    // SAFETY: the attributes are those of the command; it returns a descriptor that nobody else has.
+    unsafe {
+        let descriptor = bpf(MAP_CREATE, &mut attributes)?;
+        Ok(OwnedFd::from_raw_fd(i32::try_from(descriptor).map_err(io::Error::other)?))
+    }
+}
+
+/// Removes an element from a map.
+pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: 0,
+        flags: 0,
+    };
+    // SAFETY: the attributes are those of the command, and the pointer leads to the key.
+    unsafe { bpf(MAP_DELETE_ELEM, &mut attributes) }.map(drop)
+}
+
+/// Enters an element into a map.
+pub(super) fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: std::ptr::from_ref(key) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        flags: 0,
+    };
+    // SAFETY: the attributes are those of the command, and the pointers lead to key and value.
+    unsafe { bpf(MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+}
+
+/// Enters elements into a map, in order. Returns how many are in; the error says why no more.
+///
+/// [`ENOTSUPP`]: a map of this kind takes no batches on this kernel (tries do from 5.13 on).
+pub(super) fn update_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> (usize, io::Result<()>) {
+    debug_assert_eq!(keys.len(), values.len(), "a value for each key");
+    let mut attributes = BatchAttributes {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: keys.len() as u32,
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the attributes are those of the command, and its pointers lead to `count` keys and values.
+    batch(unsafe { bpf(MAP_UPDATE_BATCH, &mut attributes) }, &attributes)
+}
+
+/// Removes elements from a map, in order, up to the first that is not there.
+pub(super) fn delete_batch<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<()> {
+    let mut attributes = BatchAttributes {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: 0,
+        count: keys.len() as u32,
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the attributes are those of the command, and its pointer leads to `count` keys.
+    unsafe { bpf(MAP_DELETE_BATCH, &mut attributes) }.map(drop)
+}
+
+/// How many elements a batch has done.
+fn batch(result: io::Result<libc::c_long>, attributes: &BatchAttributes) -> (usize, io::Result<()>) {
+    let done = match &result {
+        // The command does not get as far as to write a count.
+        Err(error) if error.raw_os_error() == Some(ENOTSUPP) => 0,
+        _ => attributes.count as usize,
+    };
+    (done, result.map(drop))
+}
+
+/// The `batch` member of `union bpf_attr`.
+#[repr(C)]
+struct BatchAttributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
 }
 
 /// Runs a program on the frame `input` and returns the first bytes of what it leaves behind, which is no longer.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{Array, ArrayOfMaps, LpmTrie, MapData, MapError, lpm_trie::Key};
+use aya::maps::{Array, ArrayOfMaps, LpmTrie, MapData, lpm_trie::Key};
 use gateway_common::{
     family,
     parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},
@@ -24,10 +24,18 @@ use gateway_common::{
         Rule, Target as Code,
     },
 };
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
-use super::{compile, counters::RouteCounters, pins::Pins, space::Space, sys};
-use crate::model::{MAIN_TABLE, Proto, RouteKey, Table, Target};
+use super::{
+    compile,
+    counters::RouteCounters,
+    pins::Pins,
+    reap::Reaper,
+    space::Space,
+    sys,
+    trie::{self, Batch, Trie, key_v4, key_v6},
+};
+use crate::model::{self, MAIN_TABLE, Proto, RouteKey, Table, Target};
 
 /// `BPF_F_NO_PREALLOC`, which tries must have.
 const NO_PREALLOC: u32 = 1;
@@ -42,8 +50,6 @@ const NO_TABLE: u32 = 0;
 const MAPPED_BITS: u32 = 96;
 const INTERFACE_BITS: u32 = 32;
 
-type TrieV4 = LpmTrie<MapData, u32, Route>;
-type TrieV6 = LpmTrie<MapData, [u32; 4], Route>;
 type BindingTrie = LpmTrie<MapData, BindingKey, u32>;
 
 /// What the tables refer to.
@@ -58,8 +64,6 @@ pub(super) struct References<'a> {
 
 /// The maps that [`Tables`] takes over.
 pub(super) struct TableMaps {
-    pub(super) routes_v4: ArrayOfMaps<MapData, TrieV4>,
-    pub(super) routes_v6: ArrayOfMaps<MapData, TrieV6>,
     pub(super) bindings: ArrayOfMaps<MapData, BindingTrie>,
     pub(super) rules: Array<MapData, Rule>,
     pub(super) routers: Array<MapData, Router>,
@@ -82,17 +86,21 @@ pub(super) struct Tables {
     bindings: u32,
     /// Slots that a daemon before this one used.
     inherited: std::ops::Range<u32>,
+    reaper: Reaper,
 }
 
 /// A table as the kernel has it.
 struct Live {
     source: Arc<Table>,
     slot: u32,
-    v4: TrieV4,
-    v6: TrieV6,
-    /// Runs of `RULES` in use, by prefix: start and length.
-    runs: HashMap<IpNet, (u32, u32)>,
+    v4: Trie<trie::V4>,
+    v6: Trie<trie::V6>,
+    /// Runs of `RULES` in use, by prefix.
+    runs: HashMap<IpNet, Run>,
 }
+
+/// A run of `RULES`: start and length.
+type Run = (u32, u32);
 
 /// A change that is written and waits for the word that puts it into force.
 pub(super) struct Pending {
@@ -126,6 +134,7 @@ impl Tables {
             routers: HashMap::new(),
             bindings,
             inherited: slots(1 - half),
+            reaper: Reaper::start()?,
         })
     }
 
@@ -254,30 +263,48 @@ impl Tables {
         references: &References<'_>,
         fresh: &mut Vec<Live>,
     ) -> Result<()> {
-        let trie = |error: MapError| anyhow::Error::new(error).context("cannot make a table");
         let mut live = Live {
             source: Arc::clone(table),
             slot: self.slots.one()?,
-            v4: TrieV4::create(self.capacity, NO_PREALLOC).map_err(trie)?,
-            v6: TrieV6::create(self.capacity, NO_PREALLOC).map_err(trie)?,
+            v4: Trie::create(self.capacity)?,
+            v6: Trie::create(self.capacity)?,
             runs: HashMap::new(),
         };
-        let mut last = None;
-        let mut result = Ok(());
-        for key in table.routes.keys() {
-            if last.replace(key.prefix) != Some(key.prefix) {
-                result = self.write_element(&mut live, table, key.prefix, references);
-                if result.is_err() {
-                    break;
-                }
-            }
-        }
-        if result.is_ok() {
-            self.maps.routes_v4.set(live.slot, &live.v4, 0).context("cannot enter a table")?;
-            self.maps.routes_v6.set(live.slot, &live.v6, 0).context("cannot enter a table")?;
-        }
+        let result = self.fill(&mut live, table, references);
+        let entered = result.and_then(|()| {
+            let [v4, v6, _] = &self.outer;
+            live.v4.enter(v4.as_fd(), live.slot).context("cannot enter a table")?;
+            live.v6.enter(v6.as_fd(), live.slot).context("cannot enter a table")
+        });
         fresh.push(live);
-        result
+        entered
+    }
+
+    /// Writes every element of a table into its empty tries.
+    fn fill(&mut self, live: &mut Live, table: &Table, references: &References<'_>) -> Result<()> {
+        let Live { v4, v6, runs, .. } = live;
+        let (mut v4, mut v6) = (Batch::new(v4), Batch::new(v6));
+        let mut routes = table.routes.iter().peekable();
+        while let Some((key, route)) = routes.next() {
+            let mut alone = key.selector.is_any();
+            while routes.next_if(|(next, _)| next.prefix == key.prefix).is_some() {
+                alone = false;
+            }
+            // Nearly all prefixes of large tables have one route, which needs no search.
+            let value = if alone {
+                self.route(table, key, route, references)?
+            } else {
+                let Some((value, run)) = self.element(table, key.prefix, references)? else { continue };
+                runs.extend(run.map(|run| (key.prefix, run)));
+                value
+            };
+            match key.prefix {
+                IpNet::V4(net) => v4.add(key_v4(net), value),
+                IpNet::V6(net) => v6.add(key_v6(net), value),
+            }
+            .with_context(|| format!("cannot fill table {} up to {}", table.name, key.prefix))?;
+        }
+        v4.flush().and_then(|()| v6.flush()).with_context(|| format!("cannot fill table {}", table.name))
     }
 
     /// Writes the element of `prefix` as `table` has it, or removes it.
@@ -291,15 +318,19 @@ impl Tables {
         prefix: IpNet,
         references: &References<'_>,
     ) -> Result<()> {
-        let run = if let Some(element) = compile::element(table, prefix)? {
-            let length = element.rules.len() as u32;
-            let start = if length == 0 { 0 } else { self.rule_space.run(length)? };
-            let entered = self.enter_element(live, table, prefix, start, &element, references);
+        let run = if let Some((value, run)) = self.element(table, prefix, references)? {
+            let entered = match prefix {
+                IpNet::V4(net) => live.v4.insert(&key_v4(net), &value),
+                IpNet::V6(net) => live.v6.insert(&key_v6(net), &value),
+            };
             if let Err(error) = entered {
-                self.rule_space.give_back(start, length);
-                return Err(error);
+                if let Some((start, length)) = run {
+                    self.rule_space.give_back(start, length);
+                }
+                return Err(anyhow::Error::new(error)
+                    .context(format!("cannot enter {prefix} into table {}", table.name)));
             }
-            Some((start, length)).filter(|(_, length)| *length > 0)
+            run
         } else {
             match prefix {
                 IpNet::V4(net) => live.v4.remove(&key_v4(net)),
@@ -318,28 +349,42 @@ impl Tables {
         Ok(())
     }
 
-    /// Writes the rules of an element from `start` on, and then the element, which makes them count.
-    fn enter_element(
+    /// The element of `prefix`, whose rules are written, and their run; `None` where there is nothing to enter.
+    fn element(
         &mut self,
-        live: &mut Live,
         table: &Table,
         prefix: IpNet,
-        start: u32,
-        element: &compile::Element,
         references: &References<'_>,
-    ) -> Result<()> {
+    ) -> Result<Option<(Route, Option<Run>)>> {
+        let Some(element) = compile::element(table, prefix)? else { return Ok(None) };
+        let length = element.rules.len() as u32;
+        let start = if length == 0 { 0 } else { self.rule_space.run(length)? };
+        match self.write_rules(table, &element, start, references) {
+            Ok(value) => Ok(Some((value, Some((start, length)).filter(|(_, length)| *length > 0)))),
+            Err(error) => {
+                self.rule_space.give_back(start, length);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes the rules of an element from `start` on; they count once the element is entered.
+    fn write_rules(
+        &mut self,
+        table: &Table,
+        element: &compile::Element,
+        start: u32,
+        references: &References<'_>,
+    ) -> Result<Route> {
         for (at, key) in (start..).zip(&element.rules) {
             let rule = self.rule(table, key, references)?;
             self.maps.rules.set(at, rule, 0).context("cannot write a route selector")?;
         }
-        let otherwise =
-            element.otherwise.map_or(Ok(Route::default()), |key| self.route(table, &key, references))?;
-        let value = Route { rules: element.rules.len() as u16, rule: start, ..otherwise };
-        match prefix {
-            IpNet::V4(net) => live.v4.insert(&key_v4(net), value, 0),
-            IpNet::V6(net) => live.v6.insert(&key_v6(net), value, 0),
-        }
-        .with_context(|| format!("cannot enter {prefix} into table {}", table.name))
+        let otherwise = match &element.otherwise {
+            Some(key) => self.route(table, key, route_of(table, key)?, references)?,
+            None => Route::default(),
+        };
+        Ok(Route { rules: element.rules.len() as u16, rule: start, ..otherwise })
     }
 
     fn rule(&mut self, table: &Table, key: &RouteKey, references: &References<'_>) -> Result<Rule> {
@@ -352,13 +397,18 @@ impl Tables {
             Some(Proto::Icmp) => PROTO_ICMPV6,
         };
         let (port_low, port_high) = key.selector.dport.map_or((0, u16::MAX), |ports| (ports.low, ports.high));
-        let route = self.route(table, key, references)?;
+        let route = self.route(table, key, route_of(table, key)?, references)?;
         Ok(Rule { proto, reserved: [0; 3], port_low, port_high, route })
     }
 
-    fn route(&mut self, table: &Table, key: &RouteKey, references: &References<'_>) -> Result<Route> {
-        let target = &table.routes.get(key).context("a route vanished while it was compiled")?.target;
-        let (code, object) = match target {
+    fn route(
+        &mut self,
+        table: &Table,
+        key: &RouteKey,
+        route: &model::Route,
+        references: &References<'_>,
+    ) -> Result<Route> {
+        let (code, object) = match &route.target {
             Target::Direct => (Code::Direct, 0),
             Target::Pool(pool) => {
                 let number = references.pools.get(pool);
@@ -376,7 +426,7 @@ impl Tables {
             Target::Prohibit => (Code::Prohibit, 0),
             Target::Host => (Code::Host, 0),
         };
-        let counter = self.counters.number(&table.name, key, target.kind())?;
+        let counter = self.counters.number(&table.name, key, route.target.kind())?;
         Ok(Route { target: code as u8, flags: 0, rules: 0, object, counter, rule: 0 })
     }
 
@@ -431,6 +481,8 @@ impl Tables {
         for (start, length) in live.runs.into_values() {
             self.rule_space.give_back(start, length);
         }
+        // No packet reads the tries any more: the kernel has waited for those that did.
+        self.reaper.take(live.source, live.v4, live.v6);
         Ok(())
     }
 
@@ -448,12 +500,9 @@ impl Tables {
     }
 }
 
-fn key_v4(net: Ipv4Net) -> Key<u32> {
-    Key::new(net.prefix_len().into(), u32::from(net.network()).to_be())
-}
-
-fn key_v6(net: Ipv6Net) -> Key<[u32; 4]> {
-    Key::new(net.prefix_len().into(), family::from_ip(net.network().into()))
+/// A route of the table that is compiled.
+fn route_of<'a>(table: &'a Table, key: &RouteKey) -> Result<&'a model::Route> {
+    table.routes.get(key).context("a route vanished while it was compiled")
 }
 
 /// The routers that routes of `tables` name.

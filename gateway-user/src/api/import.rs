@@ -1,0 +1,141 @@
+//! The body of `route import`: a prefix a line, read while it arrives.
+
+use std::collections::BTreeSet;
+
+use axum::body::{Body, Bytes};
+use futures::StreamExt as _;
+use ipnet::IpNet;
+
+use super::{ApiError, ErrorKind};
+use crate::model::words::parse_prefix_line;
+
+/// Longest line, in bytes.
+const MAX_LINE: usize = 4_096;
+
+/// Largest body, in bytes: remarks behind every one of the prefixes that there can be.
+const MAX_BODY: usize = 1 << 30;
+
+/// Reads all of `body`, which has at most `most` prefixes.
+///
+/// # Errors
+/// The first line that is wrong, by its number. What follows is not looked at, but read: a client that still writes
+/// would not see the answer.
+pub(super) async fn prefixes(body: Body, most: usize) -> Result<BTreeSet<IpNet>, ApiError> {
+    let mut lines = Lines { prefixes: BTreeSet::new(), most, number: 0, begun: Vec::new() };
+    let (mut read, mut refused) = (0, None);
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk: Bytes = chunk.map_err(|error| {
+            ApiError::new("request", ErrorKind::Invalid, format!("the body cannot be read: {error}"))
+        })?;
+        read += chunk.len();
+        if read > MAX_BODY {
+            let message = format!("the body has more than {MAX_BODY} bytes");
+            return Err(ApiError::new("request", ErrorKind::TooLarge, message).hint("import it in parts"));
+        }
+        if refused.is_none() {
+            refused = lines.add(&chunk).err();
+        }
+    }
+    match refused {
+        None => lines.end(),
+        Some(refused) => Err(refused),
+    }
+}
+
+/// Lines out of pieces that end anywhere.
+struct Lines {
+    prefixes: BTreeSet<IpNet>,
+    most: usize,
+    /// Lines that are read.
+    number: usize,
+    /// The beginning of the line that the last piece has ended in.
+    begun: Vec<u8>,
+}
+
+impl Lines {
+    fn add(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
+        let mut rest = chunk;
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let (line, behind) = (&rest[..end], &rest[end + 1..]);
+            if self.begun.is_empty() {
+                self.line(line)?;
+            } else {
+                let mut whole = std::mem::take(&mut self.begun);
+                whole.extend_from_slice(line);
+                self.line(&whole)?;
+            }
+            rest = behind;
+        }
+        if self.begun.len() + rest.len() > MAX_LINE {
+            return Err(self.refuse(&format!("the line is longer than {MAX_LINE} bytes")));
+        }
+        self.begun.extend_from_slice(rest);
+        Ok(())
+    }
+
+    fn end(mut self) -> Result<BTreeSet<IpNet>, ApiError> {
+        let last = std::mem::take(&mut self.begun);
+        self.line(&last)?;
+        Ok(self.prefixes)
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<(), ApiError> {
+        self.number += 1;
+        let Ok(text) = std::str::from_utf8(line) else {
+            return Err(self.refuse("the line is not text"));
+        };
+        let read = parse_prefix_line(text).map_err(|error| {
+            let message = format!("line {}: {}", self.number, error.message);
+            ApiError { message, ..ApiError::value("route", error) }
+        })?;
+        self.prefixes.extend(read);
+        if self.prefixes.len() > self.most {
+            let message = format!("line {}: there are more than {} prefixes", self.number, self.most);
+            return Err(ApiError::new("route", ErrorKind::Full, message)
+                .hint("raise capacity.routes in the configuration file"));
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, what: &str) -> ApiError {
+        ApiError::new("route", ErrorKind::Invalid, format!("line {}: {what}", self.number.max(1)))
+            .hint("one prefix a line; `#` begins a remark")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pieces: &[&[u8]]) -> Result<Vec<String>, String> {
+        let mut lines = Lines { prefixes: BTreeSet::new(), most: 3, number: 0, begun: Vec::new() };
+        let added = pieces.iter().try_for_each(|piece| lines.add(piece));
+        let prefixes = added.and_then(|()| lines.end()).map_err(|error| error.message)?;
+        Ok(prefixes.into_iter().map(|prefix| prefix.to_string()).collect())
+    }
+
+    #[test]
+    fn lines_come_in_pieces() {
+        let text = b"# trusted\n203.0.113.0/24\r\n\n2001:db8::/32 # ours\n192.0.2.1";
+        let whole = read(&[text]).expect("prefixes");
+        assert_eq!(whole, ["192.0.2.1/32", "203.0.113.0/24", "2001:db8::/32"]);
+        for size in 1..text.len() {
+            assert_eq!(read(&text.chunks(size).collect::<Vec<_>>()), Ok(whole.clone()), "{size}");
+        }
+    }
+
+    #[test]
+    fn a_bad_line_is_named_by_its_number() {
+        let refused = |text: &[u8]| read(&[text]).expect_err("refused");
+        assert_eq!(refused(b"\n# x\n203.0.113.1/24\n"), "line 3: prefix `203.0.113.1/24` has host bits set");
+        assert_eq!(refused(b"192.0.2.1\n\xff\n"), "line 2: the line is not text");
+        assert_eq!(refused(b"1.1.1.1\n1.1.1.2\n1.1.1.3\n1.1.1.4"), "line 4: there are more than 3 prefixes");
+        assert!(refused(&[b'x'; MAX_LINE + 1]).contains("longer than"));
+    }
+
+    #[test]
+    fn a_prefix_may_be_there_twice() {
+        assert_eq!(read(&[b"192.0.2.1\n192.0.2.1/32"]).expect("prefixes"), ["192.0.2.1/32"]);
+    }
+}
