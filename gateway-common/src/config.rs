@@ -90,6 +90,11 @@ impl Timeouts {
     }
 }
 
+/// [`Config::no_session`]: the client is told by a reset.
+pub const NO_SESSION_RESET: u32 = 0;
+/// [`Config::no_session`]: dropped in silence.
+pub const NO_SESSION_DROP: u32 = 1;
+
 /// Map `CONFIG`, element 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,9 +121,12 @@ pub struct Config {
     pub tick_shift: u32,
     /// How many TCP sessions of both families together may be half open.
     pub half_open: u32,
+    /// What becomes of clients' TCP segments that belong to no session: [`NO_SESSION_RESET`] or
+    /// [`NO_SESSION_DROP`].
+    pub no_session: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 68);
+const _: () = assert!(size_of::<Config>() == 72);
 
 pod!(Config);
 

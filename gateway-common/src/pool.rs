@@ -16,6 +16,14 @@ pub const FIRST_PORT: u16 = 1_024;
 /// Highest port a pool may use.
 pub const LAST_PORT: u16 = 65_535;
 
+/// Least maximum segment size of a pool, bytes: what hosts take to be the other's if they are not told (RFC 9293
+/// 3.7.1), and less than any IPv4 link has to carry.
+pub const MIN_MSS: u16 = 536;
+/// As [`MIN_MSS`], for a pool with IPv6 addresses: what fits the least MTU of IPv6 (RFC 8200 5).
+pub const MIN_MSS_V6: u16 = 1_220;
+/// Largest maximum segment size of a pool, bytes: IPv4 in frames of 9,216 bytes, the largest that are common.
+pub const MAX_MSS: u16 = 9_176;
+
 /// Map `POOLS`, indexed by pool number.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +63,8 @@ pub struct PoolAddress {
     pub pool: u32,
     /// [`IN_USE`] | [`DRAINED`] | [`OF_HOST`] | [`ENDPOINT_INDEPENDENT`].
     pub flags: u32,
+    /// Largest TCP segment that connections of its sessions announce, bytes; 0: what fits their ways.
+    pub mss: u32,
 }
 
 /// A number for the choice of a client's address in a pool: always the same for a client and a secret, and
@@ -101,7 +111,7 @@ pub struct PoolCounters {
 }
 
 const _: () = assert!(size_of::<Pool>() == 16);
-const _: () = assert!(size_of::<PoolAddress>() == 24);
+const _: () = assert!(size_of::<PoolAddress>() == 28);
 const _: () = assert!(size_of::<PoolCounters>() == 48);
 
 pod!(Pool, PoolAddress, PoolCounters);

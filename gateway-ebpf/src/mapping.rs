@@ -370,7 +370,7 @@ fn try_enter<F: Datapath>(
         count::pool(scratch.claim.chosen, |pool| pool.attempts += 1);
         (&scratch.inside_session, &subject.forth, Verdict::Snat)
     };
-    mss::clamp(context, packet, &subject.forth, &subject.back);
+    mss::clamp(context, packet, (&subject.forth, &subject.back), scratch.claim.chosen);
     rewrite::translate(context.frame, packet, session, subject.tuple.side)?;
     forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
     Ok(Some(Outcome { verdict, slot: u32::from(next_hop.slot) }))

@@ -1,5 +1,6 @@
 //! Map `WALK`: the maximum segment size that the two ends of a connection announce (RFC 9293 3.7.1): lowered to what fits the
-//! gateway's ways on both sides, so that connections do not depend on path MTU discovery (RFC 4459 3.2).
+//! gateway's ways on both sides, and to what the pool allows, so that connections do not depend on path MTU discovery
+//! (RFC 4459 3.2).
 
 use core::ffi::c_void;
 
@@ -18,6 +19,7 @@ use crate::{
     family::Datapath,
     packet::{Frame, MAX_OFFSET},
     path::Context,
+    pool,
     rewrite::TCP_CHECKSUM,
     session::Subject,
 };
@@ -32,12 +34,18 @@ const END: u8 = 0;
 const NO_OPERATION: u8 = 1;
 const MAXIMUM_SEGMENT_SIZE: u8 = 2;
 
-/// Lowers what a SYN of a new session announces to the MTU of both ways: what it announces is for the answers. A SYN
-/// without the option stands for 536 bytes, and stays as it is.
+/// Lowers what a SYN of a new session on the pool address `element` announces to the MTU of both ways: what it announces
+/// is for the answers. A SYN without the option stands for 536 bytes, and stays as it is.
 #[inline(always)]
-pub(crate) fn clamp<F: Datapath>(context: &Context<'_>, packet: &Packet<F>, forth: &NextHop, back: &NextHop) {
+pub(crate) fn clamp<F: Datapath>(
+    context: &Context<'_>,
+    packet: &Packet<F>,
+    (forth, back): (&NextHop, &NextHop),
+    element: u32,
+) {
     if is_syn(packet) {
-        lower(context.frame, packet.transport, limit::<F>(forth.mtu.min(back.mtu)));
+        let limit = limit::<F>(forth.mtu.min(back.mtu)).min(pool::mss(element));
+        lower(context.frame, packet.transport, limit);
     }
 }
 
@@ -45,7 +53,9 @@ pub(crate) fn clamp<F: Datapath>(context: &Context<'_>, packet: &Packet<F>, fort
 #[inline(always)]
 pub(crate) fn clamp_of<F: Datapath>(context: &Context<'_>, subject: &Subject<F>, session: &Session<F>) {
     if is_syn(&subject.packet) {
-        lower(context.frame, subject.packet.transport, limit::<F>(least_mtu(subject, session) as u16));
+        let of_ways = limit::<F>(least_mtu(subject, session) as u16);
+        let limit = of_ways.min(pool::mss(u32::from(session.pool_address)));
+        lower(context.frame, subject.packet.transport, limit);
     }
 }
 

@@ -54,7 +54,7 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
         return if error == EEXIST { Ok(None) } else { Err(session::refusal(error)) };
     }
     count::pool(scratch.claim.chosen, |pool| pool.attempts += 1);
-    mss::clamp(context, packet, next_hop, &subject.back);
+    mss::clamp(context, packet, (next_hop, &subject.back), scratch.claim.chosen);
     rewrite::translate(context.frame, packet, &scratch.inside_session, SIDE_INSIDE)?;
     forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
     Ok(Some(Outcome { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) }))

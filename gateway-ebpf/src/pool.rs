@@ -38,6 +38,15 @@ pub(crate) fn owns(index: u16, address: &MappedAddress) -> bool {
         .is_some_and(|found| found.flags & IN_USE != 0 && is_same(&found.address, address))
 }
 
+/// The largest TCP segment that connections on the element `index` of `POOL_ADDRESSES` may announce, bytes.
+#[inline(always)]
+pub(crate) fn mss(index: u32) -> u16 {
+    match POOL_ADDRESSES.get(index).map_or(0, |address| address.mss as u16) {
+        0 => u16::MAX,
+        mss => mss,
+    }
+}
+
 /// Whether new flows of this pool share mappings.
 #[inline(always)]
 pub(crate) fn is_endpoint_independent(number: u32) -> bool {

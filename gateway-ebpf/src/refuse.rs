@@ -14,7 +14,7 @@ use gateway_common::{
     DropReason,
     address::EIP,
     checksum,
-    config::Config,
+    config::{Config, NO_SESSION_DROP},
     parse::{Bytes as _, ETHERNET_LEN, Flow, Fragment, IPV4_LEN, IPV6_LEN, PROTO_TCP, Packet},
     session::{SIDE_INSIDE, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
 };
@@ -57,7 +57,9 @@ pub(crate) fn answer<F: Datapath>(context: &Context<'_>, reason: DropReason) -> 
     // SAFETY: the element is this CPU's own and programs do not preempt each other.
     let subject = unsafe { &*subject };
     let packet = &subject.packet;
-    if matches!(reason, DropReason::NoSession) && !is_orphan(subject) {
+    if matches!(reason, DropReason::NoSession)
+        && (context.config.no_session == NO_SESSION_DROP || !is_orphan(subject))
+    {
         return xdp_action::XDP_DROP;
     }
     if !may_answer(packet) || !within_rate(context.config) {

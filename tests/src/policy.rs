@@ -3,8 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use gateway_user::model::{
-    AttachMode, Capacity, Eip, Interface, MAIN_TABLE, Mapping, Pool, Snapshot, Table, TableKind, Timeouts,
-    validate,
+    AttachMode, Capacity, Eip, Interface, MAIN_TABLE, Mapping, NoSession, Pool, Snapshot, Table, TableKind,
+    Timeouts, validate,
     words::{parse_binding, parse_route_line},
 };
 
@@ -45,6 +45,20 @@ impl Policy {
         if let Some(pool) = self.0.pools.get_mut(name) {
             pool.mapping = Mapping::EndpointIndependent;
         }
+        self
+    }
+
+    /// Bounds the segments that connections of a pool announce, bytes.
+    pub fn mss(mut self, name: &str, mss: u16) -> Self {
+        if let Some(pool) = self.0.pools.get_mut(name) {
+            pool.mss = mss;
+        }
+        self
+    }
+
+    /// Drops clients' segments that belong to no session in silence.
+    pub fn silent_without_session(mut self) -> Self {
+        self.0.no_session = NoSession::Drop;
         self
     }
 

@@ -144,12 +144,13 @@ impl PoolRequest {
         let addresses = self.addresses()?.unwrap_or_default();
         let ports = self.ports()?.unwrap_or(PortRange::POOL);
         let mapping = self.mapping()?.unwrap_or_default();
-        Ok(Command::PoolAdd(Pool { mapping, ..Pool::new(name, addresses, ports) }))
+        let mss = self.mss()?.unwrap_or_default();
+        Ok(Command::PoolAdd(Pool { mapping, mss, ..Pool::new(name, addresses, ports) }))
     }
 
     pub(super) fn set(&self, name: String) -> Result<Command, ApiError> {
         let (addresses, ports, mapping) = (self.addresses()?, self.ports()?, self.mapping()?);
-        Ok(Command::PoolSet { name, addresses, ports, mapping })
+        Ok(Command::PoolSet { name, addresses, ports, mapping, mss: self.mss()? })
     }
 
     fn addresses(&self) -> Result<Option<Vec<IpAddr>>, ApiError> {
@@ -165,6 +166,10 @@ impl PoolRequest {
 
     fn mapping(&self) -> Result<Option<Mapping>, ApiError> {
         self.mapping.as_deref().map(str::parse).transpose().map_err(about("pool"))
+    }
+
+    fn mss(&self) -> Result<Option<u16>, ApiError> {
+        self.mss.map(|mss| Pool::mss(i64::from(mss))).transpose().map_err(about("pool"))
     }
 
     fn supported(&self) -> Result<(), ApiError> {

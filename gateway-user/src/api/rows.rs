@@ -119,6 +119,7 @@ pub(super) fn pool(pool: &Pool) -> PoolRow {
         ports: pool.ports,
         drained: pool.drained.iter().copied().collect(),
         mapping: pool.mapping,
+        mss: pool.mss,
     }
 }
 

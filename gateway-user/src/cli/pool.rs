@@ -17,7 +17,8 @@ pub(super) enum Verb {
                             gwctl pool add calls address 198.51.100.20 mapping endpoint-independent")]
     Add(Add),
     /// Change what is named of a pool; sessions keep their addresses and ports
-    #[command(after_help = "gwctl pool set nat address 198.51.100.10,198.51.100.12")]
+    #[command(after_help = "gwctl pool set nat address 198.51.100.10,198.51.100.12\n\
+                            gwctl pool set nat mss 1360")]
     Set(Set),
     /// Have addresses of a pool take no new sessions; those that they have go on
     #[command(after_help = "gwctl pool drain nat address 198.51.100.10")]
@@ -47,6 +48,9 @@ pub(super) struct Add {
     /// endpoint-dependent, or endpoint-independent: one port of a client for all, who all can reach it there
     #[arg(long, value_name = "endpoint-dependent|endpoint-independent")]
     mapping: Option<String>,
+    /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides
+    #[arg(long, value_name = "N")]
+    mss: Option<u32>,
 }
 
 #[derive(Args, Debug)]
@@ -63,6 +67,9 @@ pub(super) struct Set {
     /// endpoint-dependent, or endpoint-independent: one port of a client for all, who all can reach it there
     #[arg(long, value_name = "endpoint-dependent|endpoint-independent")]
     mapping: Option<String>,
+    /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides
+    #[arg(long, value_name = "N")]
+    mss: Option<u32>,
 }
 
 #[derive(Args, Debug)]
@@ -92,17 +99,18 @@ pub(super) struct Show {
 impl Verb {
     pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
         match self {
-            Self::Add(Add { name, address, ports, mapping }) => {
-                let pool = PoolRequest { addresses: Some(address), ports, mapping, ..PoolRequest::default() };
+            Self::Add(Add { name, address, ports, mapping, mss }) => {
+                let addresses = Some(address);
+                let pool = PoolRequest { addresses, ports, mapping, mss, ..PoolRequest::default() };
                 context.change(Method::POST, &path(&name), &pool).await
             }
-            Self::Set(Set { name, address, ports, mapping }) => {
-                if address.is_none() && ports.is_none() && mapping.is_none() {
+            Self::Set(Set { name, address, ports, mapping, mss }) => {
+                if address.is_none() && ports.is_none() && mapping.is_none() && mss.is_none() {
                     return Err(Failure::usage("`gwctl pool set` needs something to set").hint(
-                        "usage: gwctl pool set NAME [address ADDR[,ADDR...]] [ports A-B] [mapping MAPPING]",
+                        "usage: gwctl pool set NAME [address ADDR[,ADDR...]] [ports A-B] [mapping MAPPING] [mss N]",
                     ));
                 }
-                let pool = PoolRequest { addresses: address, ports, mapping, ..PoolRequest::default() };
+                let pool = PoolRequest { addresses: address, ports, mapping, mss, ..PoolRequest::default() };
                 context.change(Method::PATCH, &path(&name), &pool).await
             }
             Self::Drain(Drain { name, address }) => {

@@ -103,6 +103,7 @@ fn every_form_of_every_command_is_read() {
         pool set nat ports 2000-3000
         pool add calls address 198.51.100.20 mapping endpoint-independent
         pool set calls mapping endpoint-dependent
+        pool set nat mss 1360
         pool del nat
         pool show nat
         proxy add squid host 10.0.1.2,10.0.1.3 check tcp:3128 interval 500ms fail pool nat
@@ -154,7 +155,7 @@ fn every_form_of_every_command_is_read() {
 fn a_name_may_be_a_keyword() {
     assert_eq!(
         noun(&line("pool add address address 198.51.100.10")),
-        r#"Ok(Pool(Add(Add { name: "address", address: ["198.51.100.10"], ports: None, mapping: None })))"#
+        r#"Ok(Pool(Add(Add { name: "address", address: ["198.51.100.10"], ports: None, mapping: None, mss: None })))"#
     );
     assert_eq!(
         noun(&line("table bind from from 10.0.0.0/8")),

@@ -5,7 +5,9 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use crate::model::{MAIN_TABLE, Pool, Proxy, ProxyMode, Route, RouteKey, Snapshot, Table, TableKind};
+use crate::model::{
+    MAIN_TABLE, NoSession, Pool, Proxy, ProxyMode, Route, RouteKey, Snapshot, Table, TableKind,
+};
 
 /// Writes a state as a configuration file that loads to the same state.
 pub fn export(state: &Snapshot, metrics: Option<SocketAddr>) -> String {
@@ -21,6 +23,9 @@ fn write(out: &mut String, state: &Snapshot, metrics: Option<SocketAddr>) -> fmt
     writeln!(out, "state = \"{}\"", if state.active { "active" } else { "inactive" })?;
     if let Some(metrics) = metrics {
         writeln!(out, "metrics = \"{metrics}\"")?;
+    }
+    if state.no_session != NoSession::default() {
+        writeln!(out, "no_session = \"{}\"", state.no_session.name())?;
     }
     writeln!(out, "\n[capacity]")?;
     writeln!(out, "sessions = {}", state.capacity.sessions)?;
@@ -70,6 +75,9 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
     }
     if !pool.mapping.is_default() {
         writeln!(out, "mapping = \"{}\"", pool.mapping)?;
+    }
+    if pool.mss != 0 {
+        writeln!(out, "mss = {}", pool.mss)?;
     }
     Ok(())
 }

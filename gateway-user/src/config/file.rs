@@ -38,6 +38,7 @@ pub(super) struct Gateway {
     pub(super) name: Option<Spanned<String>>,
     pub(super) state: Option<Spanned<String>>,
     pub(super) metrics: Option<Spanned<String>>,
+    pub(super) no_session: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -76,6 +77,7 @@ pub(super) struct Pool {
     #[serde(default)]
     pub(super) drained: Vec<Spanned<String>>,
     pub(super) mapping: Option<Spanned<String>>,
+    pub(super) mss: Option<Spanned<i64>>,
     pub(super) per_destination: Option<Spanned<IgnoredAny>>,
     pub(super) refuse: Option<Spanned<IgnoredAny>>,
 }

@@ -35,6 +35,7 @@ pub(super) fn locate(
                     .map_or(start(&pool.name), start),
                 "drained" => pool.drained.first().map_or(start(&pool.name), start),
                 "ports" => pool.ports.as_ref().map_or(start(&pool.name), start),
+                "mss" => pool.mss.as_ref().map_or(start(&pool.name), start),
                 _ => start(&pool.name),
             });
             (at, format!("pool.{field}"))

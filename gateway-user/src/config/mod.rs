@@ -120,7 +120,7 @@ impl Loader<'_> {
     }
 
     fn gateway(&self, file: &File, state: &mut Snapshot) -> Result<Option<SocketAddr>, ConfigError> {
-        let file::Gateway { name, state: activation, metrics } = &file.gateway;
+        let file::Gateway { name, state: activation, metrics, no_session } = &file.gateway;
         if let Some(name) = name {
             state.name.clone_from(name.get_ref());
         }
@@ -136,6 +136,9 @@ impl Loader<'_> {
                         .hint(suggest(other, ["active", "inactive"])));
                 }
             };
+        }
+        if let Some(no_session) = no_session {
+            state.no_session = self.parse(no_session, "gateway.no_session")?;
         }
         let metrics = metrics.as_ref().map(|metrics| {
             metrics.get_ref().parse().map_err(|_| {
@@ -218,7 +221,12 @@ impl Loader<'_> {
         let ports = ports.transpose()?.unwrap_or(PortRange::POOL);
         let mapping = pool.mapping.as_ref().map(|mapping| self.parse(mapping, "pool.mapping"));
         let mapping = mapping.transpose()?.unwrap_or_default();
-        let added = Pool { drained, mapping, ..Pool::new(&name, addresses, ports) };
+        let mss = pool.mss.as_ref().map(|mss| {
+            let parsed = Pool::mss(*mss.get_ref());
+            parsed.map_err(|error| self.source.value(mss.span().start, "pool.mss", error))
+        });
+        let mss = mss.transpose()?.unwrap_or_default();
+        let added = Pool { drained, mapping, mss, ..Pool::new(&name, addresses, ports) };
         match state.pools.insert(name, added) {
             None => Ok(()),
             Some(_) => Err(self.source.twice("pool", &pool.name)),

@@ -6,7 +6,8 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
 use crate::model::{
-    AttachMode, Check, Fail, MAIN_TABLE, Mapping, Proxy, ProxyHost, Role, Target, words::parse_binding,
+    AttachMode, Check, Fail, MAIN_TABLE, Mapping, NoSession, Proxy, ProxyHost, Role, Target,
+    words::parse_binding,
 };
 
 /// The sample of the reference, as far as this version goes.
@@ -121,6 +122,7 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         replaced("\"gw-1\"", "\"gw 1\""),
         replaced("state = \"active\"", "state = \"activ\""),
         replaced("127.0.0.1:9464", "localhost"),
+        replaced("state = \"active\"", "no_session = \"refuse\""),
         replaced("sessions = 4096", "sessions = 0"),
         replaced("sessions = 4096", "sessions = -1"),
         replaced("\"2h4m\"", "\"2 moons\""),
@@ -138,6 +140,10 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         replaced("2000-65535", "2000-66000"),
         replaced("2000-65535", "80-90"),
         replaced("\"198.51.100.10\", \"198.51.100.12/31\"", ""),
+        replaced("ports = \"2000-65535\"", "mss = 535"),
+        replaced("ports = \"2000-65535\"", "mss = -1"),
+        replaced("ports = \"2000-65535\"", "mss = 9177"),
+        added("[[pool]]\nname = \"six\"\naddresses = [\"2001:db8::10\"]\nmss = 1219\n"),
         added("[[pool]]\nname = \"two\"\naddresses = [\"198.51.100.12\"]\n"),
         added("[[pool]]\nname = \"nat\"\naddresses = [\"198.51.100.20\"]\n"),
         // Tables.
@@ -277,6 +283,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
     (name, any::<bool>(), timeouts, interfaces, 1..4usize, tables).prop_map(
         |(name, active, timeouts, interfaces, pools, tables)| {
             let mut state = Snapshot { name, active, ..Snapshot::default() };
+            state.no_session = if pools == 2 { NoSession::Drop } else { NoSession::Reset };
             let mut timeouts = timeouts.into_iter().map(Duration::from_millis);
             state.timeouts.tcp_established = timeouts.next().unwrap_or_default();
             state.timeouts.udp = timeouts.next().unwrap_or_default();
@@ -294,7 +301,8 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 let drained = addresses[..usize::from(number % 2)].iter().copied().collect();
                 let mapping =
                     if number.is_multiple_of(3) { Mapping::EndpointIndependent } else { Mapping::default() };
-                let pool = Pool { drained, mapping, ..Pool::new(&name, addresses, ports) };
+                let mss = if number.is_multiple_of(2) { 0 } else { 1_360 };
+                let pool = Pool { drained, mapping, mss, ..Pool::new(&name, addresses, ports) };
                 state.pools.insert(name, pool);
             }
             for number in 0..pools {

@@ -75,6 +75,8 @@ pub enum Command {
         ports: Option<PortRange>,
         /// Mapping of new flows.
         mapping: Option<Mapping>,
+        /// Maximum segment size.
+        mss: Option<u16>,
     },
     /// From now on, these addresses take no new sessions; those that they have go on.
     PoolDrain {
@@ -194,7 +196,7 @@ impl Command {
                 }
                 next.pools.insert(pool.name.clone(), pool.clone());
             }
-            Self::PoolSet { name, addresses, ports, mapping } => {
+            Self::PoolSet { name, addresses, ports, mapping, mss } => {
                 let pool = pool_mut(&mut next, name)?;
                 if let Some(addresses) = addresses {
                     pool.addresses.clone_from(addresses);
@@ -202,6 +204,7 @@ impl Command {
                 }
                 pool.ports = ports.unwrap_or(pool.ports);
                 pool.mapping = mapping.unwrap_or(pool.mapping);
+                pool.mss = mss.unwrap_or(pool.mss);
             }
             Self::PoolDrain { name, addresses } => pool_drain(&mut next, name, addresses)?,
             Self::PoolUndrain { name, addresses } => pool_undrain(&mut next, name, addresses)?,
@@ -283,17 +286,21 @@ impl fmt::Display for Command {
             Self::TableDel { name } => write!(f, "table del {name}"),
             Self::TableBind { name, binding } => write!(f, "table bind {name} from {binding}"),
             Self::TableUnbind { name, binding } => write!(f, "table unbind {name} from {binding}"),
-            Self::PoolAdd(Pool { name, addresses, ports, mapping, .. }) => {
+            Self::PoolAdd(Pool { name, addresses, ports, mapping, mss, .. }) => {
                 write!(f, "pool add {name} address {} ports {ports}", list(addresses))?;
-                if mapping.is_default() { Ok(()) } else { write!(f, " mapping {mapping}") }
+                if !mapping.is_default() {
+                    write!(f, " mapping {mapping}")?;
+                }
+                if *mss == 0 { Ok(()) } else { write!(f, " mss {mss}") }
             }
-            Self::PoolSet { name, addresses, ports, mapping } => {
+            Self::PoolSet { name, addresses, ports, mapping, mss } => {
                 write!(f, "pool set {name}")?;
                 if let Some(addresses) = addresses {
                     write!(f, " address {}", list(addresses))?;
                 }
                 ports.map_or(Ok(()), |ports| write!(f, " ports {ports}"))?;
-                mapping.map_or(Ok(()), |mapping| write!(f, " mapping {mapping}"))
+                mapping.map_or(Ok(()), |mapping| write!(f, " mapping {mapping}"))?;
+                mss.map_or(Ok(()), |mss| write!(f, " mss {mss}"))
             }
             Self::PoolDrain { name, addresses } => {
                 write!(f, "pool drain {name} address {}", list(addresses))

@@ -2,7 +2,7 @@
 //!
 //! `state.json` holds the revision, a fingerprint of the configuration file that the changes were made on,
 //! and, as long as the running state differs from that file, the running state itself. What `gwctl` has no
-//! words for (name, capacity, timeouts) always comes from the configuration file.
+//! words for (name, capacity, timeouts, `no_session`) always comes from the configuration file.
 
 use std::{
     borrow::Cow,
@@ -145,6 +145,7 @@ impl Running<'_> {
             active: self.active,
             capacity: base.capacity,
             timeouts: base.timeouts,
+            no_session: base.no_session,
             interfaces: self.interfaces.into_owned(),
             pools: self.pools.into_owned(),
             eips: self.eips.into_owned(),

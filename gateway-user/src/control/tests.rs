@@ -106,9 +106,13 @@ fn parse(text: &str) -> Command {
         "interface-del" => Command::InterfaceDel { name: name(1) },
         "pool" => Command::PoolAdd(pool(PortRange::POOL)),
         "pool-low" => Command::PoolAdd(pool(PortRange { low: 80, high: 90 })),
-        "pool-set" => {
-            Command::PoolSet { name: name(1), addresses: Some(addresses(2)), ports: None, mapping: None }
-        }
+        "pool-set" => Command::PoolSet {
+            name: name(1),
+            addresses: Some(addresses(2)),
+            ports: None,
+            mapping: None,
+            mss: None,
+        },
         "pool-drain" => Command::PoolDrain { name: name(1), addresses: addresses(2) },
         "pool-undrain" => Command::PoolUndrain { name: name(1), addresses: addresses(2) },
         "pool-del" => Command::PoolDel { name: name(1) },

@@ -13,7 +13,7 @@ pub mod table;
 pub mod validate;
 pub mod words;
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, str::FromStr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,9 @@ pub struct Snapshot {
     pub capacity: Capacity,
     /// Idle times.
     pub timeouts: Timeouts,
+    /// What clients get for TCP segments that belong to no session.
+    #[serde(default)]
+    pub no_session: NoSession,
     /// Interfaces by name.
     pub interfaces: BTreeMap<String, Interface>,
     /// Pools by name.
@@ -79,6 +82,39 @@ impl Capacity {
 impl Default for Capacity {
     fn default() -> Self {
         Self { sessions: 1_048_576, routes: 1_048_576, half_open: None }
+    }
+}
+
+/// What becomes of a client's TCP segment that belongs to no session and opens none. Whoever sends one from outside
+/// gets nothing in any case: its source address may be anybody's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NoSession {
+    /// The client is told by a reset, and begins anew at once.
+    #[default]
+    Reset,
+    /// Dropped in silence.
+    Drop,
+}
+
+impl NoSession {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+impl FromStr for NoSession {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        [Self::Reset, Self::Drop].into_iter().find(|word| word.name() == text).ok_or_else(|| {
+            ValueError::invalid("no_session", format!("`{text}` is no answer to segments without a session"))
+                .hint("write `reset` or `drop`")
+        })
     }
 }
 
@@ -121,6 +157,7 @@ impl Default for Snapshot {
             active: false,
             capacity: Capacity::default(),
             timeouts: Timeouts::default(),
+            no_session: NoSession::default(),
             interfaces: BTreeMap::new(),
             pools: BTreeMap::new(),
             eips: BTreeMap::new(),

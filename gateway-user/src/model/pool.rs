@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
-use gateway_common::pool::{FIRST_PORT, LAST_PORT, MAX_ADDRESSES_PER_POOL};
+use gateway_common::pool::{FIRST_PORT, LAST_PORT, MAX_ADDRESSES_PER_POOL, MAX_MSS, MIN_MSS};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -128,6 +128,11 @@ impl FromStr for Mapping {
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_automatic(mss: &u16) -> bool {
+    *mss == 0
+}
+
 /// A set of outside addresses that hide inside sources.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -144,12 +149,27 @@ pub struct Pool {
     /// Mapping of new flows.
     #[serde(default, skip_serializing_if = "Mapping::is_default")]
     pub mapping: Mapping,
+    /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides.
+    #[serde(default, skip_serializing_if = "is_automatic")]
+    pub mss: u16,
 }
 
 impl Pool {
-    /// A pool none of whose addresses is drained, with the default mapping.
+    /// A pool none of whose addresses is drained, with the default mapping and the segment size of its links.
     pub fn new(name: impl Into<String>, addresses: Vec<IpAddr>, ports: PortRange) -> Self {
-        Self { name: name.into(), addresses, ports, drained: BTreeSet::new(), mapping: Mapping::default() }
+        let (drained, mapping) = (BTreeSet::new(), Mapping::default());
+        Self { name: name.into(), addresses, ports, drained, mapping, mss: 0 }
+    }
+
+    /// Reads a maximum segment size, whose bounds depend on the addresses and are looked at later.
+    pub fn mss(number: i64) -> Result<u16, ValueError> {
+        u16::try_from(number).map_err(|_| Self::bad_mss(&number.to_string(), MIN_MSS))
+    }
+
+    /// The error of a maximum segment size that is not between `least` and the largest.
+    pub(super) fn bad_mss(number: &str, least: u16) -> ValueError {
+        ValueError::invalid("mss", format!("a maximum segment size of {number} bytes is not possible"))
+            .hint(format!("between {least} and {MAX_MSS}, or 0 for what fits the links"))
     }
 
     /// Reads one entry of an address list: an address, or a prefix that stands for all its addresses

@@ -12,7 +12,7 @@ use std::{
 use gateway_common::{
     eip::MAX_EIPS,
     interface::MAX_INTERFACES,
-    pool::{FIRST_PORT, MAX_ADDRESSES_PER_POOL, MAX_POOL_ADDRESSES, MAX_POOLS},
+    pool::{FIRST_PORT, MAX_ADDRESSES_PER_POOL, MAX_MSS, MAX_POOL_ADDRESSES, MAX_POOLS, MIN_MSS, MIN_MSS_V6},
     route::{MAX_BINDINGS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX, MAX_TABLE_SLOTS},
 };
 
@@ -252,6 +252,10 @@ fn one_pool(pool: &Pool) -> Result<(), ValueError> {
     if let Some(stranger) = pool.drained.iter().find(|address| !pool.addresses.contains(address)) {
         let message = format!("address {stranger} is drained, and not one of pool `{}`", pool.name);
         return Err(ValueError::invalid("drained", message).hint("name addresses of the pool"));
+    }
+    let least = if pool.addresses.iter().any(IpAddr::is_ipv6) { MIN_MSS_V6 } else { MIN_MSS };
+    if pool.mss != 0 && !(least..=MAX_MSS).contains(&pool.mss) {
+        return Err(Pool::bad_mss(&pool.mss.to_string(), least));
     }
     pool.addresses.iter().try_for_each(|address| check_unicast("addresses", *address))
 }

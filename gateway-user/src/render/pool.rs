@@ -12,6 +12,7 @@ impl Columns for PoolRow {
             Column::text("ADDRESSES"),
             Column::text("PORTS"),
             Column::text("MAPPING"),
+            Column::number("MSS"),
             Column::text("DRAINED"),
         ]
     }
@@ -24,6 +25,7 @@ impl Columns for PoolRow {
             Cell::new(&list(&self.addresses)),
             Cell::new(&self.ports),
             Cell::new(&self.mapping),
+            Cell::of(Some(&self.mss).filter(|mss| **mss != 0)),
             Cell::of(Some(&list(&self.drained)).filter(|list| !list.is_empty())),
         ]
     }

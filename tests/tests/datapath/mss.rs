@@ -112,6 +112,59 @@ fn a_way_that_takes_as_much_as_the_client_changes_nothing() {
 }
 
 #[test]
+fn a_pool_may_want_less_than_its_ways_take() {
+    let Some(mut lab) = standard(|policy| nat(policy).mss("nat", 1230)) else { return };
+    for (arriving, leaving, port) in
+        [(1460, 1230, 4000), (1231, 1230, 4001), (1230, 1230, 4002), (900, 900, 4003)]
+    {
+        let from = format!("198.51.100.10:{port}");
+        let syn = tcp(&format!("10.0.1.2:{port}"), "203.0.113.10:443", SYN).tcp_options(&mss(arriving));
+        let out = syn.clone().from(&from).tcp_options(&mss(leaving));
+        let sent_on = || sent("out0", ROUTER, Snat, &out).by(ALL, "pool");
+        lab.check("in0", &syn, sent_on().opening("tcp", POOL));
+        // The client repeats it, and the server announces its own.
+        lab.check("in0", &syn, sent_on());
+        let answer = out.answer().tcp_options(&mss(arriving));
+        let back = answer.clone().to(&format!("10.0.1.2:{port}")).tcp_options(&mss(leaving));
+        let expected = sent("in0", "10.0.1.2", Reply, &back);
+        lab.check("out0", &answer, expected.by(ALL, "pool").establishing(POOL));
+    }
+}
+
+#[test]
+fn what_a_pool_wants_and_the_ways_do_not_take_is_lowered_further() {
+    let Some(mut lab) = standard(|policy| nat(policy).mss("nat", 1300)) else { return };
+    let out = syn(&mss(1240)).from("198.51.100.10:4000");
+    let expected = sent("out1", "10.9.0.254", Snat, &out).by(ALL, "pool").opening("tcp", POOL);
+    lab.check("in0", &syn(&mss(1460)), expected);
+}
+
+#[test]
+fn a_changed_segment_size_is_that_of_connections_from_then_on() {
+    let Some(mut lab) = standard(|policy| nat(policy).mss("nat", 1300)) else { return };
+    let announced = |lab: &mut Lab, port: u16| {
+        let syn = tcp(&format!("[2001:db8:1::2]:{port}"), "[2001:db8:f::1]:443", SYN).tcp_options(&mss(1440));
+        let frame = lab.prepare("in0", &syn).frame;
+        u16::from_be_bytes([frame[76], frame[77]])
+    };
+    assert_eq!(announced(&mut lab, 4000), 1300);
+    lab.change(|policy| policy.mss("nat", 1220));
+    assert_eq!(announced(&mut lab, 4001), 1220);
+    lab.change(|policy| policy.mss("nat", 0));
+    assert_eq!(announced(&mut lab, 4002), 1440);
+}
+
+#[test]
+fn mappings_of_a_pool_have_its_segment_size() {
+    let Some(mut lab) = standard(|policy| nat(policy).mss("nat", 1230).endpoint_independent("nat")) else {
+        return;
+    };
+    let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN).tcp_options(&mss(1460));
+    let out = syn.clone().from("198.51.100.10:4000").tcp_options(&mss(1230));
+    lab.check("in0", &syn, sent("out0", ROUTER, Snat, &out).by(ALL, "pool").opening("tcp", POOL));
+}
+
+#[test]
 fn untranslated_connections_are_not_touched() {
     let Some(mut lab) = standard(|policy| policy.routes("0.0.0.0/0 via direct")) else { return };
     let syn = syn(&mss(1460));

@@ -7,6 +7,7 @@ use gateway_common::{
 use gateway_tests::{
     gateway::Action,
     packet::{ACK, FIN, Packet, RST, SYN, Transport, bare, echo_reply, echo_request, tcp, udp},
+    policy::Policy,
 };
 
 use crate::support::{Lab, POOL6, ROUTER, dropped, refused, reset, sent, snat, standard, too_large};
@@ -48,6 +49,19 @@ fn a_client_is_told_that_its_connection_has_no_session() {
     lab.sweep_all();
     let expected = sent("out0", ROUTER, Snat, &syn.clone().from("198.51.100.20:4000"));
     lab.check("in0", &syn, expected.by(ALL, "pool").opening("tcp", "198.51.100.20"));
+}
+
+#[test]
+fn a_gateway_that_is_told_so_says_nothing_of_connections_without_a_session() {
+    let Some(mut lab) = snat() else { return };
+    lab.change(Policy::silent_without_session);
+    let segment = tcp("10.0.1.2:4000", "203.0.113.10:443", ACK).payload([1; 300]);
+    lab.check("in0", &segment, dropped(NoSession).by(ALL, "pool"));
+    let six = tcp("[2001:db8:1::2]:4000", "[2001:db8:77::1]:443", ACK);
+    lab.check("in0", &six, dropped(NoSession).by("::/0", "pool"));
+    // What a route prohibits is told all the same.
+    lab.change(|policy| policy.without_routes().routes("0.0.0.0/0 via prohibit"));
+    lab.check("in0", &segment, reset(Prohibited).by(ALL, "prohibit"));
 }
 
 #[test]

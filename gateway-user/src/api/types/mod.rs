@@ -326,6 +326,9 @@ pub struct PoolRequest {
     /// `endpoint-dependent` (the default) or `endpoint-independent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mapping: Option<String>,
+    /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mss: Option<u32>,
     /// Refused as unsupported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refuse: Option<String>,
@@ -354,6 +357,9 @@ pub struct PoolRow {
     /// Mapping of new flows: `endpoint-dependent` or `endpoint-independent`.
     #[serde(default)]
     pub mapping: Mapping,
+    /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides.
+    #[serde(default)]
+    pub mss: u16,
 }
 
 /// An address of a pool, and how much of it is in use.

@@ -63,7 +63,7 @@ use self::{
     tables::{References, TableMaps, Tables},
 };
 use super::{Dataplane, Host, Observe, Sweeper};
-use crate::model::{self, Capacity, Snapshot};
+use crate::model::{self, Capacity, NoSession, Snapshot};
 
 /// The programs and maps, as the build made them for the BPF target.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gateway-ebpf"));
@@ -311,6 +311,10 @@ impl BpfDataplane {
         self.config.timeouts = timeouts(&to.timeouts, self.scale);
         self.sweeper.set_timeouts(self.config.timeouts);
         self.config.half_open = to.capacity.half_open();
+        self.config.no_session = match to.no_session {
+            NoSession::Reset => config::NO_SESSION_RESET,
+            NoSession::Drop => config::NO_SESSION_DROP,
+        };
         self.config.inside_slots = interfaces.inside_slots(&to.interfaces);
         self.config.interface_bindings = u32::from(
             to.tables.values().flat_map(|table| &table.bindings).any(|binding| binding.iif.is_some()),

@@ -115,7 +115,8 @@ impl Pools {
                     | mapping
                     | flag(of_host.contains(address), OF_HOST)
                     | flag(pool.drained.contains(address), DRAINED);
-                let value = PoolAddress { address: family::from_ip(*address), pool: number, flags };
+                let mss = u32::from(pool.mss);
+                let value = PoolAddress { address: family::from_ip(*address), pool: number, flags, mss };
                 let element = self.element(*address, value)?;
                 self.members.set(at, element, 0).context("cannot write a pool member")?;
             }
