@@ -61,13 +61,16 @@ impl Target {
     }
 }
 
+/// [`Route::flags`]: a system route, which leads to the inside only.
+pub const SYSTEM: u8 = 1;
+
 /// Value of `ROUTES_V4` and `ROUTES_V6` tries, and part of a [`Rule`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Route {
     /// [`Target`].
     pub target: u8,
-    /// Zero.
+    /// [`SYSTEM`] or 0.
     pub flags: u8,
     /// How many elements of `RULES`, from [`Route::rule`] on, are asked before this one.
     pub rules: u16,

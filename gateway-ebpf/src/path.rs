@@ -24,7 +24,7 @@ use gateway_common::{
         self, Bytes as _, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN,
         Flow, Fragment, PROTO_TCP, Packet,
     },
-    route::Target,
+    route::{SYSTEM, Target},
     session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, Tuple},
 };
 
@@ -607,6 +607,9 @@ fn try_from_inside<F: Datapath>(
         Target::Direct | Target::Gateway | Target::Pool if subject.hairpin != 0 => Err(DropReason::NoSession),
         Target::Direct => {
             let Found { next_hop, .. } = neighbor::towards::<F>(context, packet.source, packet.destination)?;
+            if found.flags & SYSTEM != 0 && !context.is_inside(next_hop.slot.into()) {
+                return Err(DropReason::NoRoute);
+            }
             untracked(context, subject, &next_hop, Verdict::Direct).map(Some)
         }
         Target::Gateway => {

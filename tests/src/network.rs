@@ -169,6 +169,11 @@ impl Network {
         Self { told_veth: true, ..self }
     }
 
+    /// Adds a route of the host.
+    pub fn add_route(&mut self, to: &str, device: &'static str, router: &str) {
+        self.route(to, device, router);
+    }
+
     /// Devices in the order of their ifindexes.
     pub fn devices(&self) -> &[Device] {
         &self.devices

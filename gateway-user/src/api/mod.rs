@@ -61,6 +61,7 @@ mod listen;
 #[cfg(test)]
 mod reference;
 mod request;
+mod routes;
 mod rows;
 mod server;
 mod sessions;

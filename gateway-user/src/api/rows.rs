@@ -8,75 +8,21 @@ use gateway_common::{
 };
 
 use super::{
-    ApiError, ErrorKind,
-    request::{Lookup, Which},
+    ApiError,
     types::{
         BindingRow, Count, DropRow, EipRow, InterfaceRow, InterfaceStats, MapRow, PoolAddressRow, PoolRow,
-        ProxyHostRow, ProxyRow, RouteMatch, RouteRow, SessionUse, TableRow, VerdictRow,
+        ProxyHostRow, ProxyRow, SessionUse, TableRow, VerdictRow,
     },
 };
 use crate::{
     control::not_found,
     dataplane::{AttachedInterface, MapStats, PoolAddressStats, ProxyHostStats, Traffic, UNKNOWN_INTERFACE},
     health::{Health, HealthState},
-    model::{
-        Binding, Eip, MAIN_TABLE, Pool, Proxy, ProxyHost, Route, RouteKey, Snapshot, Table, prefix::is_ipv6,
-    },
+    model::{Binding, Eip, Pool, Proxy, ProxyHost, Snapshot, Table, prefix::is_ipv6},
 };
-
-/// Packets of routes, see [`crate::dataplane::Observe::routes`].
-pub(super) type RouteCounters = BTreeMap<(String, RouteKey), Counter>;
 
 /// Packets of tables by kind of target, see [`crate::dataplane::Observe::tables`].
 pub(super) type TableCounters = BTreeMap<(String, &'static str), Counter>;
-
-/// Routes of one table or of all, in the order of table, prefix and precedence.
-pub(super) fn routes(
-    state: &Snapshot,
-    table: Option<&str>,
-    which: &Which,
-    counters: Option<&RouteCounters>,
-) -> Result<Vec<RouteRow>, ApiError> {
-    let tables: Vec<&Table> = match table {
-        None => state.tables.values().map(|table| &**table).collect(),
-        Some(name) => vec![find_table(state, name)?],
-    };
-    let mut rows = Vec::new();
-    for table in tables {
-        let mut push = |(key, route): (&RouteKey, &Route)| rows.push(route_row(table, key, route, counters));
-        match which {
-            Which::Of(prefix) => table.of_prefix(*prefix).into_iter().for_each(push),
-            Which::Covering(address) => table.covering(*address).for_each(push),
-            Which::All => in_order(table, |_| true).into_iter().for_each(&mut push),
-            Which::Within(outer) => {
-                in_order(table, |key| outer.contains(&key.prefix)).into_iter().for_each(&mut push);
-            }
-        }
-    }
-    Ok(rows)
-}
-
-/// The route that decides, see [`Table::lookup`].
-pub(super) fn route_match(state: &Snapshot, lookup: &Lookup) -> Result<RouteMatch, ApiError> {
-    let bound = lookup.from.and_then(|from| state.table_of(from, None));
-    let table = match bound {
-        Some((table, _)) => table,
-        None => find_table(state, MAIN_TABLE)?,
-    };
-    let Some((key, route)) = table.lookup(lookup.address, lookup.proto, lookup.dport) else {
-        let message = format!("table `{}` has no route to {}", table.name, lookup.address);
-        let hint = if state.active {
-            "such packets are dropped (no_route)"
-        } else {
-            "once active, such packets are dropped (no_route)"
-        };
-        return Err(ApiError::new("route", ErrorKind::NotFound, message).hint(hint));
-    };
-    Ok(RouteMatch {
-        route: route_row(table, key, route, None),
-        binding: bound.map(|(_, binding)| binding_row(binding)),
-    })
-}
 
 /// The table of this name.
 pub(super) fn find_table<'a>(state: &'a Snapshot, name: &str) -> Result<&'a Table, ApiError> {
@@ -255,30 +201,6 @@ pub(super) fn maps(maps: Vec<MapStats>) -> Vec<MapRow> {
     maps.into_iter().map(row).collect()
 }
 
-/// Routes of a table that `wanted` takes: by prefix, and within a prefix the one that is asked first.
-fn in_order(table: &Table, wanted: impl Fn(&RouteKey) -> bool) -> Vec<(&RouteKey, &Route)> {
-    let mut routes: Vec<_> = table.routes.iter().filter(|(key, _)| wanted(key)).collect();
-    // Stable, and nearly sorted already.
-    routes.sort_by_cached_key(|(key, _)| (key.prefix, key.selector.precedence()));
-    routes
-}
-
-fn route_row(table: &Table, key: &RouteKey, route: &Route, counters: Option<&RouteCounters>) -> RouteRow {
-    let counter = counters.and_then(|counters| counters.get(&(table.name.clone(), *key)));
-    RouteRow {
-        table: table.name.clone(),
-        prefix: key.prefix,
-        proto: key.selector.proto,
-        dport: key.selector.dport,
-        via: route.target.to_string(),
-        log: route.log,
-        comment: route.comment.clone(),
-        packets: counter.map(|counter| counter.packets),
-        bytes: counter.map(|counter| counter.bytes),
-        shared_counter: counters.is_some() && counter.is_none(),
-    }
-}
-
-fn binding_row(binding: &Binding) -> BindingRow {
+pub(super) fn binding_row(binding: &Binding) -> BindingRow {
     BindingRow { from: binding.source, iif: binding.iif.clone() }
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ApiError, ErrorKind, Row,
     extract::{Answer, Body, Query},
-    import, request, rows,
+    import, request, routes, rows,
     sessions::Page,
     status::Context,
     types::{
@@ -134,12 +134,26 @@ async fn route_del(
     ConnectInfo(peer): From,
     Query(selector): Query<RouteSelector>,
 ) -> Changed {
-    change(&context, peer, selector.command()?).await
+    let command = selector.command()?;
+    let Command::RouteDel { key, .. } = &command else {
+        return change(&context, peer, command).await;
+    };
+    let key = *key;
+    let refused = match change(&context, peer, command).await {
+        Err(refused) if refused.kind() == ErrorKind::NotFound => refused,
+        result => return result,
+    };
+    Err(routes::system_route(&context.connected(&context.control.snapshot()), &key).unwrap_or(refused))
 }
 
 async fn route_get(State(context): Ctx, Query(query): Query<RouteGet>) -> Rows<RouteMatch> {
     let lookup = query.lookup()?;
-    read(context, move |current, _| Ok(vec![rows::route_match(&current.snapshot, &lookup)?])).await
+    let inner = context.clone();
+    read(context, move |current, _| {
+        let state = &current.snapshot;
+        Ok(vec![routes::decide(state, &inner.connected(state), &lookup)?])
+    })
+    .await
 }
 
 async fn route_import(
@@ -357,7 +371,10 @@ async fn interface_del(State(context): Ctx, ConnectInfo(peer): From, Path(name):
 // ---- the whole gateway --------------------------------------------------------------------------------
 
 async fn activate(State(context): Ctx, ConnectInfo(peer): From) -> Changed {
-    change(&context, peer, Command::Activate).await
+    let Answer(mut done) = change(&context, peer, Command::Activate).await?;
+    let state = context.control.snapshot();
+    done.warnings = context.connected(&state).unserved(&state);
+    Ok(Answer(done))
 }
 
 async fn deactivate(State(context): Ctx, ConnectInfo(peer): From) -> Changed {
@@ -420,9 +437,12 @@ async fn change(context: &Context, peer: Peer, command: Command) -> Changed {
 
 async fn list_routes(context: Arc<Context>, query: RouteQuery) -> Rows<RouteRow> {
     let which = query.which()?;
+    let inner = context.clone();
     read(context, move |current, observe| {
         let counters = if query.counters { Some(observe.routes()?) } else { None };
-        Ok(rows::routes(&current.snapshot, query.table.as_deref(), &which, counters.as_ref())?)
+        let state = &current.snapshot;
+        let (connected, table) = (inner.connected(state), query.table.as_deref());
+        Ok(routes::list(state, &connected, table, &which, counters.as_ref())?)
     })
     .await
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     control::{Current, Handle},
-    dataplane::{AttachedInterface, Observe},
+    dataplane::{AttachedInterface, Connected, Observe},
     health::Health,
     model::{MAIN_TABLE, Role, Snapshot, Table, Target, validate::below_standard},
     netlink::Sysctls,
@@ -37,6 +37,11 @@ pub struct Context {
 
 impl Context {
     /// The state of everything. Blocks while the data plane is read.
+    /// The system routes of a state on this host.
+    pub(super) fn connected(&self, state: &Snapshot) -> Connected {
+        Connected::of(&self.control.host(), state)
+    }
+
     pub(super) fn status(&self, current: &Current) -> Status {
         let state = &*current.snapshot;
         let observe = self.control.observe();

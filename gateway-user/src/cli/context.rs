@@ -61,13 +61,13 @@ impl Context<'_, '_> {
         body: &impl Serialize,
     ) -> Result<(), Failure> {
         let change = self.client.send(method, path, body).await;
-        self.changed(change.map_err(|error| Failure::of_call(error, self.client.socket()))?)
+        self.changed(&change.map_err(|error| Failure::of_call(error, self.client.socket()))?)
     }
 
     /// Deletes, and says so if that is wanted.
     pub(super) async fn delete(&mut self, path: &str, query: &impl Serialize) -> Result<(), Failure> {
         let change = self.client.delete(path, query).await;
-        self.changed(change.map_err(|error| Failure::of_call(error, self.client.socket()))?)
+        self.changed(&change.map_err(|error| Failure::of_call(error, self.client.socket()))?)
     }
 
     /// Reads a list and shows it.
@@ -152,12 +152,15 @@ impl Context<'_, '_> {
     }
 
     /// Says what came of a change, if that is wanted.
-    pub(super) fn changed(&mut self, change: Change) -> Result<(), Failure> {
+    pub(super) fn changed(&mut self, change: &Change) -> Result<(), Failure> {
+        for warning in &change.warnings {
+            self.note(&format!("warning: {warning}"));
+        }
         if !self.verbose {
             return Ok(());
         }
         if self.json {
-            return self.print_json(&change);
+            return self.print_json(change);
         }
         self.note(&if change.changed {
             format!("revision {} is in force", change.revision)

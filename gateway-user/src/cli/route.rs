@@ -184,7 +184,11 @@ impl Verb {
             }
             Self::Get(Get { address, from, proto, dport }) => {
                 let query = RouteGet { address, from, proto, dport };
-                context.show::<RouteMatch>("/v1/routes/get", &query).await
+                let list: List<RouteMatch> = context.get("/v1/routes/get", &query).await?;
+                if context.json {
+                    return context.print_json(&list);
+                }
+                context.print_grid(&crate::render::ruling(&list.items))
             }
             Self::Import(import) => import.run(context).await,
             Self::Flush(flush) => flush.run(context).await,
@@ -216,7 +220,7 @@ impl Import {
         let client = context.client.patient(PATIENCE);
         let change = client.upload("/v1/routes/import", &query, text.into(), sent).await;
         bar.finish_and_clear();
-        context.changed(change.map_err(|error| Failure::of_call(error, client.socket()))?)
+        context.changed(&change.map_err(|error| Failure::of_call(error, client.socket()))?)
     }
 }
 

@@ -315,7 +315,7 @@ impl Task {
     async fn change(&mut self, command: &Command, peer: Peer) -> Result<Change, ApiError> {
         let before = self.current.load_full();
         let Some(next) = plan(command.clone(), before.snapshot.clone()).await? else {
-            return Ok(Change { revision: before.revision, changed: false });
+            return Ok(Change::new(before.revision, false));
         };
         let config_differs = next != *self.base.snapshot;
         if !config_differs {
@@ -339,7 +339,7 @@ impl Task {
         let revision = after.revision;
         self.publish(after);
         info!(%peer, %command, revision, "changed");
-        Ok(Change { revision, changed: true })
+        Ok(Change::new(revision, true))
     }
 
     /// Undoes a change that is in force and could not be saved.

@@ -158,7 +158,7 @@ async fn a_change_is_in_force_and_published_when_it_returns() {
     let rig = Rig::start(directory.path(), base()).await.expect("starts");
     assert_eq!((rig.handle.revision(), rig.handle.current().config_differs), (1, false));
     let change = rig.run("route main 192.0.2.0/24 via pool nat").await.expect("accepted");
-    assert_eq!(change, Change { revision: 2, changed: true });
+    assert_eq!(change, Change::new(2, true));
     assert_eq!(rig.applied(), *rig.handle.snapshot());
     assert_eq!(rig.applied().tables["main"].routes.len(), 2);
     assert!(rig.handle.current().config_differs);
@@ -171,7 +171,7 @@ async fn what_is_so_already_moves_nothing() {
     let rig = Rig::start(directory.path(), base()).await.expect("starts");
     let applies = rig.memory.state().applies;
     for command in ["deactivate", "replace main 203.0.113.0/24 via pool nat"] {
-        assert_eq!(rig.run(command).await.expect("accepted"), Change { revision: 1, changed: false });
+        assert_eq!(rig.run(command).await.expect("accepted"), Change::new(1, false));
     }
     assert_eq!(rig.memory.state().applies, applies);
     rig.stop().await;
@@ -548,7 +548,7 @@ async fn ask(steps: &[(&str, bool)]) -> Result<(), TestCaseError> {
         }
         let result = rig.run(command).await;
         let after = rig.handle.current();
-        if let Ok(Change { changed: true, revision }) = result {
+        if let Ok(Change { changed: true, revision, .. }) = result {
             prop_assert_eq!((after.revision, revision), (before.revision + 1, before.revision + 1));
             prop_assert_ne!(&after.snapshot, &before.snapshot);
         } else {

@@ -6,6 +6,7 @@
 //! tested without root.
 
 pub mod bpf;
+mod connected;
 pub mod maglev;
 pub mod memory;
 
@@ -18,6 +19,8 @@ use gateway_common::{
 };
 
 use crate::model::{Role, RouteKey, Snapshot};
+
+pub use connected::Connected;
 
 /// How often [`Sweeper::sweep`] wants to be called, and the length of its turns.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(50);

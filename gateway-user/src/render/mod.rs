@@ -17,6 +17,7 @@ mod version;
 
 pub use grid::{Cell, Column, Columns, Grid, Rated};
 pub use paint::{Paint, Tone};
+pub use route::ruling;
 pub use version::ProgramVersion;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `route show`, `route get`, `stats routes`.
 
-use super::{Cell, Column, Columns, Rated};
-use crate::api::types::{RouteMatch, RouteRow};
+use super::{Cell, Column, Columns, Grid, Rated};
+use crate::api::types::{BindingRow, RouteMatch, RouteRow};
 
 impl Columns for RouteRow {
     fn columns() -> Vec<Column> {
@@ -11,10 +11,12 @@ impl Columns for RouteRow {
             Column::text("PROTO"),
             Column::text("DPORT"),
             Column::text("VIA"),
+            Column::text("ORIGIN"),
             Column::text("LOG"),
             Column::number("PACKETS"),
             Column::number("BYTES"),
             Column::text("COMMENT"),
+            Column::text("WHY"),
         ]
     }
 
@@ -25,10 +27,12 @@ impl Columns for RouteRow {
             Cell::of(self.proto.as_ref()),
             Cell::of(self.dport.as_ref()),
             Cell::new(&self.via),
+            Cell::of(self.system.then_some("system")),
             Cell::of(self.log.then_some("log")),
             if self.shared_counter { Cell::new("shared") } else { Cell::of(self.packets.as_ref()) },
             self.bytes.map_or(Cell::EMPTY, Cell::bytes),
             Cell::of(self.comment.as_ref()),
+            Cell::of(self.why.as_ref()),
         ]
     }
 }
@@ -45,7 +49,22 @@ impl Rated for RouteRow {
     }
 }
 
-impl Columns for RouteMatch {
+/// The answer of `route get`: the route that decides, with the binding that led to its table, and those that do not.
+pub fn ruling(matches: &[RouteMatch]) -> Grid {
+    let mut lines = Vec::new();
+    for RouteMatch { route, binding, others } in matches {
+        lines.push(Line { route, binding: binding.as_ref() });
+        lines.extend(others.iter().map(|route| Line { route, binding: None }));
+    }
+    Grid::new(&lines)
+}
+
+struct Line<'a> {
+    route: &'a RouteRow,
+    binding: Option<&'a BindingRow>,
+}
+
+impl Columns for Line<'_> {
     fn columns() -> Vec<Column> {
         let mut columns = RouteRow::columns();
         columns.push(Column::text("BINDING"));
@@ -54,7 +73,7 @@ impl Columns for RouteMatch {
 
     fn cells(&self) -> Vec<Cell> {
         let mut cells = self.route.cells();
-        cells.push(Cell::of(self.binding.as_ref()));
+        cells.push(Cell::of(self.binding));
         cells
     }
 }

@@ -47,10 +47,16 @@ fn routes_with_counters() {
 
 #[test]
 fn the_route_that_decides() {
-    assert_snapshot!(shown::<RouteMatch>(&json!([
-        { "table": "servers", "prefix": "203.0.113.0/24", "via": "pool nat", "log": false,
-          "binding": { "from": "10.0.2.0/24", "iif": "eth1" } },
-    ])));
+    let rows = json!([
+        { "table": "servers", "prefix": "203.0.113.0/24", "via": "pool nat", "log": false, "why": "decides",
+          "binding": { "from": "10.0.2.0/24", "iif": "eth1" },
+          "others": [
+              { "table": "servers", "prefix": "0.0.0.0/0", "via": "blackhole", "log": false,
+                "why": "has a shorter prefix" },
+          ] },
+    ]);
+    let matches: Vec<RouteMatch> = serde_json::from_value(rows).expect("rows");
+    assert_snapshot!(super::ruling(&matches).print(true, Paint::new(false)));
 }
 
 #[test]

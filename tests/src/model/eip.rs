@@ -46,7 +46,9 @@ impl Model {
             proto: quoted.proto,
             port: Some(quoted.source.1).filter(|port| *port != 0),
         };
-        let found = policy::route(&self.state, question).ok().filter(|found| found.target == Target::Eip);
+        let found = policy::route(&self.state, &self.network, question)
+            .ok()
+            .filter(|found| found.target == Target::Eip);
         let Some(found) = found else { return Ok(None) };
         self.count_route(&found, arrival);
         if !wire::is_sound_error(arrival.frame, ip, &quoted) {
@@ -68,7 +70,7 @@ impl Model {
                 proto: ip.proto,
                 port: ip.selectable_ports().map(|(_, destination)| destination),
             };
-            let found = policy::route(&self.state, question)?;
+            let found = policy::route(&self.state, &self.network, question)?;
             self.count_route(&found, arrival);
             return match found.target {
                 Target::Eip => self.leave(arrival, ip, quoted.as_ref()),
@@ -135,7 +137,11 @@ impl Model {
             None => (remote, ip.proto, ip.selectable_ports().map(|(source, _)| source)),
         };
         let device = &next_hop.device;
-        let found = policy::route(&self.state, Question { device, client: host, server, proto, port })?;
+        let found = policy::route(
+            &self.state,
+            &self.network,
+            Question { device, client: host, server, proto, port },
+        )?;
         match found.target {
             Target::Eip => Ok(found),
             Target::Pool(_) | Target::Direct | Target::Gateway { .. } | Target::Proxy(_) | Target::Host => {

@@ -295,8 +295,12 @@ impl Model {
         let (client, server, proto) = (session.client.0, session.server.0, session.proto);
         // Also for a later fragment, which does not show it.
         let port = matches!(proto, 6 | 17).then_some(session.server.1);
-        let found =
-            policy::route(&self.state, Question { device: &device, client, server, proto, port }).ok();
+        let found = policy::route(
+            &self.state,
+            &self.network,
+            Question { device: &device, client, server, proto, port },
+        )
+        .ok();
         let denied = match found.as_ref().map(|found| &found.target) {
             None => Some(DropReason::NoRoute),
             Some(Target::Blackhole) => Some(DropReason::Blackhole),
@@ -346,7 +350,7 @@ impl Model {
             proto: ip.proto,
             port: ip.selectable_ports().map(|(_, destination)| destination),
         };
-        let found = policy::route(&self.state, question)?;
+        let found = policy::route(&self.state, &self.network, question)?;
         self.count_route(&found, arrival);
         match &found.target {
             Target::Blackhole => Err(DropReason::Blackhole.into()),
@@ -360,6 +364,9 @@ impl Model {
             }
             Target::Direct => {
                 let next_hop = self.towards(ip.destination)?;
+                if found.system && !faces(self.network.find(&next_hop.device), Side::Inside) {
+                    return Err(DropReason::NoRoute.into());
+                }
                 fits(ip, &next_hop)?;
                 Ok(self.send(Verdict::Direct, &next_hop, arrival, ip, (Rewrite::Nothing, None)))
             }
@@ -454,7 +461,7 @@ impl Model {
             proto: ip.proto,
             port: ip.selectable_ports().map(|(source, _)| source),
         };
-        let found = policy::route(&self.state, question)?;
+        let found = policy::route(&self.state, &self.network, question)?;
         match found.target {
             Target::Direct | Target::Gateway { .. } => {
                 self.count_route(&found, arrival);

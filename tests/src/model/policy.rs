@@ -6,8 +6,11 @@ use gateway_common::{
     DropReason,
     parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},
 };
-use gateway_user::model::{MAIN_TABLE, Proto, RouteKey, Snapshot, Target};
+use gateway_user::model::{MAIN_TABLE, Proto, RouteKey, Selector, Snapshot, Target};
 use ipnet::IpNet;
+
+use super::{nat::Side, way::faces};
+use crate::network::Network;
 
 /// The route that decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +18,8 @@ pub(super) struct Found {
     pub(super) table: String,
     pub(super) key: RouteKey,
     pub(super) target: Target,
+    /// Whether it is there because of a connected subnet of the inside.
+    pub(super) system: bool,
 }
 
 /// A flow as routes see it.
@@ -30,7 +35,11 @@ pub(super) struct Question<'a> {
 }
 
 /// The route for a flow. A later fragment has none where a port decides that it does not show.
-pub(super) fn route(state: &Snapshot, question: Question<'_>) -> Result<Found, DropReason> {
+pub(super) fn route(
+    state: &Snapshot,
+    network: &Network,
+    question: Question<'_>,
+) -> Result<Found, DropReason> {
     let bindings = state
         .tables
         .values()
@@ -42,17 +51,38 @@ pub(super) fn route(state: &Snapshot, question: Question<'_>) -> Result<Found, D
     let best = of_client.max_by_key(|(binding, _)| (binding.iif.is_some(), binding.source.prefix_len()));
     let table = best.map_or(MAIN_TABLE, |(_, table)| table);
     let routes = state.tables[table].routes.iter().filter(|(key, _)| matches(key, question));
-    let decides = routes.min_by_key(|(key, _)| {
+    let routes = routes.map(|(key, route)| (*key, route.target.clone(), false));
+    let system = connected(state, network, question.server)
+        .map(|prefix| (RouteKey { prefix, selector: Selector::default() }, Target::Direct, true));
+    let decides = routes.chain(system).min_by_key(|(key, _, system)| {
         let ports = key.selector.dport.map(|ports| u32::from(ports.high) - u32::from(ports.low));
         // A longer prefix first; then a range of ports, a smaller one first; then a protocol.
         let prefix = 128 - key.prefix.prefix_len();
-        (prefix, ports.unwrap_or(u32::MAX), key.selector.proto.is_none())
+        (prefix, ports.unwrap_or(u32::MAX), key.selector.proto.is_none(), *system)
     });
-    let (key, route) = decides.ok_or(DropReason::NoRoute)?;
+    let (key, target, system) = decides.ok_or(DropReason::NoRoute)?;
     if key.selector.dport.is_some() && question.port.is_none() {
         return Err(DropReason::FragmentUnmatched);
     }
-    Ok(Found { table: table.to_owned(), key: *key, target: route.target.clone() })
+    Ok(Found { table: table.to_owned(), key, target, system })
+}
+
+/// The longest connected subnet of the inside around `address`. Addresses of the gateway are none of its hosts, nor is
+/// what a longer subnet of another device covers.
+fn connected(state: &Snapshot, network: &Network, address: IpAddr) -> Option<IpNet> {
+    let pools = state.pools.values().flat_map(|pool| &pool.addresses);
+    if pools.chain(state.eips.keys()).any(|own| *own == address) {
+        return None;
+    }
+    let subnets = network.devices().iter().flat_map(|device| {
+        device.addresses.iter().map(move |own| (own.trunc(), faces(device, Side::Inside)))
+    });
+    let around = subnets
+        .filter(|(subnet, _)| subnet.prefix_len() < subnet.max_prefix_len() && covers(*subnet, address));
+    around
+        .max_by_key(|(subnet, inside)| (subnet.prefix_len(), !inside))
+        .filter(|(_, inside)| *inside)
+        .map(|(subnet, _)| subnet)
 }
 
 fn matches(key: &RouteKey, question: Question<'_>) -> bool {

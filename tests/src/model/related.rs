@@ -43,7 +43,8 @@ impl Model {
             let device = if side == Side::Inside { arrival.ingress.name } else { &next_hop.device };
             let port = matches!(session.proto, 6 | 17).then_some(session.server.1);
             let (client, server, proto) = (session.client.0, session.server.0, session.proto);
-            route = policy::route(&self.state, Question { device, client, server, proto, port })?;
+            route =
+                policy::route(&self.state, &self.network, Question { device, client, server, proto, port })?;
             let denied = match route.target {
                 Target::Blackhole => DropReason::Blackhole,
                 Target::Prohibit => DropReason::Prohibited,

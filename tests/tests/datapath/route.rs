@@ -5,19 +5,82 @@ use gateway_common::{
     Verdict::{Direct, Gateway},
 };
 use gateway_tests::{
+    gateway::Action,
+    network::Network,
     packet::{ACK, bare, echo_request, tcp, udp},
     policy::Policy,
 };
 
-use crate::support::{POOL, ROUTER, ROUTER6, dropped, passed, refused, reset, sent, standard};
+use crate::support::{POOL, ROUTER, ROUTER6, dropped, lab, passed, refused, reset, sent, standard};
 
 #[test]
 fn what_no_route_covers_is_dropped() {
     let Some(mut lab) = standard(|policy| policy.routes("203.0.113.0/25 via direct")) else { return };
     lab.check("in0", &udp("10.0.1.2:4000", "203.0.113.200:53"), dropped(NoRoute));
     lab.check("in0", &udp("[2001:db8:1::2]:4000", "[2001:db8:f::1]:53"), dropped(NoRoute));
-    // Nor is there a way from one inside subnet to another.
-    lab.check("in0", &udp("10.0.1.2:4000", "10.0.3.2:53"), dropped(NoRoute));
+    // What is behind a router of the inside is not connected.
+    lab.check("in1", &udp("10.0.3.2:4000", "10.0.2.7:53"), dropped(NoRoute));
+}
+
+#[test]
+fn connected_subnets_of_the_inside_need_no_route() {
+    let Some(mut lab) = standard(|policy| policy) else { return };
+    let v4 = udp("10.0.1.2:4000", "10.0.3.2:53");
+    lab.check("in0", &v4, sent("in1", "10.0.3.2", Direct, &v4).by("10.0.3.0/24", "direct"));
+    let answer = udp("10.0.3.2:53", "10.0.1.2:4000");
+    lab.check("in1", &answer, sent("in0", "10.0.1.2", Direct, &answer).by("10.0.1.0/24", "direct"));
+    let v6 = udp("[2001:db8:1::2]:4000", "[2001:db8:3::2]:53");
+    lab.check("in0", &v6, sent("in1", "2001:db8:3::2", Direct, &v6).by("2001:db8:3::/64", "direct"));
+    // Those of the outside do.
+    lab.check("in0", &udp("10.0.1.2:4000", "192.0.2.2:53"), dropped(NoRoute));
+}
+
+#[test]
+fn a_system_route_is_one_among_others() {
+    let Some(mut lab) = standard(|policy| {
+        policy.pool("nat", POOL, "1024-65535").routes(
+            "0.0.0.0/0 via pool nat
+             10.0.3.2/32 via blackhole
+             10.0.3.0/24 via prohibit proto tcp",
+        )
+    }) else {
+        return;
+    };
+    let to = |server: &str| udp("10.0.1.2:4000", server);
+    lab.check("in0", &to("10.0.3.2:53"), dropped(Blackhole).by("10.0.3.2/32", "blackhole"));
+    let segment = tcp("10.0.1.2:4000", "10.0.3.3:443", ACK);
+    lab.check("in0", &segment, reset(Prohibited).by("10.0.3.0/24 proto tcp", "prohibit"));
+    // The default route is shorter; nobody at the inside sees the pool's address.
+    lab.check("in0", &to("10.0.3.3:53"), dropped(NeighborUnresolved).by("10.0.3.0/24", "direct"));
+    // A route to the same prefix takes its place, and gives it back.
+    lab.change(|policy| policy.routes("10.0.3.0/24 via blackhole"));
+    lab.check("in0", &to("10.0.3.3:53"), dropped(Blackhole).by("10.0.3.0/24", "blackhole"));
+    lab.change(Policy::without_routes);
+    lab.check("in0", &to("10.0.3.3:53"), dropped(NeighborUnresolved).by("10.0.3.0/24", "direct"));
+}
+
+#[test]
+fn a_system_route_leads_to_the_inside_only() {
+    let mut network = Network::standard();
+    network.add_route("10.0.3.128/25", "out0", "192.0.2.254");
+    let Some(mut lab) = lab(network, |policy| policy) else { return };
+    // The host sends it out, with the client's address.
+    lab.check("in0", &udp("10.0.1.2:4000", "10.0.3.200:53"), dropped(NoRoute).by("10.0.3.0/24", "direct"));
+}
+
+#[test]
+fn addresses_of_pools_are_no_matter_of_system_routes() {
+    let Some(mut lab) = standard(|policy| {
+        policy
+            .pool("near", "10.0.3.77", "1024-65535")
+            .endpoint_independent("near")
+            .routes("0.0.0.0/0 via pool near")
+    }) else {
+        return;
+    };
+    let (address, port) = lab.open("in0", &udp("10.0.1.2:4000", "203.0.113.10:53"));
+    let call = udp("10.0.1.3:4000", &format!("{address}:{port}"));
+    assert_eq!(lab.prepare("in0", &call).action, Action::Tx, "inside hosts still meet by their mappings");
 }
 
 #[test]
@@ -54,7 +117,8 @@ fn a_fragment_without_a_port_passes_no_route_that_asks_for_one() {
 fn direct_reaches_other_inside_subnets_and_hairpins() {
     let Some(mut lab) = standard(|policy| policy.routes("10.0.0.0/16 via direct")) else { return };
     let across = udp("10.0.1.2:4000", "10.0.3.2:53");
-    lab.check("in0", &across, sent("in1", "10.0.3.2", Direct, &across).by("10.0.0.0/16", "direct"));
+    // The subnet is connected: the system route is longer.
+    lab.check("in0", &across, sent("in1", "10.0.3.2", Direct, &across).by("10.0.3.0/24", "direct"));
     let hairpin = udp("10.0.1.2:4000", "10.0.2.7:53");
     lab.check("in0", &hairpin, sent("in0", "10.0.1.254", Direct, &hairpin).by("10.0.0.0/16", "direct"));
 }

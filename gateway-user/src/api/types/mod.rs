@@ -74,12 +74,22 @@ schemas! {
 }
 
 /// The answer to a change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// Revision in force.
     pub revision: u64,
     /// `false` where things were as asked already; the revision did not move then.
     pub changed: bool,
+    /// What follows from the change and may surprise.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+impl Change {
+    /// Nothing about it may surprise.
+    pub fn new(revision: u64, changed: bool) -> Self {
+        Self { revision, changed, warnings: Vec::new() }
+    }
 }
 
 /// Packets and bytes.
@@ -234,6 +244,12 @@ pub struct RouteRow {
     /// are more routes than counters. `table show` has the sums.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shared_counter: bool,
+    /// Whether it is a system route: there as long as an inside interface has an address in the subnet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub system: bool,
+    /// Why it decides, or does not; for `route show for` and `route get`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// The route that decides, and how it was found.
@@ -245,6 +261,9 @@ pub struct RouteMatch {
     /// The binding that selected the table; absent where it is `main` for want of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binding: Option<BindingRow>,
+    /// The other routes of the table that cover the address, in the order in which they are asked.
+    #[serde(default)]
+    pub others: Vec<RouteRow>,
 }
 
 // ---- tables -------------------------------------------------------------------------------------------

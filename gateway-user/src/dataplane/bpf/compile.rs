@@ -2,7 +2,7 @@
 //!
 //! The kernel finds the longest prefix only. Where a prefix has routes with selectors and none without, what
 //! the selectors do not match belongs to the next shorter prefix; so such a prefix carries the rules of its
-//! covering prefixes behind its own.
+//! covering prefixes behind its own. System routes are among the prefixes, see [`Connected`].
 
 use std::{cmp::Ordering, collections::BTreeSet};
 
@@ -10,36 +10,61 @@ use anyhow::{Result, bail};
 use gateway_common::route::MAX_RULES_PER_PREFIX;
 use ipnet::IpNet;
 
-use crate::model::{RouteKey, Selector, Table};
+use crate::{
+    dataplane::Connected,
+    model::{RouteKey, Selector, Table},
+};
+
+/// What the elements of a table are made of.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) table: &'a Table,
+    pub(super) connected: &'a Connected,
+}
 
 /// What a trie element says: rules in the order in which they are asked, then the route for all others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Element {
     pub(super) rules: Vec<RouteKey>,
-    pub(super) otherwise: Option<RouteKey>,
+    pub(super) otherwise: Option<Otherwise>,
 }
 
-/// The element of `prefix`; `None` where the table has no route to exactly that prefix.
+/// The route for what no rule takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Otherwise {
+    /// One of the operator's.
+    Route(RouteKey),
+    /// A system route.
+    System(IpNet),
+}
+
+/// The element of `prefix`; `None` where there is no route to exactly that prefix.
 ///
 /// # Errors
 /// More rules than a packet may be compared with.
-pub(super) fn element(table: &Table, prefix: IpNet) -> Result<Option<Element>> {
-    if !has_routes(table, prefix) {
+pub(super) fn element(view: View<'_>, prefix: IpNet) -> Result<Option<Element>> {
+    let View { table, connected } = view;
+    if !has_routes(table, prefix) && !is_systems(connected, prefix) {
         return Ok(None);
     }
     let mut element = Element::default();
     let mut at = Some(prefix);
+    let mut in_hole = false;
     while let Some(prefix) = at {
+        in_hole |= connected.holes.contains(&prefix);
         let mut rules = Vec::new();
         for key in keys(table, prefix) {
             if key.selector.is_any() {
-                element.otherwise = Some(key);
+                element.otherwise = Some(Otherwise::Route(key));
             } else {
                 rules.push(key);
             }
         }
         rules.sort_by_key(|key| key.selector.precedence());
         element.rules.extend(rules);
+        if element.otherwise.is_none() && !in_hole && connected.subnets.contains_key(&prefix) {
+            element.otherwise = Some(Otherwise::System(prefix));
+        }
         if element.otherwise.is_some() {
             break;
         }
@@ -57,8 +82,16 @@ pub(super) fn element(table: &Table, prefix: IpNet) -> Result<Option<Element>> {
 }
 
 /// The prefixes whose elements differ between two versions of a table.
-pub(super) fn changed_prefixes(from: &Table, to: &Table) -> BTreeSet<IpNet> {
+pub(super) fn changed_prefixes(from: View<'_>, to: View<'_>) -> BTreeSet<IpNet> {
+    let of_system = |view: View<'_>| -> BTreeSet<IpNet> { system_prefixes(view.connected).collect() };
     let mut changed = BTreeSet::new();
+    if from.connected != to.connected {
+        let (before, after) = (from.connected, to.connected);
+        changed.extend(before.holes.symmetric_difference(&after.holes));
+        changed.extend(of_system(from).symmetric_difference(&of_system(to)));
+    }
+    let connected = to.connected;
+    let (from, to) = (from.table, to.table);
     // Both are in order: one walk, however many there are.
     let (mut before, mut after) = (from.routes.iter().peekable(), to.routes.iter().peekable());
     loop {
@@ -79,12 +112,13 @@ pub(super) fn changed_prefixes(from: &Table, to: &Table) -> BTreeSet<IpNet> {
     if changed.is_empty() {
         return changed;
     }
-    // A prefix that only has selectors inherits from those that cover it.
+    // A prefix that only has selectors inherits from those that cover it, and so does a hole in a system route.
     let inheriting: Vec<IpNet> = to
         .routes
         .keys()
         .filter(|key| !key.selector.is_any())
         .map(|key| key.prefix)
+        .chain(connected.holes.iter().copied())
         .filter(|prefix| {
             !to.routes.contains_key(&RouteKey { prefix: *prefix, selector: Selector::default() })
         })
@@ -93,6 +127,15 @@ pub(super) fn changed_prefixes(from: &Table, to: &Table) -> BTreeSet<IpNet> {
         .collect();
     changed.extend(inheriting);
     changed
+}
+
+/// The prefixes that have elements for the sake of system routes.
+pub(super) fn system_prefixes(connected: &Connected) -> impl Iterator<Item = IpNet> {
+    connected.subnets.keys().chain(&connected.holes).copied()
+}
+
+fn is_systems(connected: &Connected, prefix: IpNet) -> bool {
+    connected.subnets.contains_key(&prefix) || connected.holes.contains(&prefix)
 }
 
 /// The prefixes that contain `prefix`, from the longest on.
@@ -106,7 +149,7 @@ fn keys(table: &Table, prefix: IpNet) -> impl Iterator<Item = RouteKey> {
     table.routes.range(first..).map(|(key, _)| *key).take_while(move |key| key.prefix == prefix)
 }
 
-fn has_routes(table: &Table, prefix: IpNet) -> bool {
+pub(super) fn has_routes(table: &Table, prefix: IpNet) -> bool {
     keys(table, prefix).next().is_some()
 }
 
@@ -129,14 +172,57 @@ mod tests {
         table
     }
 
+    fn made(table: &Table, prefix: IpNet) -> Element {
+        let connected = Connected::default();
+        element(View { table, connected: &connected }, prefix).expect("fits").expect("exists")
+    }
+
+    fn changed(from: &Table, to: &Table) -> BTreeSet<IpNet> {
+        let connected = Connected::default();
+        let view = |table| View { table, connected: &connected };
+        changed_prefixes(view(from), view(to))
+    }
+
+    #[test]
+    fn a_system_route_is_a_prefix_among_others() {
+        let net = |text: &str| text.parse::<IpNet>().expect("a prefix");
+        let subnet = net("10.0.1.0/24");
+        let connected =
+            Connected { subnets: [(subnet, "eth1".to_owned())].into(), holes: [net("10.0.1.10/32")].into() };
+        let default = key("0.0.0.0/0", None, None);
+        let dns = key("10.0.1.53/32", Some(Proto::Udp), Some("53"));
+        let before = table(&[default]);
+        let after = table(&[default, dns]);
+        let made = |table, prefix| element(View { table, connected: &connected }, prefix).expect("fits");
+        let otherwise = |table, prefix| made(table, net(prefix)).expect("exists").otherwise;
+        assert_eq!(otherwise(&before, "10.0.1.0/24"), Some(Otherwise::System(subnet)));
+        assert_eq!(otherwise(&after, "10.0.1.53/32"), Some(Otherwise::System(subnet)));
+        assert_eq!(otherwise(&before, "10.0.1.10/32"), Some(Otherwise::Route(default)));
+        assert_eq!(made(&before, net("10.0.2.0/24")), None);
+        let denied = key("10.0.1.0/24", None, None);
+        assert_eq!(otherwise(&table(&[denied]), "10.0.1.0/24"), Some(Otherwise::Route(denied)));
+
+        // A hole follows the routes that cover it, and everything follows a subnet that comes.
+        let view = |table| View { table, connected: &connected };
+        let empty = table(&[]);
+        let changed = changed_prefixes(view(&empty), view(&before));
+        assert_eq!(changed, BTreeSet::from([default.prefix, net("10.0.1.10/32")]));
+        let none = Connected::default();
+        let changed = changed_prefixes(View { table: &after, connected: &none }, view(&after));
+        assert_eq!(changed, BTreeSet::from([subnet, dns.prefix, net("10.0.1.10/32")]));
+    }
+
     #[test]
     fn rules_are_asked_from_the_most_specific_on() {
         let any = key("192.0.2.0/24", None, None);
         let tcp = key("192.0.2.0/24", Some(Proto::Tcp), None);
         let range = key("192.0.2.0/24", Some(Proto::Tcp), Some("1-1024"));
         let https = key("192.0.2.0/24", Some(Proto::Tcp), Some("443"));
-        let element = element(&table(&[any, tcp, range, https]), any.prefix).expect("fits").expect("exists");
-        assert_eq!(element, Element { rules: vec![https, range, tcp], otherwise: Some(any) });
+        let element = made(&table(&[any, tcp, range, https]), any.prefix);
+        assert_eq!(
+            element,
+            Element { rules: vec![https, range, tcp], otherwise: Some(Otherwise::Route(any)) }
+        );
     }
 
     #[test]
@@ -145,8 +231,8 @@ mod tests {
         let tcp = key("192.0.2.0/24", Some(Proto::Tcp), None);
         let default = key("0.0.0.0/0", None, None);
         let table = table(&[dns, tcp, default]);
-        let element = element(&table, dns.prefix).expect("fits").expect("exists");
-        assert_eq!(element, Element { rules: vec![dns, tcp], otherwise: Some(default) });
+        let element = made(&table, dns.prefix);
+        assert_eq!(element, Element { rules: vec![dns, tcp], otherwise: Some(Otherwise::Route(default)) });
     }
 
     #[test]
@@ -154,7 +240,7 @@ mod tests {
         let dns = key("192.0.2.53/32", Some(Proto::Udp), Some("53"));
         let other = key("198.51.100.0/24", None, None);
         let default = key("0.0.0.0/0", None, None);
-        let changed = changed_prefixes(&table(&[dns, other]), &table(&[dns, other, default]));
+        let changed = changed(&table(&[dns, other]), &table(&[dns, other, default]));
         assert_eq!(changed, BTreeSet::from([dns.prefix, default.prefix]));
     }
 
@@ -169,7 +255,7 @@ mod tests {
             });
             table(&keys.collect::<Vec<_>>())
         };
-        let changed = changed_prefixes(&many(Some(Proto::Tcp)), &many(Some(Proto::Udp)));
+        let changed = changed(&many(Some(Proto::Tcp)), &many(Some(Proto::Udp)));
         assert_eq!(changed.len(), CHANGED as usize);
     }
 }

@@ -26,7 +26,10 @@ use super::{
     space::Space,
     sys,
 };
-use crate::model::{RouteKey, Table, Target};
+use crate::{
+    dataplane::Connected,
+    model::{RouteKey, Table, Target},
+};
 
 /// Counters kept back for groups.
 const SHARED: u32 = 2_048;
@@ -105,14 +108,15 @@ impl RouteCounters {
     }
 
     /// Takes the counters of routes back that `to` does not have; what they counted stays with their group.
-    pub(super) fn retire(&mut self, to: &BTreeMap<String, Arc<Table>>) -> Result<()> {
+    pub(super) fn retire(&mut self, to: &BTreeMap<String, Arc<Table>>, connected: &Connected) -> Result<()> {
         if !self.inherited.is_empty() {
             self.settle(to)?;
         }
         let mut gone = Vec::new();
         self.own.retain(|table, own| {
             own.retain(|key, (number, kind)| {
-                let keep = to.get(table).is_some_and(|table| table.routes.contains_key(key));
+                let system = key.selector.is_any() && connected.subnets.contains_key(&key.prefix);
+                let keep = to.get(table).is_some_and(|table| system || table.routes.contains_key(key));
                 if !keep {
                     gone.push((table.clone(), *number, *kind));
                 }

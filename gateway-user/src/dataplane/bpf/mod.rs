@@ -62,7 +62,7 @@ use self::{
     sweep::BpfSweeper,
     tables::{References, TableMaps, Tables},
 };
-use super::{Dataplane, Host, Observe, Sweeper};
+use super::{Connected, Dataplane, Host, Observe, Sweeper};
 use crate::model::{self, Capacity, NoSession, Snapshot};
 
 /// The programs and maps, as the build made them for the BPF target.
@@ -303,8 +303,13 @@ impl BpfDataplane {
         self.addresses.add(&self.host, self.pools.meanings(), to.eips.keys())?;
         let devices: BTreeMap<String, u32> =
             self.host.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
-        let references =
-            References { pools: self.pools.numbers(), slots: interfaces.slots(), devices: &devices };
+        let connected = Connected::of(&self.host, to);
+        let references = References {
+            pools: self.pools.numbers(),
+            slots: interfaces.slots(),
+            devices: &devices,
+            connected: &connected,
+        };
         let pending = self.tables.prepare(&to.tables, &references)?;
 
         // From here on nothing fails but the writing of words into maps that exist.

@@ -17,17 +17,19 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, ArrayOfMaps, LpmTrie, MapData, lpm_trie::Key};
 use gateway_common::{
+    eip::MAX_EIPS,
     family,
     parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},
+    pool::MAX_POOL_ADDRESSES,
     route::{
         ANY_INTERFACE, BindingKey, MAX_BINDINGS, MAX_ROUTERS, MAX_RULES, MAX_TABLE_SLOTS, Route, Router,
-        Rule, Target as Code,
+        Rule, SYSTEM, Target as Code,
     },
 };
 use ipnet::IpNet;
 
 use super::{
-    compile,
+    compile::{self, Otherwise, View},
     counters::RouteCounters,
     pins::Pins,
     reap::Reaper,
@@ -35,13 +37,19 @@ use super::{
     sys,
     trie::{self, Batch, Trie, key_v4, key_v6},
 };
-use crate::model::{self, MAIN_TABLE, Proto, RouteKey, Table, Target};
+use crate::{
+    dataplane::Connected,
+    model::{self, MAIN_TABLE, Proto, RouteKey, Selector, Table, Target},
+};
 
 /// `BPF_F_NO_PREALLOC`, which tries must have.
 const NO_PREALLOC: u32 = 1;
 
 /// An ifindex that no device has: for a router whose device is missing.
 const MISSING_DEVICE: u32 = i32::MAX.cast_unsigned();
+
+/// Room for system routes, and for what is left out of them, beside the capacity. It takes no memory until used.
+const SYSTEM_PREFIXES: u32 = MAX_EIPS + MAX_POOL_ADDRESSES + 4_096;
 
 /// A binding to no table: ends a search that would find a prefix of the other family.
 const NO_TABLE: u32 = 0;
@@ -60,6 +68,8 @@ pub(super) struct References<'a> {
     pub(super) slots: &'a BTreeMap<String, u32>,
     /// Ifindexes of devices by name.
     pub(super) devices: &'a BTreeMap<String, u32>,
+    /// Where system routes lead.
+    pub(super) connected: &'a Connected,
 }
 
 /// The maps that [`Tables`] takes over.
@@ -78,6 +88,8 @@ pub(super) struct Tables {
     /// Elements of a table and family.
     capacity: u32,
     live: BTreeMap<String, Live>,
+    /// System routes of all that is in `live`.
+    connected: Connected,
     slots: Space,
     rule_space: Space,
     router_space: Space,
@@ -128,6 +140,7 @@ impl Tables {
             counters,
             capacity,
             live: BTreeMap::new(),
+            connected: Connected::default(),
             slots: Space::new("tables", own.start, own.end),
             rule_space: Space::new("route selectors", half * MAX_RULES, (half + 1) * MAX_RULES),
             router_space: Space::new("routers", half * MAX_ROUTERS, (half + 1) * MAX_ROUTERS),
@@ -154,6 +167,7 @@ impl Tables {
         }
         self.counters.begin_change();
         self.write_routers(to, references)?;
+        self.follow_host(references)?;
         let changed: Vec<&Arc<Table>> = to
             .values()
             .filter(|table| self.live.get(&table.name).is_none_or(|live| !Arc::ptr_eq(&live.source, table)))
@@ -163,7 +177,8 @@ impl Tables {
             && let Some(live) = self.live.get(&table.name)
             && live.source.bindings == table.bindings
         {
-            let prefixes = compile::changed_prefixes(&live.source, table);
+            let view = |table| View { table, connected: references.connected };
+            let prefixes = compile::changed_prefixes(view(&live.source), view(table));
             if prefixes.len() <= 1 {
                 self.replace_element(table, prefixes.first().copied(), references)?;
                 return Ok(None);
@@ -215,7 +230,28 @@ impl Tables {
             }
             keep
         });
-        self.counters.retire(to)
+        self.counters.retire(to, &self.connected)
+    }
+
+    /// Brings the tables in force to the system routes that the host's devices ask for. Each is a change of its own,
+    /// as it was for the host.
+    fn follow_host(&mut self, references: &References<'_>) -> Result<()> {
+        if self.connected == *references.connected {
+            return Ok(());
+        }
+        for name in self.live.keys().cloned().collect::<Vec<_>>() {
+            let Some(mut live) = self.live.remove(&name) else { continue };
+            let table = Arc::clone(&live.source);
+            let view = |connected| View { table: &table, connected };
+            let prefixes = compile::changed_prefixes(view(&self.connected), view(references.connected));
+            let written = prefixes
+                .into_iter()
+                .try_for_each(|prefix| self.write_element(&mut live, &table, prefix, references));
+            self.live.insert(name, live);
+            written?;
+        }
+        self.connected = references.connected.clone();
+        Ok(())
     }
 
     /// Gives every router that `to` names a number, and writes where it is.
@@ -266,8 +302,8 @@ impl Tables {
         let mut live = Live {
             source: Arc::clone(table),
             slot: self.slots.one()?,
-            v4: Trie::create(self.capacity)?,
-            v6: Trie::create(self.capacity)?,
+            v4: Trie::create(self.capacity.saturating_add(SYSTEM_PREFIXES))?,
+            v6: Trie::create(self.capacity.saturating_add(SYSTEM_PREFIXES))?,
             runs: HashMap::new(),
         };
         let result = self.fill(&mut live, table, references);
@@ -303,6 +339,18 @@ impl Tables {
                 IpNet::V6(net) => v6.add(key_v6(net), value),
             }
             .with_context(|| format!("cannot fill table {} up to {}", table.name, key.prefix))?;
+        }
+        for prefix in compile::system_prefixes(references.connected) {
+            if compile::has_routes(table, prefix) {
+                continue;
+            }
+            let Some((value, run)) = self.element(table, prefix, references)? else { continue };
+            runs.extend(run.map(|run| (prefix, run)));
+            match prefix {
+                IpNet::V4(net) => v4.add(key_v4(net), value),
+                IpNet::V6(net) => v6.add(key_v6(net), value),
+            }
+            .with_context(|| format!("cannot fill table {} with system routes", table.name))?;
         }
         v4.flush().and_then(|()| v6.flush()).with_context(|| format!("cannot fill table {}", table.name))
     }
@@ -356,7 +404,8 @@ impl Tables {
         prefix: IpNet,
         references: &References<'_>,
     ) -> Result<Option<(Route, Option<Run>)>> {
-        let Some(element) = compile::element(table, prefix)? else { return Ok(None) };
+        let view = View { table, connected: references.connected };
+        let Some(element) = compile::element(view, prefix)? else { return Ok(None) };
         let length = element.rules.len() as u32;
         let start = if length == 0 { 0 } else { self.rule_space.run(length)? };
         match self.write_rules(table, &element, start, references) {
@@ -381,7 +430,12 @@ impl Tables {
             self.maps.rules.set(at, rule, 0).context("cannot write a route selector")?;
         }
         let otherwise = match &element.otherwise {
-            Some(key) => self.route(table, key, route_of(table, key)?, references)?,
+            Some(Otherwise::Route(key)) => self.route(table, key, route_of(table, key)?, references)?,
+            Some(Otherwise::System(prefix)) => {
+                let key = RouteKey { prefix: *prefix, selector: Selector::default() };
+                let counter = self.counters.number(&table.name, &key, Target::Direct.kind())?;
+                Route { target: Code::Direct as u8, flags: SYSTEM, counter, ..Route::default() }
+            }
             None => Route::default(),
         };
         Ok(Route { rules: element.rules.len() as u16, rule: start, ..otherwise })

@@ -49,9 +49,12 @@ impl<K: Pod> Trie<K> {
         sys::update(self.fd.as_fd(), key, route)
     }
 
-    /// Removes an element.
+    /// Removes an element, if it is there.
     pub(super) fn remove(&self, key: &Key<K>) -> io::Result<()> {
-        sys::delete(self.fd.as_fd(), key)
+        match sys::delete(self.fd.as_fd(), key) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            result => result,
+        }
     }
 
     /// Removes elements, in order, up to the first that is not there.
