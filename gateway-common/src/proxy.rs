@@ -10,6 +10,8 @@
 use crate::{
     family::{MappedAddress, NextHop},
     pod, pool,
+    session::{SIDE_INSIDE, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
+    tcp::State,
 };
 
 /// Elements of `PROXIES`.
@@ -100,6 +102,40 @@ pub const fn slot(one: &MappedAddress, other: &MappedAddress, secret: u32) -> us
     (pool::respread(sum) % SLOTS as u32) as usize
 }
 
+/// What a segment with these flags from `side` does to a connection that goes through a proxy host.
+///
+/// Answers need not come by the gateway, so nothing waits for one: a session begins as established, a SYN from inside
+/// begins it anew, and no state counts as half open. A reset is believed, because the session claims nothing that
+/// another flow could want; a client that does not believe it goes on, and so does the session.
+#[inline(always)]
+pub const fn step(state: State, side: u8, flags: u8) -> State {
+    let inside = side == SIDE_INSIDE;
+    if matches!(state, State::Gone) {
+        return state;
+    }
+    if flags & TCP_RST != 0 {
+        return State::Reset;
+    }
+    if flags & TCP_SYN != 0 {
+        return if inside && flags & TCP_ACK == 0 { State::Established } else { state };
+    }
+    if flags & TCP_FIN == 0 {
+        return if inside && matches!(state, State::Reset) { State::Established } else { state };
+    }
+    match (state, inside) {
+        (State::InsideFin, false) | (State::OutsideFin, true) | (State::BothFins, _) => State::BothFins,
+        (_, true) => State::InsideFin,
+        (_, false) => State::OutsideFin,
+    }
+}
+
+/// The state that decides how long a session is kept. `answered`: answers come by the gateway. Where they do not, one
+/// FIN is all that the gateway sees of the end.
+#[inline(always)]
+pub const fn state_for_idle_time(state: State, answered: bool) -> State {
+    if answered || !matches!(state, State::InsideFin) { state } else { State::BothFins }
+}
+
 const _: () = assert!(MAX_PROXY_HOSTS <= PROXIED as u32);
 const _: () = assert!(size_of::<Proxy>() == 8_196);
 const _: () = assert!(size_of::<ProxyHost>() == 40);
@@ -110,6 +146,7 @@ pod!(Proxy, ProxyHost, ProxyMac);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::SIDE_OUTSIDE;
 
     fn address(last: u16) -> MappedAddress {
         let [high, low] = last.to_be_bytes();
@@ -122,6 +159,39 @@ mod tests {
             let (client, server) = (address(last), address(10_000 + 7 * last));
             assert_eq!(slot(&client, &server, 7), slot(&server, &client, 7));
         }
+    }
+
+    #[test]
+    fn a_connection_that_answers_past_the_gateway_ends_with_one_fin() {
+        let established = step(State::Established, SIDE_INSIDE, TCP_SYN);
+        assert_eq!(established, State::Established);
+        let fin = step(established, SIDE_INSIDE, TCP_FIN | TCP_ACK);
+        assert_eq!(fin, State::InsideFin);
+        assert!(state_for_idle_time(fin, false).is_closed());
+        assert!(!state_for_idle_time(fin, true).is_closed());
+        assert_eq!(step(fin, SIDE_OUTSIDE, TCP_FIN | TCP_ACK), State::BothFins);
+        assert_eq!(step(fin, SIDE_INSIDE, TCP_SYN), State::Established);
+    }
+
+    #[test]
+    fn no_segment_leaves_a_connection_half_open_and_none_moves_a_session_that_is_gone() {
+        for state in State::ALL {
+            for side in [SIDE_INSIDE, SIDE_OUTSIDE] {
+                for flags in 0..=u8::MAX {
+                    let next = step(*state, side, flags);
+                    assert!(!next.is_half_open() || state.is_half_open(), "{state:?} {flags:#x} {next:?}");
+                    assert_eq!(next == State::Gone, *state == State::Gone);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_that_does_not_believe_a_reset_goes_on() {
+        let reset = step(State::Established, SIDE_OUTSIDE, TCP_RST);
+        assert_eq!(reset, State::Reset);
+        assert_eq!(step(reset, SIDE_OUTSIDE, TCP_ACK), State::Reset);
+        assert_eq!(step(reset, SIDE_INSIDE, TCP_ACK), State::Established);
     }
 
     #[test]

@@ -209,6 +209,24 @@ impl<F: Family> Session<F> {
         self.pool_address & PROXIED != 0
     }
 
+    /// The word that holds [`Session::pool_address`] and [`Session::ingress`]: number of words of 4 bytes before it.
+    pub const PEER: usize = core::mem::offset_of!(Self, pool_address) / 4;
+
+    /// That word as `word`, with another [`Session::pool_address`].
+    #[inline(always)]
+    pub const fn with_peer(word: u32, pool_address: u16) -> u32 {
+        let [_, _, i0, i1] = word.to_ne_bytes();
+        let [p0, p1] = pool_address.to_ne_bytes();
+        u32::from_ne_bytes([p0, p1, i0, i1])
+    }
+
+    /// The [`Session::pool_address`] in that word.
+    #[inline(always)]
+    pub const fn peer_of(word: u32) -> u16 {
+        let [p0, p1, _, _] = word.to_ne_bytes();
+        u16::from_ne_bytes([p0, p1])
+    }
+
     /// The control word as `word`, with another state.
     #[inline(always)]
     pub const fn with_state(word: u32, state: u8) -> u32 {
@@ -266,6 +284,12 @@ const _: () = assert!(size_of::<Session<V4>>() == 64);
 const _: () = assert!(size_of::<Session<V6>>() == 80);
 const _: () = assert!(size_of::<SweepHeader>() == 24);
 const _: () = assert!(control_word_holds_the_state::<V4>() && control_word_holds_the_state::<V6>());
+const _: () = assert!(peer_word_holds_both::<V4>() && peer_word_holds_both::<V6>());
+
+const fn peer_word_holds_both<F: Family>() -> bool {
+    core::mem::offset_of!(Session<F>, pool_address) == Session::<F>::PEER * 4
+        && core::mem::offset_of!(Session<F>, ingress) == Session::<F>::PEER * 4 + 2
+}
 
 const fn control_word_holds_the_state<F: Family>() -> bool {
     core::mem::offset_of!(Session<F>, transport_delta) == Session::<F>::CONTROL * 4

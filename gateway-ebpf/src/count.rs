@@ -8,6 +8,7 @@ use gateway_common::{
     DropReason, Verdict,
     counter::{Counter, CounterOwner, DROPS_LEN, SessionClass, SessionCounters, TRAFFIC_LEN, traffic_index},
     pool::{MAX_POOL_ADDRESSES, PoolCounters},
+    proxy::{MAX_PROXY_HOSTS, PROXIED},
     route::MAX_ROUTE_COUNTERS,
 };
 
@@ -29,6 +30,19 @@ static POOL_COUNTERS: PerCpuArray<PoolCounters, { MAX_POOL_ADDRESSES as usize }>
 
 #[btf_map]
 static SESSION_COUNTERS: PerCpuArray<SessionCounters, 4> = PerCpuArray::new();
+
+/// Sessions of each proxy host; a CPU that removes what another has opened goes below zero.
+#[btf_map]
+static PROXY_FLOWS: PerCpuArray<u64, { MAX_PROXY_HOSTS as usize }> = PerCpuArray::new();
+
+/// Adds `by` to the sessions of the host of a [`gateway_common::session::Session::pool_address`].
+#[inline(always)]
+pub(crate) fn flows(pool_address: u16, by: i64) {
+    if let Some(flows) = PROXY_FLOWS.get_ptr_mut(u32::from(pool_address & !PROXIED)) {
+        // SAFETY: as in `add`.
+        unsafe { *flows = (*flows).wrapping_add_signed(by) };
+    }
+}
 
 /// Counts a packet by its way and verdict.
 #[inline(always)]

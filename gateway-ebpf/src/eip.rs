@@ -24,7 +24,7 @@ use crate::{
     neighbor::{self, Found},
     packet::Frame,
     path::{self, Code, Context, Outcome},
-    related,
+    redirect, related,
     route::{self, Query},
     session::Subject,
 };
@@ -69,6 +69,9 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
             if code.is_open() {
                 // As any other packet from inside; but no EIP is the right one for it.
                 let code = path::from_inside(context, subject);
+                if code.is_to_proxy() {
+                    return redirect::stray(context, subject).result();
+                }
                 let none = code.is_open() || code.is_to_eip();
                 return if none { Err(DropReason::NoSession) } else { code.result() };
             }

@@ -122,7 +122,8 @@ fn write_key<F: Datapath>(subject: &mut Subject<F>) {
     note.key.destination = F::mapped(&packet.destination);
     note.key.identification = packet.part.identification;
     note.key.proto = if F::IS_V4 { packet.proto } else { 0 };
-    note.key.side = tuple.side;
+    // Of what a proxy host sends, the side shows when the ports are known.
+    note.key.side = if tuple.origin == 0 { tuple.side } else { SIDE_INSIDE };
     note.key.reserved = [0; 2];
 }
 

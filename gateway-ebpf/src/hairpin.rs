@@ -156,7 +156,7 @@ fn ask<F: Datapath>(
         return Err(DropReason::NoSession);
     }
     let query = Query::<F> { source, destination, proto: packet.proto, port: packet.server_port(inside) };
-    match path::allow(context, slot, &query) {
+    match path::allow(context, slot, subject.tuple.origin, &query) {
         Ok(counter) => {
             session.counter = counter;
             Ok(counter)

@@ -4,7 +4,8 @@
 //! calls `decide_v4` or `decide_v6` for all others; these have a stack and a verifier budget of their own.
 //! [`path`] reads like the checklist of all three. `related_v4` and `related_v6` continue with ICMP errors about
 //! packets of sessions, `eip_v4` and `eip_v6` with packets to and from EIPs, `map_v4` and `map_v6` with flows of
-//! endpoint-independent mappings, `hairpin_v4` and `hairpin_v6` with those between two inside hosts.
+//! endpoint-independent mappings, `hairpin_v4` and `hairpin_v6` with those between two inside hosts, `proxy_v4` and
+//! `proxy_v6` with what goes to proxy hosts.
 //! `sweep` removes sessions that the daemon suspects to be idle; it runs on the daemon's demand only.
 #![no_std]
 #![no_main]
@@ -40,6 +41,8 @@ mod packet;
 mod path;
 mod pool;
 mod ports;
+mod proxy;
+mod redirect;
 mod refuse;
 mod related;
 mod rewrite;
@@ -52,7 +55,9 @@ mod tcp;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use gateway_common::{
     DropReason, V4, V6, Verdict,
-    config::{EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6, RELATED_V4, RELATED_V6},
+    config::{
+        EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6, PROXY_V4, PROXY_V6, RELATED_V4, RELATED_V6,
+    },
     interface::NO_SLOT,
 };
 
@@ -73,7 +78,7 @@ pub fn decide_v4(ctx: XdpContext) -> u32 {
     enter(
         &ctx,
         lost_device,
-        |context| path::decide::<V4, RELATED_V4, EIP_V4, MAP_V4, HAIRPIN_V4>(context, &ctx),
+        |context| path::decide::<V4, RELATED_V4, EIP_V4, MAP_V4, HAIRPIN_V4, PROXY_V4>(context, &ctx),
         refuse::answer::<V4>,
     )
 }
@@ -84,7 +89,7 @@ pub fn decide_v6(ctx: XdpContext) -> u32 {
     enter(
         &ctx,
         lost_device,
-        |context| path::decide::<V6, RELATED_V6, EIP_V6, MAP_V6, HAIRPIN_V6>(context, &ctx),
+        |context| path::decide::<V6, RELATED_V6, EIP_V6, MAP_V6, HAIRPIN_V6, PROXY_V6>(context, &ctx),
         refuse::answer::<V6>,
     )
 }
@@ -136,6 +141,18 @@ pub fn hairpin_v4(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn hairpin_v6(ctx: XdpContext) -> u32 {
     enter(&ctx, lost_device, |context| hairpin::turn::<V6>(context), |_, _| xdp_action::XDP_DROP)
+}
+
+/// Sends IPv4 packets to proxy hosts, for which `decide_v4` has found a session or a route.
+#[xdp]
+pub fn proxy_v4(ctx: XdpContext) -> u32 {
+    enter(&ctx, lost_device, |context| redirect::forward::<V4>(context), refuse::answer::<V4>)
+}
+
+/// Sends IPv6 packets to proxy hosts.
+#[xdp]
+pub fn proxy_v6(ctx: XdpContext) -> u32 {
+    enter(&ctx, lost_device, |context| redirect::forward::<V6>(context), refuse::answer::<V6>)
 }
 
 /// Retires and removes sessions, see [`gateway_common::session`]. Its packet is a list of tuples.

@@ -83,6 +83,26 @@ pub(crate) fn towards_inside<F: Datapath>(
     ask::<F>(context, &Question { source, destination, through, unresolved: Unresolved::DropInside })
 }
 
+/// Where `destination` is reached, if it is an inside host; on a one-armed interface, one on its link. `None`: it is
+/// not.
+///
+/// # Errors
+/// As [`towards`].
+#[inline(always)]
+pub(crate) fn inside<F: Datapath>(
+    context: &Context<'_>,
+    source: F::Address,
+    destination: F::Address,
+) -> Result<Option<NextHop>, DropReason> {
+    let through = context.frame.ingress_ifindex() | if context.is_one_armed() { ON_LINK } else { 0 };
+    let question = Question { source, destination, through, unresolved: Unresolved::DropInside };
+    match ask::<F>(context, &question) {
+        Ok(Found { next_hop, .. }) if context.is_inside(u32::from(next_hop.slot)) => Ok(Some(next_hop)),
+        Ok(_) | Err(DropReason::NoRoute) => Ok(None),
+        Err(reason) => Err(reason),
+    }
+}
+
 /// Where the router `destination` is reached: on its own link, through the interface `egress` if that is not 0.
 ///
 /// # Errors

@@ -75,6 +75,7 @@ pub(crate) fn begin<F: Datapath>(
     scratch.outside.source_port = inside.destination_port;
     scratch.outside.proto = inside.proto;
     scratch.outside.side = SIDE_OUTSIDE;
+    scratch.outside.origin = 0;
 
     let answer = &mut scratch.outside_session;
     // A way back that was only learned is asked for again with the first answer.

@@ -11,6 +11,7 @@
 //!                -> none, from outside   -> a pool's address, an EIP, an inside host, or the host's business
 //!                -> none, of a pool with endpoint-independent mappings -> mapping
 //!                -> to such a mapping, from inside -> hairpin
+//!                -> of a session that a proxy host has, or to a proxy -> redirect
 //! ```
 
 use aya_ebpf::{btf_maps::ProgramArray, macros::btf_map, programs::XdpContext};
@@ -19,7 +20,7 @@ use gateway_common::{
     address::{BROADCAST, EIP, LOCAL, MAPPING, POOL},
     config::{Config, DECIDE_V4, DECIDE_V6, PROGRAM_COUNT},
     family::NextHop,
-    interface::{INSIDE, Interface, NO_SLOT, OUTSIDE},
+    interface::{INSIDE, Interface, NO_SLOT, OUTSIDE, PROXIES},
     parse::{
         self, Bytes as _, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN,
         Flow, Fragment, PROTO_TCP, Packet,
@@ -35,7 +36,7 @@ use crate::{
     neighbor::{self, Found},
     open,
     packet::Frame,
-    pool, related, rewrite,
+    pool, proxy, related, rewrite,
     route::{self, Query},
     session::{self, Subject},
     tcp,
@@ -58,6 +59,8 @@ impl Outcome {
     const TO_EIP: Self = Self { verdict: Verdict::Eip, slot: NO_SLOT };
     /// For a mapping of another inside host: [`hairpin`] goes on.
     const TO_MAPPING: Self = Self { verdict: Verdict::Snat, slot: NO_SLOT };
+    /// For a proxy host: [`crate::redirect`] goes on.
+    const TO_PROXY: Self = Self { verdict: Verdict::Proxy, slot: NO_SLOT };
 }
 
 /// The result of a stage that is a function of its own. The verifier wants every bit of a returned register to
@@ -90,6 +93,12 @@ impl Code {
     #[inline(always)]
     pub(crate) const fn is_to_eip(self) -> bool {
         self.0 == Self::outcome(Outcome::TO_EIP).0
+    }
+
+    /// Whether this is [`Outcome::TO_PROXY`].
+    #[inline(always)]
+    pub(crate) const fn is_to_proxy(self) -> bool {
+        self.0 == Self::outcome(Outcome::TO_PROXY).0
     }
 
     /// The packet needs a session.
@@ -188,11 +197,11 @@ static PROGRAMS: ProgramArray<{ PROGRAM_COUNT as usize }> = ProgramArray::new();
 pub(crate) fn fast(context: &Context<'_>, ctx: &XdpContext) -> Result<Outcome, DropReason> {
     let ethertype = context.frame.read::<u16>(12).ok_or(DropReason::Truncated)?;
     match u16::from_be(ethertype) {
-        ETHERTYPE_IPV4 => match fast_ip::<V4>(context)? {
+        ETHERTYPE_IPV4 => match fast_of::<V4>(context)? {
             Some(outcome) => Ok(outcome),
             None => hand_over::<DECIDE_V4>(ctx),
         },
-        ETHERTYPE_IPV6 => match fast_ip::<V6>(context)? {
+        ETHERTYPE_IPV6 => match fast_of::<V6>(context)? {
             Some(outcome) => Ok(outcome),
             None => hand_over::<DECIDE_V6>(ctx),
         },
@@ -224,7 +233,7 @@ fn hand_over<const PROGRAM: u32>(ctx: &XdpContext) -> Result<Outcome, DropReason
 
 /// Decides a packet of family `F` (with IPv4: or ARP) that has no confirmed session. `RELATED` is the program for
 /// ICMP errors, `EIP_STAGE` that for EIPs, `MAP` that for endpoint-independent mappings, `TURN` that
-/// for packets to them from inside.
+/// for packets to them from inside, `PROXY` that for what goes to proxy hosts.
 ///
 /// The stages are functions of their own, so that each gives its stack back.
 #[inline(always)]
@@ -234,6 +243,7 @@ pub(crate) fn decide<
     const EIP_STAGE: u32,
     const MAP: u32,
     const TURN: u32,
+    const PROXY: u32,
 >(
     context: &Context<'_>,
     ctx: &XdpContext,
@@ -257,13 +267,11 @@ pub(crate) fn decide<
         return Ok(Outcome::HOST);
     }
     if F::is_martian(packet) {
-        // Neighbours speak to the host from addresses that nobody forwards.
-        let local =
-            address::find(&F::mapped(&packet.destination)).is_some_and(|found| found.flags & LOCAL != 0);
-        return if local { Ok(Outcome::HOST) } else { Err(DropReason::Malformed) };
+        return martian(packet);
     }
     take_side(context, subject);
     subject.cut = 0;
+    subject.redirected = 0;
     let packet = &subject.packet;
     if related::is_error(packet) {
         if !related::find(context, subject).is_open() {
@@ -276,11 +284,16 @@ pub(crate) fn decide<
     if matches!(subject.packet.fragment, Fragment::Later) {
         fragment::complete(subject).result()?;
     }
+    take_side_of_origin(subject);
     if subject.shown != 0
         && let Some(session) = F::session(&subject.tuple)
     {
         // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
         let session = unsafe { &mut *session };
+        if session.is_proxied() {
+            subject.redirected = 1;
+            return hand_over::<PROXY>(ctx);
+        }
         if hairpin::is_one(session, subject.tuple.side) {
             // From outside, nobody sends with an address of a pool.
             let inside = subject.tuple.side == SIDE_INSIDE;
@@ -305,6 +318,12 @@ pub(crate) fn decide<
         }
         return if code.is_open() { hand_over::<MAP>(ctx) } else { code.result() };
     }
+    if subject.tuple.origin != 0 {
+        let code = from_proxy_host(context, subject);
+        if !code.is_open() {
+            return code.result();
+        }
+    }
     let code = from_inside(context, subject);
     if code.is_to_eip() {
         return hand_over::<EIP_STAGE>(ctx);
@@ -312,7 +331,10 @@ pub(crate) fn decide<
     if code.is_to_mapping() {
         return hand_over::<TURN>(ctx);
     }
-    if !code.is_open() {
+    if code.is_to_proxy() && subject.cut == 0 {
+        return hand_over::<PROXY>(ctx);
+    }
+    if !code.is_open() && !code.is_to_proxy() {
         return code.result();
     }
     // The elements of a session that was cut are in the way of another one until the sweep has removed them.
@@ -332,6 +354,17 @@ pub(crate) fn decide<
     follow_other(context, subject).result()
 }
 
+/// A packet from or for an address that nobody forwards: neighbours speak to the host from such.
+#[inline(always)]
+fn martian<F: Datapath>(packet: &Packet<F>) -> Result<Outcome, DropReason> {
+    let found = address::find(&F::mapped(&packet.destination));
+    if found.is_some_and(|found| found.flags & LOCAL != 0) {
+        Ok(Outcome::HOST)
+    } else {
+        Err(DropReason::Malformed)
+    }
+}
+
 /// Reads the packet at `network`, and prepares the key of its session.
 #[inline(never)]
 pub(crate) fn read<F: Datapath>(frame: &Frame<'_>, network: usize, subject: &mut Subject<F>) -> Code {
@@ -349,23 +382,43 @@ pub(crate) fn read<F: Datapath>(frame: &Frame<'_>, network: usize, subject: &mut
 /// Notes the side in the key. A function of its own, for its stack.
 #[inline(never)]
 fn take_side<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) {
-    subject.tuple.side = side(context, &subject.packet);
+    subject.tuple.origin = proxy::origin(context);
+    subject.tuple.side = if subject.tuple.origin == 0 { side(context, &subject.packet) } else { SIDE_INSIDE };
 }
 
-/// [`fast`] for an IP packet; `None` where it takes a decision.
+/// As [`take_side`], for a packet of a proxy host, whose ports are known by now.
+#[inline(never)]
+fn take_side_of_origin<F: Datapath>(subject: &mut Subject<F>) -> u64 {
+    let origin = subject.tuple.origin;
+    if subject.shown != 0 && origin != 0 {
+        proxy::take_side(&mut subject.tuple, origin);
+    }
+    0
+}
+
+/// [`fast`] for an IP packet; `None` where it takes a decision. Where no hosts of proxies are behind the interface,
+/// nobody looks for them.
 #[inline(always)]
-fn fast_ip<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropReason> {
+fn fast_ip<F: Datapath, const PROXIES: bool>(context: &Context<'_>) -> Result<Option<Outcome>, DropReason> {
     let Some(packet) = F::parse_plain(context.frame)? else { return Ok(None) };
     if !context.is_addressed()? || !packet.is_trackable() {
         return Ok(None);
     }
-    let side = side(context, &packet);
-    let Some(session) = F::session_of(tuple(&packet, side)) else { return Ok(None) };
+    let mut key = tuple(&packet, side(context, &packet));
+    if PROXIES {
+        let origin = proxy::origin(context);
+        if origin != 0 {
+            proxy::take_side(&mut key, origin);
+        }
+    }
+    let side = key.side;
+    let Some(session) = F::session_of(key) else { return Ok(None) };
     // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
     let session = unsafe { &mut *session };
     if !is_confirmed(context, session, side)
         || !tcp::goes_on(&packet, session)
         || forward::check(&packet, &session.next_hop).is_err()
+        || (session.is_proxied() && side == SIDE_INSIDE && !proxy::goes_on(context, session))
     {
         return Ok(None);
     }
@@ -376,6 +429,16 @@ fn fast_ip<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropRe
             context.frame.read(packet.transport() + tcp::ACKNOWLEDGEMENT).ok_or(DropReason::Truncated)?;
     }
     established(context, &packet, session, side).map(Some)
+}
+
+/// [`fast_ip`] of the ingress interface.
+#[inline(always)]
+fn fast_of<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropReason> {
+    if context.ingress.flags & PROXIES == 0 {
+        fast_ip::<F, false>(context)
+    } else {
+        fast_ip::<F, true>(context)
+    }
 }
 
 /// Whether `session` may be used as it is: decided under this policy, for a client behind this interface.
@@ -415,7 +478,7 @@ fn side<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> u8 {
 
 /// A packet of a confirmed session: the path that has to be fast.
 #[inline(always)]
-fn established<F: Datapath>(
+pub(crate) fn established<F: Datapath>(
     context: &Context<'_>,
     packet: &Packet<F>,
     session: &mut Session<F>,
@@ -431,10 +494,23 @@ fn established<F: Datapath>(
     }
     session.packets += 1;
     session.bytes += u64::from(packet.length);
-    rewrite::translate(context.frame, packet, session, side)?;
+    if session.is_proxied() {
+        forward::age(context.frame, packet, session.network_delta)?;
+    } else {
+        rewrite::translate(context.frame, packet, session, side)?;
+    }
     forward::readdress::<F>(context.frame, packet.network(), &session.next_hop)?;
-    let verdict = if side == SIDE_INSIDE { Verdict::Snat } else { Verdict::Reply };
-    Ok(Outcome { verdict, slot: u32::from(session.next_hop.slot) })
+    Ok(Outcome { verdict: verdict(session, side), slot: u32::from(session.next_hop.slot) })
+}
+
+/// What becomes of a packet of a session.
+#[inline(always)]
+pub(crate) fn verdict<F: Datapath>(session: &Session<F>, side: u8) -> Verdict {
+    match (side == SIDE_INSIDE, session.is_proxied()) {
+        (true, false) => Verdict::Snat,
+        (true, true) => Verdict::Proxy,
+        (false, _) => Verdict::Reply,
+    }
 }
 
 /// A packet of a session that another CPU has opened meanwhile, with an earlier packet of the flow.
@@ -503,10 +579,16 @@ fn try_confirm<F: Datapath>(
         return Err(DropReason::NoSession);
     }
     let client = if inside { packet.source } else { session.translated };
+    let origin = if inside { tuple.origin } else { session.ingress };
     let way = if inside {
-        neighbor::back(context, packet)?;
+        if origin == 0 {
+            neighbor::back(context, packet)?;
+        }
         session.ingress = context.ingress.slot as u16;
         neighbor::towards::<F>(context, client, packet.destination)
+    } else if origin != 0 {
+        // To the proxy host that opened the session, whose address the client's need not be.
+        proxy::towards(origin).map(|next_hop| Found { next_hop, learned: false })
     } else {
         neighbor::towards::<F>(context, packet.source, client)
     };
@@ -523,7 +605,7 @@ fn try_confirm<F: Datapath>(
         proto: tuple.proto,
         port: session::server_port(tuple),
     };
-    match allow(context, inside_slot, &query) {
+    match allow(context, inside_slot, origin, &query) {
         Ok(counter) => session.counter = counter,
         Err(reason) => {
             session::cut(tuple, session);
@@ -536,14 +618,37 @@ fn try_confirm<F: Datapath>(
     Ok(session::confirm(session, generation))
 }
 
-/// Whether a session may live on. The counter of the route that says so; one that denies is counted here.
+/// Whether a session may live on whose inside tuple has this origin. The counter of the route that says so; one that
+/// denies is counted here.
 #[inline(always)]
 pub(crate) fn allow<F: Datapath>(
     context: &Context<'_>,
     inside_slot: u32,
+    origin: u16,
     query: &Query<F>,
 ) -> Result<u32, DropReason> {
-    let found = route::lookup(context.config, inside_slot, query)?;
+    let counter = ask(context, inside_slot, origin, query).result()?;
+    Ok(counter.slot)
+}
+
+/// [`allow`] as a function of its own, for its stack: the counter stands in the place of the slot.
+#[inline(never)]
+fn ask<F: Datapath>(context: &Context<'_>, inside_slot: u32, origin: u16, query: &Query<F>) -> Code {
+    match try_ask(context, inside_slot, origin, query) {
+        Ok(counter) => Code::outcome(Outcome { slot: counter, ..Outcome::HOST }),
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_ask<F: Datapath>(
+    context: &Context<'_>,
+    inside_slot: u32,
+    origin: u16,
+    query: &Query<F>,
+) -> Result<u32, DropReason> {
+    let source = proxy::bound_address::<F>(query.source, origin).ok_or(DropReason::NoSession)?;
+    let found = route::lookup_for(context.config, inside_slot, &source, query)?;
     let reason = match Target::from_number(found.target).ok_or(DropReason::Internal)? {
         Target::None => return Err(DropReason::NoRoute),
         Target::Blackhole => DropReason::Blackhole,
@@ -554,6 +659,26 @@ pub(crate) fn allow<F: Datapath>(
     };
     count::route(found.counter, context.bytes);
     Err(reason)
+}
+
+/// A packet from a proxy host without a session: to an inside host it goes straight on, whoever it says it comes
+/// from, because an intercepting proxy answers in the server's name. [`Code::OPEN`]: it goes out.
+#[inline(never)]
+fn from_proxy_host<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    let packet = &subject.packet;
+    match neighbor::inside::<F>(context, packet.source, packet.destination) {
+        Ok(Some(next_hop)) if proxy::turns_back(context, &next_hop) => Code::drop(DropReason::NoRoute),
+        Ok(Some(next_hop)) => Code::from(untracked(context, subject, &next_hop, Verdict::Reply)),
+        Ok(None) => match proxy::back(context) {
+            Ok(next_hop) => {
+                subject.back = next_hop;
+                subject.learned = 0;
+                Code::OPEN
+            }
+            Err(reason) => Code::drop(reason),
+        },
+        Err(reason) => Code::drop(reason),
+    }
 }
 
 /// A packet from the inside without a session.
@@ -586,46 +711,67 @@ fn try_from_inside<F: Datapath>(
             return Err(DropReason::NoSession);
         };
     }
-    let Found { next_hop, learned } = neighbor::back(context, packet)?;
-    subject.back = next_hop;
-    subject.learned = u8::from(learned);
+    if subject.tuple.origin == 0 {
+        let Found { next_hop, learned } = neighbor::back(context, packet)?;
+        subject.back = next_hop;
+        subject.learned = u8::from(learned);
+    }
     find_route(context, subject).result()?;
+    count::route(subject.route.counter, context.bytes);
+    if subject.route.target == Target::Proxy as u8 {
+        proxy::resolve(context, subject).result()?;
+    }
     let packet = &subject.packet;
     let found = subject.route;
-    let target = Target::from_number(found.target).ok_or(DropReason::Internal)?;
-    count::route(found.counter, context.bytes);
-    match target {
+    match Target::from_number(found.target).ok_or(DropReason::Internal)? {
         Target::None => Err(DropReason::NoRoute),
         Target::Blackhole => Err(DropReason::Blackhole),
         Target::Prohibit => Err(DropReason::Prohibited),
         Target::Host => Ok(Some(Outcome::HOST)),
-        Target::Proxy => Err(DropReason::ProxyDown),
+        Target::Proxy if subject.hairpin == 0 => Ok(Some(Outcome::TO_PROXY)),
         Target::Pool if subject.hairpin == 2 => Ok(Some(Outcome::TO_MAPPING)),
         Target::Eip if subject.hairpin != 2 => Ok(Some(Outcome::TO_EIP)),
         // The other host would answer from its own address.
-        Target::Eip => Err(DropReason::NoSession),
+        Target::Eip | Target::Proxy => Err(DropReason::NoSession),
         Target::Direct | Target::Gateway | Target::Pool if subject.hairpin != 0 => Err(DropReason::NoSession),
         Target::Direct => {
             let Found { next_hop, .. } = neighbor::towards::<F>(context, packet.source, packet.destination)?;
             if found.flags & SYSTEM != 0 && !context.is_inside(next_hop.slot.into()) {
                 return Err(DropReason::NoRoute);
             }
-            untracked(context, subject, &next_hop, Verdict::Direct).map(Some)
+            leave(context, subject, &next_hop, Verdict::Direct)
         }
         Target::Gateway => {
             let router = route::router(found.object).ok_or(DropReason::Internal)?;
             let address = F::unmapped(&router.address);
             let Found { next_hop, .. } =
                 neighbor::router::<F>(context, router.ifindex, packet.source, address)?;
-            untracked(context, subject, &next_hop, Verdict::Gateway).map(Some)
+            leave(context, subject, &next_hop, Verdict::Gateway)
         }
         Target::Pool => {
             open::may_open(packet)?;
             subject.forth = neighbor::towards::<F>(context, packet.source, packet.destination)?.next_hop;
             subject.mtu = subject.forth.mtu;
+            if subject.tuple.origin != 0 && proxy::turns_back(context, &subject.forth) {
+                return Err(DropReason::NoRoute);
+            }
             Ok(None)
         }
     }
+}
+
+/// Sends a packet from the inside on untracked; but no proxy host gets what it has sent itself.
+#[inline(always)]
+fn leave<F: Datapath>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+    next_hop: &NextHop,
+    verdict: Verdict,
+) -> Result<Option<Outcome>, DropReason> {
+    if subject.tuple.origin != 0 && proxy::turns_back(context, next_hop) {
+        return Err(DropReason::NoRoute);
+    }
+    untracked(context, subject, next_hop, verdict).map(Some)
 }
 
 /// Leaves the route of a packet from the inside in the subject. A function of its own, for its stack.
@@ -638,7 +784,10 @@ pub(crate) fn find_route<F: Datapath>(context: &Context<'_>, subject: &mut Subje
         proto: packet.proto,
         port: packet.server_port(true),
     };
-    match route::lookup(context.config, context.ingress.slot, &query) {
+    let Some(source) = proxy::bound_address::<F>(packet.source, subject.tuple.origin) else {
+        return Code::drop(DropReason::NoRoute);
+    };
+    match route::lookup_for(context.config, context.ingress.slot, &source, &query) {
         Ok(found) => {
             subject.route = found;
             Code::OK
@@ -709,7 +858,7 @@ fn to_inside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Re
 
 /// Forwards a packet that is neither translated nor tracked.
 #[inline(always)]
-fn untracked<F: Datapath>(
+pub(crate) fn untracked<F: Datapath>(
     context: &Context<'_>,
     subject: &mut Subject<F>,
     next_hop: &NextHop,

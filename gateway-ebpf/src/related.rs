@@ -13,11 +13,11 @@ use core::ffi::c_void;
 
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_loop, programs::XdpContext};
 use gateway_common::{
-    DropReason, Verdict, checksum,
+    DropReason, checksum,
     family::{NextHop, is_same},
     parse::{Bytes as _, Flow, Fragment, PROTO_TCP, PROTO_UDP, Packet},
     quote::{ICMP_LEN, Quote},
-    session::{SIDE_INSIDE, Session},
+    session::{SIDE_INSIDE, Session, Tuple},
 };
 
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     neighbor::{self, Found},
     packet::Frame,
     path::{self, Code, Context, Outcome},
-    pool,
+    pool, proxy,
     route::Query,
     session::{self, Subject},
 };
@@ -64,8 +64,12 @@ pub(crate) fn find<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>)
     if F::is_zero(&quote.destination) {
         return Code::OPEN;
     }
-    subject.tuple = quote.answer(subject.tuple.side);
+    let Tuple { side, origin, .. } = subject.tuple;
+    subject.tuple = quote.answer(side);
     subject.quote = quote;
+    if origin != 0 {
+        proxy::take_side(&mut subject.tuple, origin);
+    }
     match F::session(&subject.tuple) {
         // SAFETY: the pointer is to a map value. Errors do not go by two sessions.
         Some(session) if !hairpin::is_one(unsafe { &*session }, subject.tuple.side) => Code::OK,
@@ -89,7 +93,7 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
     forward::check(&subject.packet, &next_hop)?;
     translate(context.frame, subject, session).result()?;
     forward::readdress::<F>(context.frame, subject.packet.network(), &next_hop)?;
-    let verdict = if subject.tuple.side == SIDE_INSIDE { Verdict::Snat } else { Verdict::Reply };
+    let verdict = path::verdict(session, subject.tuple.side);
     Ok(Outcome { verdict, slot: u32::from(next_hop.slot) })
 }
 
@@ -136,7 +140,8 @@ fn try_way<F: Datapath>(
     if !session::is_live(tuple, session) {
         return Err(DropReason::NoSession);
     }
-    if inside {
+    let origin = if inside { tuple.origin } else { session.ingress };
+    if inside && origin == 0 {
         neighbor::back(context, packet)?;
     }
     if session.generation == context.generation {
@@ -147,10 +152,16 @@ fn try_way<F: Datapath>(
     } else {
         (session.translated, tuple.source, tuple.destination)
     };
-    if !pool::owns(session.pool_address, &F::mapped(&pool_address)) {
+    let way = if session.is_proxied() && inside {
+        let host = proxy::host_of_session(session).ok_or(DropReason::NoSession)?;
+        Ok(Found { next_hop: host.next_hop, learned: false })
+    } else if !session.is_proxied() && !pool::owns(session.pool_address, &F::mapped(&pool_address)) {
         return Err(DropReason::NoSession);
-    }
-    let way = neighbor::towards::<F>(context, packet.source, if inside { server } else { client });
+    } else if !inside && origin != 0 {
+        proxy::towards(origin).map(|next_hop| Found { next_hop, learned: false })
+    } else {
+        neighbor::towards::<F>(context, packet.source, if inside { server } else { client })
+    };
     let next_hop = match way {
         // As in `path::confirm`.
         Err(DropReason::NeighborUnresolved) => session.next_hop,
@@ -163,7 +174,7 @@ fn try_way<F: Datapath>(
         proto: tuple.proto,
         port: session::server_port(tuple),
     };
-    let counter = path::allow(context, inside_slot, &query)?;
+    let counter = path::allow(context, inside_slot, origin, &query)?;
     Ok((next_hop, counter))
 }
 

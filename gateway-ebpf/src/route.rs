@@ -10,6 +10,7 @@ use aya_ebpf::{
 use gateway_common::{
     DropReason,
     config::Config,
+    family::MappedAddress,
     route::{
         ANY_INTERFACE, BindingKey, MAX_BINDINGS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX,
         MAX_TABLE_SLOTS, Route, Router, Rule,
@@ -59,7 +60,21 @@ pub(crate) fn lookup<F: Datapath>(
     inside: u32,
     query: &Query<F>,
 ) -> Result<Route, DropReason> {
-    let table = table::<F>(config, inside, query.source).ok_or(DropReason::NoRoute)?;
+    lookup_for(config, inside, &F::mapped(&query.source), query)
+}
+
+/// As [`lookup`], by the table of the host `source`, which may be of another family than the packet.
+///
+/// # Errors
+/// As [`lookup`].
+#[inline(always)]
+pub(crate) fn lookup_for<F: Datapath>(
+    config: &Config,
+    inside: u32,
+    source: &MappedAddress,
+    query: &Query<F>,
+) -> Result<Route, DropReason> {
+    let table = table(config, inside, source).ok_or(DropReason::NoRoute)?;
     let route = F::route(table, query.destination).ok_or(DropReason::NoRoute)?;
     if route.rules == 0 {
         return Ok(*route);
@@ -110,9 +125,9 @@ unsafe extern "C" fn ask_rule(nth: u32, search: *mut c_void) -> i64 {
 
 /// The slot of the table that serves `source`: a binding with the interface, or else one without.
 #[inline(always)]
-fn table<F: Datapath>(config: &Config, inside: u32, source: F::Address) -> Option<u32> {
+fn table(config: &Config, inside: u32, source: &MappedAddress) -> Option<u32> {
     let bindings = BINDINGS.get(config.bindings)?;
-    let [w0, w1, w2, w3] = F::mapped(&source);
+    let [w0, w1, w2, w3] = *source;
     let mut key = [32 + 128, BindingKey::interface(inside), w0, w1, w2, w3];
     if config.interface_bindings != 0 {
         // SAFETY: prefix length, interface and four words.

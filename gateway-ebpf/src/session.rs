@@ -104,6 +104,8 @@ pub(crate) struct Subject<F: Family> {
     pub(crate) learned: u8,
     /// 1 where the packet's session was cut and is in the way of another one.
     pub(crate) cut: u8,
+    /// 1 where the packet has a session of a proxy host.
+    pub(crate) redirected: u8,
     /// MTU of the way out, for the sender of a packet that is too large for it.
     pub(crate) mtu: u16,
 }

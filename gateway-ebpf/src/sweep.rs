@@ -9,6 +9,7 @@ use gateway_common::{
     config::Timeouts,
     parse::Bytes as _,
     ports::Destination,
+    proxy,
     session::{
         CUT, CUT_QUEUED, CUT_SEEN, DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_KILL,
         SWEEP_TURN, Session, SweepHeader, Tuple,
@@ -82,6 +83,7 @@ unsafe extern "C" fn visit_nth<F: Datapath>(index: u32, visit: *mut c_void) -> i
         return 0;
     }
     if tuple.side != SIDE_INSIDE {
+        visit.removed += visit_left_behind(&tuple);
         return 0;
     }
     if let Some(session) = F::session(&tuple) {
@@ -89,6 +91,22 @@ unsafe extern "C" fn visit_nth<F: Datapath>(index: u32, visit: *mut c_void) -> i
         visit_session(visit, &tuple, unsafe { &mut *session });
     }
     0
+}
+
+/// An outside element that its session has left for another proxy host: removed on the second visit.
+#[inline(never)]
+fn visit_left_behind<F: Datapath>(outside: &Tuple<F>) -> u32 {
+    let Some(session) = F::session(outside) else { return 0 };
+    // SAFETY: the pointer is to a map value.
+    let session = unsafe { &mut *session };
+    if !session.is_proxied() || session.generation != DEAD {
+        return 0;
+    }
+    if session.flags != CUT_SEEN {
+        session.flags = CUT_SEEN;
+        return 0;
+    }
+    u32::from(F::remove_session(outside).is_ok())
 }
 
 /// Removes the first of the sessions that were cut, if it has waited long enough.
@@ -142,7 +160,9 @@ fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut
             observed => {
                 let seen = session.last_seen.max(answer_seen);
                 let idle = visit.now.saturating_sub(seen);
+                let answered = answer.is_some_and(|answer| (*answer).packets != 0);
                 let state = State::from_number(session.state);
+                let state = proxy::state_for_idle_time(state, answered || !session.is_proxied());
                 if idle >= visit.timeouts.of(tuple.proto, tuple.destination_port, state)
                     && atomic::replace(generation, observed, RETIRED)
                 {
@@ -165,10 +185,10 @@ fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>,
     // No packet moves the state from here on: what it stands for is given back once.
     let Some(state) = tcp::take(session) else { return };
     tcp::leave(state);
-    let closed = state.is_closed();
+    let closed = proxy::state_for_idle_time(state, !session.is_proxied()).is_closed();
     let killed = session.flags != 0 && !closed;
     let pool_address = u32::from(session.pool_address);
-    let held = mapping::is_held(outside);
+    let (held, proxied) = (mapping::is_held(outside), session.is_proxied());
     if F::remove_session(inside).is_ok() && held {
         mapping::let_go(outside);
     }
@@ -180,7 +200,11 @@ fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>,
         proto: outside.proto,
         reserved: 0,
     };
-    ports::removed(&destination, visit.secret, outside.destination_port);
+    if proxied {
+        count::flows(session.pool_address, -1);
+    } else {
+        ports::removed(&destination, visit.secret, outside.destination_port);
+    }
     count::session(inside.proto, |sessions| {
         if killed {
             sessions.killed += 1;

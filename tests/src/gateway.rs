@@ -1,6 +1,7 @@
 //! The real data plane, asked packet by packet.
 
 use std::{
+    collections::BTreeMap,
     env,
     fs::File,
     marker::PhantomData,
@@ -19,6 +20,7 @@ use gateway_common::{
     Family as _, V4,
     config::Config,
     fragment::{Datagram, Key, LIFETIME},
+    proxy::ProxyMac,
     session::{SIDE_OUTSIDE, Session, Tuple},
 };
 use gateway_lab::Sandbox;
@@ -34,7 +36,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{counters::Counters, empty, network::Network, policy::Policy};
+use crate::{counters::Counters, empty, network::Network, packet::ip, policy::Policy};
 
 /// XDP's answers, as in `linux/bpf.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +109,32 @@ impl Gateway {
         let applied = self.dataplane_mut().apply(before.as_ref(), &to);
         applied.unwrap_or_else(|error| panic!("the policy is refused: {error:#}"));
         self.applied = Some(to);
+    }
+
+    /// Says whether a host of a proxy is up.
+    ///
+    /// # Panics
+    /// If the data plane refuses it.
+    pub fn health(&mut self, proxy: &str, host: &str, up: bool) {
+        let health = BTreeMap::from([((proxy.to_owned(), ip(host)), up)]);
+        let changed = self.dataplane_mut().health_changed(&health);
+        changed.unwrap_or_else(|error| panic!("the health of a host is refused: {error:#}"));
+    }
+
+    /// Makes the programs forget which MAC addresses hosts of proxies have.
+    ///
+    /// # Panics
+    /// If they cannot be removed.
+    pub fn forget_proxy_macs(&mut self) {
+        let forget = || -> Result<()> {
+            let map = Map::HashMap(MapData::from_pin(self.map("PROXY_MACS"))?);
+            let mut map = maps::HashMap::<_, ProxyMac, u32>::try_from(map)?;
+            for key in map.keys().collect::<Vec<_>>() {
+                map.remove(&key?)?;
+            }
+            Ok(())
+        };
+        forget().unwrap_or_else(|error| panic!("the MAC addresses of proxy hosts: {error:#}"));
     }
 
     /// What the host around the gateway looks like.

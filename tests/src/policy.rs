@@ -1,10 +1,10 @@
 //! Desired states in a few lines.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use gateway_user::model::{
-    AttachMode, Capacity, Eip, Interface, MAIN_TABLE, Mapping, NoSession, Pool, Snapshot, Table, TableKind,
-    Timeouts, validate,
+    AttachMode, Capacity, Check, Eip, Interface, MAIN_TABLE, Mapping, NoSession, Pool, Proxy, ProxyHost,
+    ProxyMode, Snapshot, Table, TableKind, Timeouts, validate,
     words::{parse_binding, parse_route_line},
 };
 
@@ -75,6 +75,30 @@ impl Policy {
     pub fn eip(mut self, address: &str, host: &str) -> Self {
         let eip = Eip { address: ip(address), host: ip(host) };
         self.0.eips.insert(eip.address, eip);
+        self
+    }
+
+    /// Adds a proxy, or replaces it. Hosts are separated by blanks; `fail` is as in a configuration file.
+    pub fn proxy(mut self, name: &str, hosts: &str, fail: &str) -> Self {
+        let host = |word| ProxyHost { address: ip(word), weight: 1 };
+        let proxy = Proxy {
+            name: name.to_owned(),
+            hosts: hosts.split_whitespace().map(host).collect(),
+            drained: BTreeSet::new(),
+            mode: ProxyMode::L2,
+            check: Check::None,
+            interval: Proxy::INTERVAL,
+            fail: refused(fail.parse()),
+        };
+        self.0.proxies.insert(name.to_owned(), proxy);
+        self
+    }
+
+    /// Drains these hosts of a proxy, and no others. They are separated by blanks.
+    pub fn drain_hosts(mut self, name: &str, hosts: &str) -> Self {
+        if let Some(proxy) = self.0.proxies.get_mut(name) {
+            proxy.drained = hosts.split_whitespace().map(ip).collect();
+        }
         self
     }
 

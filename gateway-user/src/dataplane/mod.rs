@@ -86,6 +86,18 @@ impl Host {
     pub fn addresses(&self) -> impl Iterator<Item = &ipnet::IpNet> {
         self.links.values().filter(|link| link.up).flat_map(|link| &link.addresses)
     }
+
+    /// The device whose subnet holds `address`, the longest prefix first.
+    pub fn link_of(&self, address: IpAddr) -> Option<(&str, &Link)> {
+        let subnets = self
+            .links
+            .iter()
+            .flat_map(|(name, link)| link.addresses.iter().map(move |own| (own, name, link)));
+        subnets
+            .filter(|(own, ..)| own.contains(&address) && own.addr() != address)
+            .max_by_key(|(own, ..)| own.prefix_len())
+            .map(|(_, name, link)| (name.as_str(), link))
+    }
 }
 
 /// A device of the host.

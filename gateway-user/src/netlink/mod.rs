@@ -20,6 +20,7 @@ mod socket;
 mod sysctl;
 
 use std::{
+    collections::HashMap,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -28,6 +29,7 @@ use std::{
 use rtnetlink::packet_route::{
     RouteNetlinkMessage,
     link::{LinkAttribute, LinkMessage},
+    neighbour::NeighbourMessage,
 };
 use tokio::{
     sync::mpsc,
@@ -67,6 +69,8 @@ pub struct Netlink {
     reading: Reading,
     neighbors: Table,
     resolver: Resolver,
+    /// MAC addresses of hosts of proxies that the data plane was told to look at.
+    proxy_hosts: HashMap<Neighbor, [u8; 6]>,
     pace: Pace,
     todo: Todo,
     /// When to read the routes again.
@@ -101,6 +105,7 @@ impl Netlink {
             reading,
             neighbors,
             resolver,
+            proxy_hosts: HashMap::new(),
             pace: Pace::new(),
             todo: Todo::default(),
             routes_due: None,
@@ -148,7 +153,8 @@ impl Netlink {
     fn take_in(&mut self, event: &RouteNetlinkMessage, state: &Snapshot) {
         match event {
             RouteNetlinkMessage::NewNeighbour(message) => {
-                self.todo.moved |= self.neighbors.observe(message, false);
+                let moved = self.neighbors.observe(message, false);
+                self.todo.moved |= moved | self.proxy_host_resolved(message);
             }
             RouteNetlinkMessage::DelNeighbour(message) => {
                 self.todo.moved |= self.neighbors.observe(message, true) | self.neighbors.crowded();
@@ -169,6 +175,12 @@ impl Netlink {
         if self.todo.moved || self.todo.read_host {
             self.pace.poke(Instant::now());
         }
+    }
+
+    /// Whether a host of a proxy has got a MAC address that the data plane has not seen.
+    fn proxy_host_resolved(&mut self, message: &NeighbourMessage) -> bool {
+        let Some((neighbor, mac)) = neighbor::valid(message) else { return false };
+        self.resolver.is_of_proxy(&neighbor) && self.proxy_hosts.insert(neighbor, mac) != Some(mac)
     }
 
     fn link_changed(&mut self, message: &LinkMessage, gone: bool, state: &Snapshot) {

@@ -164,6 +164,14 @@ impl Table {
     }
 }
 
+/// The neighbor that a message is about and the MAC address that the kernel would send to, if it has one.
+pub(super) fn valid(message: &NeighbourMessage) -> Option<(Neighbor, Mac)> {
+    match entry(message).state {
+        State::Valid { mac, .. } => Some((key(message)?, mac)),
+        State::Unresolved(_) | State::Gone { .. } => None,
+    }
+}
+
 /// Which neighbor a message is about; `None` for bridges' tables and proxy entries.
 fn key(message: &NeighbourMessage) -> Option<Neighbor> {
     if message.header.flags.contains(NeighbourFlags::Proxy) {

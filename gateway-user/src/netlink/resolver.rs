@@ -2,7 +2,7 @@
 //!
 //! Three kinds of neighbors, all on interfaces of the gateway:
 //!
-//! * **Routers** of the host's routes and of `gateway` targets, and hosts that have EIPs, are handed to the kernel as managed neighbors
+//! * **Routers** of the host's routes and of `gateway` targets, hosts of proxies, and hosts that have EIPs, are handed to the kernel as managed neighbors
 //!   (`NTF_EXT_MANAGED`, Linux 5.16): it resolves them at once and keeps them resolved, also while no daemon
 //!   runs. Older kernels ignore the flag; there the daemon asks again every second.
 //! * **Whatever the packet path found unresolved** is resolved once ([`Resolver::wanted`]).
@@ -61,6 +61,8 @@ pub(super) struct Resolver {
     of_routes: BTreeSet<Neighbor>,
     /// Routers of `gateway` targets.
     of_targets: BTreeSet<Neighbor>,
+    /// Hosts of proxies.
+    of_proxies: BTreeSet<Neighbor>,
     /// Hosts that have EIPs: they are spoken to first by the outside.
     of_eips: BTreeSet<Neighbor>,
     /// Those of them that the kernel was told to manage.
@@ -106,7 +108,15 @@ impl Resolver {
             })
             .collect();
         let neighbor = |address| Some(Neighbor { ifindex: on_link(host, address)?, address });
+        let proxies = snapshot.proxies.values();
+        self.of_proxies =
+            proxies.flat_map(|proxy| &proxy.hosts).filter_map(|host| neighbor(host.address)).collect();
         self.of_eips = snapshot.eips.values().filter_map(|eip| neighbor(eip.host)).collect();
+    }
+
+    /// Whether it is the host of a proxy, which the data plane has to know the MAC address of.
+    pub(super) fn is_of_proxy(&self, neighbor: &Neighbor) -> bool {
+        self.of_proxies.contains(neighbor)
     }
 
     /// Replaces the routers of the host's routes.
@@ -145,7 +155,8 @@ impl Resolver {
         let routers = self.routers();
         if routers.len() == MAX_ROUTERS && !self.crowded {
             tracing::warn!(
-                "there are more than {MAX_ROUTERS} routers and hosts with EIPs: the others are resolved on demand"
+                "there are more than {MAX_ROUTERS} routers, hosts of proxies and hosts with EIPs: the others are \
+                 resolved on demand"
             );
             self.crowded = true;
         }
@@ -182,6 +193,7 @@ impl Resolver {
         self.of_targets
             .iter()
             .chain(&self.of_routes)
+            .chain(&self.of_proxies)
             // Last: without routers nobody gets out.
             .chain(&self.of_eips)
             .filter(|router| self.interfaces.contains(&router.ifindex))
@@ -235,11 +247,7 @@ fn is_managed(router: &Neighbor, table: &Table) -> bool {
 
 /// The device whose subnet holds `address`, the longest prefix first.
 fn on_link(host: &Host, address: IpAddr) -> Option<u32> {
-    let subnets = host.links.values().flat_map(|link| link.addresses.iter().map(|own| (own, link.index)));
-    subnets
-        .filter(|(own, _)| own.contains(&address) && own.addr() != address)
-        .max_by_key(|(own, _)| own.prefix_len())
-        .map(|(_, index)| index)
+    host.link_of(address).map(|(_, link)| link.index)
 }
 
 /// `ip neigh replace ADDRESS dev IFINDEX use` (or `managed`).

@@ -20,6 +20,8 @@ mod outbound;
 mod pool;
 mod ports;
 mod promise;
+mod proxy;
+mod proxy_health;
 mod refusal;
 mod related;
 mod reuse;

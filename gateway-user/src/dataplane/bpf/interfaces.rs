@@ -1,6 +1,9 @@
 //! Maps `INTERFACES` and `EGRESS`, and the links that hold the program on the devices.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -8,7 +11,7 @@ use aya::{
     programs::Xdp,
 };
 use gateway_common::interface::{
-    ATTACHED, GENERIC, INSIDE, Interface, MAX_IFINDEX, MAX_INTERFACES, OUTSIDE, REDIRECT_ONLY,
+    ATTACHED, GENERIC, INSIDE, Interface, MAX_IFINDEX, MAX_INTERFACES, OUTSIDE, PROXIES, REDIRECT_ONLY,
 };
 
 use super::{
@@ -31,6 +34,8 @@ pub(super) struct Interfaces {
     slots: BTreeMap<String, u32>,
     slot_space: Space,
     shut: Shut,
+    /// Interfaces that hosts of proxies are behind.
+    proxied: BTreeSet<String>,
 }
 
 /// An interface that carries the program.
@@ -51,6 +56,8 @@ pub(super) struct Context<'a> {
     pub(super) host: &'a Host,
     /// Whether the host must not forward what arrives through an interface without the program.
     pub(super) active: bool,
+    /// Interfaces that hosts of proxies are behind.
+    pub(super) proxied: BTreeSet<String>,
 }
 
 impl Interfaces {
@@ -69,7 +76,15 @@ impl Interfaces {
                 slots.insert(name.clone(), record.slot);
             }
         }
-        Ok(Self { records, egress, attached: BTreeMap::new(), slots, slot_space, shut: Shut::find()? })
+        Ok(Self {
+            records,
+            egress,
+            attached: BTreeMap::new(),
+            slots,
+            slot_space,
+            shut: Shut::find()?,
+            proxied: BTreeSet::new(),
+        })
     }
 
     /// Slots by name.
@@ -103,6 +118,7 @@ impl Interfaces {
         wanted: &BTreeMap<String, model::Interface>,
     ) -> Result<()> {
         self.slot_space.begin_change();
+        self.proxied = std::mem::take(&mut context.proxied);
         let host = context.host;
         let auto = self.auto(wanted, host)?;
         let mut added = Vec::new();
@@ -172,7 +188,7 @@ impl Interfaces {
             .chain(self.slots.keys())
             .chain(self.shut.devices())
             .filter(|name| !wanted.contains_key(*name));
-        for name in unwanted.cloned().collect::<std::collections::BTreeSet<_>>() {
+        for name in unwanted.cloned().collect::<BTreeSet<_>>() {
             self.detach_one(pins, &name, host)?;
         }
         Ok(())
@@ -376,7 +392,8 @@ impl Interfaces {
             flags: ATTACHED
                 | role
                 | if driver == Driver::Generic { GENERIC } else { 0 }
-                | if link.veth { REDIRECT_ONLY } else { 0 },
+                | if link.veth { REDIRECT_ONLY } else { 0 }
+                | if self.proxied.contains(&interface.name) { PROXIES } else { 0 },
             slot,
             mac: link.mac,
             mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),

@@ -17,6 +17,7 @@ mod numbers;
 mod observe;
 mod pins;
 mod pools;
+mod proxies;
 mod reap;
 mod shut;
 mod space;
@@ -33,7 +34,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
     maps::{Array, MapData, ProgramArray, RingBuf},
@@ -43,8 +44,8 @@ use aya_obj::Object;
 use gateway_common::{
     ABI_VERSION,
     config::{
-        self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6,
-        RELATED_V4, RELATED_V6,
+        self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6, PROXY_V4,
+        PROXY_V6, RELATED_V4, RELATED_V6,
     },
     fragment, ports,
 };
@@ -59,6 +60,7 @@ use self::{
     observe::BpfObserve,
     pins::Pins,
     pools::Pools,
+    proxies::{Proxies, ProxyMaps, Surroundings},
     sweep::BpfSweeper,
     tables::{References, TableMaps, Tables},
 };
@@ -72,7 +74,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ga
 const ENTRY: &str = "gateway";
 const SWEEP: &str = "sweep";
 /// Programs that are tail called, with their elements of `PROGRAMS`.
-const STAGES: [(&str, u32); 10] = [
+const STAGES: [(&str, u32); 12] = [
     ("decide_v4", DECIDE_V4),
     ("decide_v6", DECIDE_V6),
     ("related_v4", RELATED_V4),
@@ -83,6 +85,8 @@ const STAGES: [(&str, u32); 10] = [
     ("map_v6", MAP_V6),
     ("hairpin_v4", HAIRPIN_V4),
     ("hairpin_v6", HAIRPIN_V6),
+    ("proxy_v4", PROXY_V4),
+    ("proxy_v6", PROXY_V6),
 ];
 
 /// How long a session is kept whose connection was refused: repeated SYNs that were under way are refused by
@@ -123,6 +127,7 @@ pub struct BpfDataplane {
     addresses: Addresses,
     eips: Eips,
     pools: Pools,
+    proxies: Proxies,
     tables: Tables,
     sweeper: Arc<BpfSweeper>,
     scale: Scale,
@@ -206,6 +211,12 @@ impl BpfDataplane {
         let tables = Tables::new(maps, &pins, counters, capacity.routes, config.bindings.min(1), half)?;
         let pools =
             Pools::new(pins.open("POOLS")?, pins.open("POOL_MEMBERS")?, pins.open("POOL_ADDRESSES")?, half)?;
+        let proxies = Proxies::new(ProxyMaps {
+            proxies: pins.open("PROXIES")?,
+            hosts: pins.open("PROXY_HOSTS")?,
+            macs: pins.open("PROXY_MACS")?,
+            flows: pins.open("PROXY_FLOWS")?,
+        })?;
         config.half = half;
         let scale = Scale::of_this_kernel()?;
         config.tick_shift = scale.shift();
@@ -219,6 +230,7 @@ impl BpfDataplane {
             addresses: Addresses::new(pins.open("ADDRESSES")?)?,
             eips: Eips::new(pins.open("EIPS")?)?,
             pools,
+            proxies,
             tables,
             sweeper: Arc::new(BpfSweeper::new(sweep, &pins, config.timeouts)?),
             scale,
@@ -296,6 +308,7 @@ impl BpfDataplane {
             host: &self.host,
             // In force, or about to be.
             active: self.config.active != 0 || to.active,
+            proxied: proxies::devices(to, &self.host),
         };
         interfaces.attach(&mut context, before, &to.interfaces)?;
         self.pools.write(&to.pools, &self.host)?;
@@ -304,8 +317,12 @@ impl BpfDataplane {
         let devices: BTreeMap<String, u32> =
             self.host.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
         let connected = Connected::of(&self.host, to);
+        let around =
+            Surroundings { host: &self.host, slots: interfaces.slots(), pools: self.pools.numbers() };
+        self.proxies.write(to, &around)?;
         let references = References {
             pools: self.pools.numbers(),
+            proxies: self.proxies.numbers(),
             slots: interfaces.slots(),
             devices: &devices,
             connected: &connected,
@@ -334,6 +351,7 @@ impl BpfDataplane {
         if !to.active {
             interfaces.open_all()?;
         }
+        self.proxies.remove_unused(&to.proxies)?;
         self.pools.remove_unused(&to.pools)?;
         self.eips.remove_unused(&to.eips)?;
         self.addresses.remove_unused(&self.host, self.pools.meanings(), to.eips.keys())?;
@@ -366,6 +384,7 @@ impl BpfDataplane {
         }
         let mut numbers = self.numbers.write().unwrap_or_else(PoisonError::into_inner);
         numbers.pool_addresses = pool_addresses;
+        numbers.proxy_hosts = self.proxies.hosts(&to.proxies);
         numbers.eips = self.eips.count();
         numbers.half_open = to.capacity.half_open();
         numbers.interfaces = interfaces.status(&to.interfaces);
@@ -373,6 +392,14 @@ impl BpfDataplane {
             numbers.slots.insert(*slot, name.clone());
         }
         Ok(())
+    }
+
+    /// Looks at the neighbours again that are hosts of proxies.
+    fn refresh_proxies(&mut self, applied: &Snapshot) -> Result<()> {
+        let interfaces = interfaces_of(&mut self.interfaces)?;
+        let around =
+            Surroundings { host: &self.host, slots: interfaces.slots(), pools: self.pools.numbers() };
+        self.proxies.refresh(applied, &around)
     }
 
     fn move_generation(&mut self) -> Result<()> {
@@ -408,8 +435,7 @@ impl Dataplane for BpfDataplane {
     }
 
     fn health_changed(&mut self, up: &BTreeMap<(String, IpAddr), bool>) -> Result<()> {
-        ensure!(up.is_empty(), "proxies are not supported");
-        Ok(())
+        self.proxies.health_changed(up, self.applied.as_ref())
     }
 
     fn host_changed(&mut self, host: &Host) -> Result<()> {
@@ -428,7 +454,9 @@ impl Dataplane for BpfDataplane {
                 result
             }
             Some(applied) => {
+                let refreshed = self.refresh_proxies(&applied);
                 self.applied = Some(applied);
+                refreshed?;
                 self.move_generation()
             }
             None => Ok(()),

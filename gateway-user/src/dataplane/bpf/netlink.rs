@@ -2,14 +2,18 @@
 //! that follows the host, is in [`crate::netlink`].
 #![expect(clippy::wildcard_enum_match_arm, reason = "what else netlink may say is not an answer")]
 
-use std::io;
+use std::{collections::HashMap, io, net::IpAddr};
 
 use rtnetlink::{
     packet_core::{
         NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_ALIGNTO, NetlinkDeserializable,
         NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
     },
-    sys::{Socket, SocketAddr},
+    packet_route::{
+        RouteNetlinkMessage,
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+    },
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
 /// Dumps that may be cut short by changes before it is given up.
@@ -42,6 +46,47 @@ where
         }
     }
     Err(io::Error::other("the list changes faster than it can be read"))
+}
+
+/// The MAC addresses of neighbours, by ifindex and address: of those that the kernel would send to.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn neighbors() -> io::Result<HashMap<(u32, IpAddr), [u8; 6]>> {
+    let request = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+    let answers = list(NETLINK_ROUTE, &request)?;
+    Ok(answers
+        .iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(message) => neighbor(message),
+            _ => None,
+        })
+        .collect())
+}
+
+fn neighbor(message: &NeighbourMessage) -> Option<((u32, IpAddr), [u8; 6])> {
+    let usable = matches!(
+        message.header.state,
+        NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Noarp
+            | NeighbourState::Permanent
+    );
+    if !usable || message.header.flags.contains(NeighbourFlags::Proxy) {
+        return None;
+    }
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some((*v4).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some((*v6).into()),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    Some(((message.header.ifindex, address?), mac?))
 }
 
 /// Sends a request and reads up to the acknowledgement or the end of the list. Says whether the list changed.

@@ -27,6 +27,8 @@ pub(super) struct Numbers {
     pub(super) retired: BTreeMap<(String, &'static str), Counter>,
     /// Pool addresses by element of `POOL_ADDRESSES`.
     pub(super) pool_addresses: BTreeMap<u32, CountedAddress>,
+    /// Hosts of proxies by element of `PROXY_HOSTS`.
+    pub(super) proxy_hosts: BTreeMap<u32, (String, IpAddr)>,
     /// How many EIPs there are.
     pub(super) eips: usize,
     /// How many TCP sessions may be half open.

@@ -21,6 +21,7 @@ use gateway_common::{
     mapping,
     parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP},
     pool::PoolCounters,
+    proxy::{ProxyHost, UP},
     session::{DEAD, SIDE_INSIDE, Session, Tuple},
     tcp::State,
 };
@@ -56,6 +57,8 @@ pub(super) struct BpfObserve {
     sessions: PerCpuArray<MapData, SessionCounters>,
     events_lost: PerCpuArray<MapData, u64>,
     half_open: Array<MapData, u32>,
+    proxy_hosts: Array<MapData, ProxyHost>,
+    proxy_flows: PerCpuArray<MapData, u64>,
     sessions_v4: OwnedFd,
     sessions_v6: OwnedFd,
     capacity: u32,
@@ -78,6 +81,8 @@ impl BpfObserve {
             sessions: pins.open("SESSION_COUNTERS")?,
             events_lost: pins.open("EVENTS_LOST")?,
             half_open: pins.open("HALF_OPEN")?,
+            proxy_hosts: pins.open("PROXY_HOSTS")?,
+            proxy_flows: pins.open("PROXY_FLOWS")?,
             sessions_v4: sys::open_pin(&pins.map("SESSIONS_V4"))?,
             sessions_v6: sys::open_pin(&pins.map("SESSIONS_V6"))?,
             capacity,
@@ -228,8 +233,17 @@ impl Observe for BpfObserve {
     }
 
     fn proxies(&self) -> Result<Vec<ProxyHostStats>> {
-        // No route through a proxy is accepted.
-        Ok(Vec::new())
+        let hosts = self.numbers().proxy_hosts.clone();
+        hosts
+            .into_iter()
+            .map(|(element, (proxy, address))| {
+                let host = self.proxy_hosts.get(&element, 0).context("cannot read map PROXY_HOSTS")?;
+                let flows = self.proxy_flows.get(&element, 0).context("cannot read map PROXY_FLOWS")?;
+                // What one CPU opens another one may remove.
+                let flows = flows.iter().fold(0, |sum: u64, of_cpu| sum.wrapping_add(*of_cpu));
+                Ok(ProxyHostStats { proxy, address, up: host.flags & UP != 0, flows })
+            })
+            .collect()
     }
 
     fn session_counters(&self) -> Result<Vec<(SessionClass, SessionCounters)>> {

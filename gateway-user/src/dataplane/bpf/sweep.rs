@@ -20,7 +20,7 @@ use gateway_common::{
     DropReason, Family, V4, V6,
     config::Timeouts,
     counter::Counter,
-    mapping,
+    mapping, proxy,
     session::{
         DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_IDLE, SWEEP_TURN, Session, SweepHeader,
         Tuple,
@@ -202,9 +202,12 @@ fn may_go<F: Family>(now: u32, timeouts: &Timeouts, tuple: &Tuple<F>, session: &
         return mapping::is_claim(tuple) && (session.mark == 0 || session.generation != mapping::LIVE);
     }
     if tuple.side != SIDE_INSIDE {
-        return false;
+        // Left behind by a session that went to another proxy host.
+        return session.is_proxied() && session.generation == DEAD;
     }
-    let timeout = timeouts.of(tuple.proto, tuple.destination_port, State::from_number(session.state));
+    let state = State::from_number(session.state);
+    let state = if session.is_proxied() { proxy::state_for_idle_time(state, false) } else { state };
+    let timeout = timeouts.of(tuple.proto, tuple.destination_port, state);
     matches!(session.generation, RETIRED | DEAD) || now.saturating_sub(session.last_seen) >= timeout
 }
 

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::maps::{Array, ArrayOfMaps, LpmTrie, MapData, lpm_trie::Key};
 use gateway_common::{
     eip::MAX_EIPS,
@@ -64,6 +64,8 @@ type BindingTrie = LpmTrie<MapData, BindingKey, u32>;
 pub(super) struct References<'a> {
     /// Numbers of pools by name.
     pub(super) pools: &'a BTreeMap<String, u32>,
+    /// Numbers of proxies by name.
+    pub(super) proxies: &'a BTreeMap<String, u32>,
     /// Slots of attached interfaces by name.
     pub(super) slots: &'a BTreeMap<String, u32>,
     /// Ifindexes of devices by name.
@@ -474,7 +476,8 @@ impl Tables {
             }
             Target::Eip => (Code::Eip, 0),
             Target::Proxy(proxy) => {
-                bail!("route {key} goes through proxy {proxy}, and proxies are not supported")
+                let number = references.proxies.get(proxy);
+                (Code::Proxy, *number.with_context(|| format!("there is no proxy {proxy}"))?)
             }
             Target::Blackhole => (Code::Blackhole, 0),
             Target::Prohibit => (Code::Prohibit, 0),

@@ -1,0 +1,402 @@
+//! Flows that are sent to hosts of proxies, and what these send themselves.
+
+use gateway_common::{
+    DropReason::{Malformed, NoRoute, NoSession, SessionTableFull, TtlExceeded},
+    Verdict::{Direct, Proxy, Reply, Snat},
+};
+use gateway_tests::{
+    network::{Network, mac},
+    packet::{ACK, FIN, Packet, RST, SYN, Transport, bare, echo_reply, echo_request, ip, tcp, udp},
+    policy::Policy,
+};
+
+use crate::support::{
+    Lab, POOL, POOL6, ROUTER, ROUTER6, dropped, lab, nat, refused, reset, sent, standard, too_large,
+};
+
+const ALL: &str = "0.0.0.0/0";
+const ALL6: &str = "::/0";
+/// The proxy's host, behind in1.
+const HOST: &str = "10.0.3.2";
+const CLIENT: &str = "10.0.1.2";
+const CLIENT6: &str = "2001:db8:1::2";
+
+/// Everything goes through the proxy; what its host sends goes out through pool `nat`.
+fn through_proxy(policy: Policy) -> Policy {
+    policy
+        .pool("nat", &format!("{POOL} {POOL6}"), "1024-65535")
+        .proxy("squid", HOST, "closed")
+        .routes("0.0.0.0/0 via proxy squid\n::/0 via proxy squid")
+        .table("beyond", &["10.0.3.2/32"], "0.0.0.0/0 via pool nat\n::/0 via pool nat")
+}
+
+fn proxied() -> Option<Lab> {
+    standard(through_proxy)
+}
+
+/// The packet as the proxy's host sends it.
+fn of_host(lab: &Lab, packet: &Packet) -> Packet {
+    packet.clone().macs(mac(ip(HOST)), lab.network().find("in1").mac())
+}
+
+#[test]
+fn a_flow_reaches_the_host_of_the_proxy_as_it_is() {
+    let Some(mut lab) = proxied() else { return };
+    for (what, packet) in [
+        ("tcp", tcp("10.0.1.2:4000", "203.0.113.10:443", SYN)),
+        ("udp", udp("10.0.1.2:4000", "203.0.113.10:53")),
+        ("icmp", echo_request(CLIENT, "203.0.113.10", 7)),
+    ] {
+        let opening = sent("in1", HOST, Proxy, &packet).by(ALL, "proxy");
+        lab.check("in0", &packet, opening.counting(&format!("sessions {what} created")));
+        lab.check("in0", &packet, sent("in1", HOST, Proxy, &packet).by(ALL, "proxy"));
+    }
+}
+
+#[test]
+fn a_flow_of_ipv6_reaches_a_host_that_has_an_ipv4_address() {
+    let Some(mut lab) = proxied() else { return };
+    let syn = tcp("[2001:db8:1::2]:4000", "[2001:db8:f0::1]:443", SYN);
+    let opening = sent("in1", HOST, Proxy, &syn).by(ALL6, "proxy").counting("sessions tcp created");
+    lab.check("in0", &syn, opening);
+    let answer = tcp("[2001:db8:f0::1]:443", "[2001:db8:1::2]:4000", SYN | ACK);
+    lab.check("in1", &of_host(&lab, &answer), sent("in0", CLIENT6, Reply, &answer).by(ALL6, "proxy"));
+    // And what it sends goes by the table that its IPv4 address is bound to.
+    let out = of_host(&lab, &syn);
+    let expected = sent("out0", ROUTER6, Snat, &syn.clone().from(&format!("[{POOL6}]:4000")));
+    lab.check("in1", &out, expected.by_table("beyond", ALL6, "pool").opening("tcp", POOL6));
+}
+
+#[test]
+fn a_packet_that_shows_no_flow_is_sent_to_the_host_without_a_session() {
+    let Some(mut lab) = proxied() else { return };
+    for packet in [bare(CLIENT, "203.0.113.10", 47), echo_reply(CLIENT, "203.0.113.10", 7)] {
+        lab.check("in0", &packet, sent("in1", HOST, Proxy, &packet).by(ALL, "proxy"));
+    }
+    assert!(lab.sessions().is_empty());
+}
+
+#[test]
+fn a_connection_from_before_the_gateway_is_taken_up_where_it_is() {
+    let Some(mut lab) = proxied() else { return };
+    let segment = tcp("10.0.1.2:4000", "203.0.113.10:443", ACK);
+    let opening = sent("in1", HOST, Proxy, &segment).by(ALL, "proxy").counting("sessions tcp created");
+    lab.check("in0", &segment, opening);
+    let stranger = tcp("10.0.1.2:4001", "203.0.113.10:443", RST);
+    lab.check("in0", &stranger, sent("in1", HOST, Proxy, &stranger).by(ALL, "proxy"));
+}
+
+#[test]
+fn answers_in_the_name_of_the_server_reach_the_client() {
+    let Some(mut lab) = proxied() else { return };
+    lab.prepare("in0", &tcp("10.0.1.2:4000", "203.0.113.10:443", SYN));
+    for flags in [SYN | ACK, ACK, ACK | FIN] {
+        let answer = tcp("203.0.113.10:443", "10.0.1.2:4000", flags);
+        lab.check("in1", &of_host(&lab, &answer), sent("in0", CLIENT, Reply, &answer).by(ALL, "proxy"));
+    }
+    // Without a session too: the host may know more than the gateway.
+    let answer = tcp("203.0.113.10:443", "10.0.1.2:5000", ACK);
+    lab.check("in1", &of_host(&lab, &answer), sent("in0", CLIENT, Reply, &answer));
+}
+
+#[test]
+fn nobody_but_the_host_answers_a_flow_of_the_proxy() {
+    let Some(mut lab) = proxied() else { return };
+    lab.prepare("in0", &tcp("10.0.1.2:4000", "203.0.113.10:443", SYN));
+    let forged = tcp("203.0.113.10:443", "10.0.1.2:4000", SYN | ACK);
+    lab.check("out0", &forged, dropped(NoSession));
+    let stranger = forged.clone().macs(mac(ip("10.0.1.3")), lab.network().find("in0").mac());
+    lab.check("in0", &stranger, dropped(gateway_common::DropReason::SpoofedSource));
+}
+
+#[test]
+fn what_the_host_sends_goes_by_the_table_of_its_own_address() {
+    let Some(mut lab) = proxied() else { return };
+    let syn = tcp("10.0.3.2:5000", "203.0.113.10:443", SYN);
+    let expected = sent("out0", ROUTER, Snat, &syn.clone().from("198.51.100.10:5000"));
+    lab.check("in1", &syn, expected.by_table("beyond", ALL, "pool").opening("tcp", POOL));
+    let answer = tcp("203.0.113.10:443", "198.51.100.10:5000", SYN | ACK);
+    let expected = sent("in1", HOST, Reply, &answer.clone().to("10.0.3.2:5000"));
+    lab.check("out0", &answer, expected.by_table("beyond", ALL, "pool").establishing(POOL));
+}
+
+#[test]
+fn a_proxy_that_keeps_the_clients_address_sees_both_directions() {
+    let Some(mut lab) = proxied() else { return };
+    let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN);
+    lab.prepare("in0", &syn);
+    let out = sent("out0", ROUTER, Snat, &syn.clone().from("198.51.100.10:4000"));
+    lab.check("in1", &of_host(&lab, &syn), out.by_table("beyond", ALL, "pool").opening("tcp", POOL));
+    // Out, through the proxy and back to the client, first by `decide` and then by `gateway`.
+    let translated = tcp("203.0.113.10:443", "198.51.100.10:4000", SYN | ACK);
+    let answer = translated.clone().to("10.0.1.2:4000");
+    let expected = sent("in1", HOST, Reply, &answer).by_table("beyond", ALL, "pool");
+    lab.check("out0", &translated, expected.establishing(POOL));
+    lab.check("in1", &of_host(&lab, &answer), sent("in0", CLIENT, Reply, &answer).by(ALL, "proxy"));
+    for _ in 0..2 {
+        let data = tcp("10.0.1.2:4000", "203.0.113.10:443", ACK);
+        lab.check("in0", &data, sent("in1", HOST, Proxy, &data).by(ALL, "proxy"));
+        let expected = sent("out0", ROUTER, Snat, &data.clone().from("198.51.100.10:4000"));
+        lab.check("in1", &of_host(&lab, &data), expected.by_table("beyond", ALL, "pool"));
+        let back = tcp("203.0.113.10:443", "198.51.100.10:4000", ACK);
+        let expected = sent("in1", HOST, Reply, &back.clone().to("10.0.1.2:4000"));
+        lab.check("out0", &back, expected.by_table("beyond", ALL, "pool"));
+        let back = back.to("10.0.1.2:4000");
+        lab.check("in1", &of_host(&lab, &back), sent("in0", CLIENT, Reply, &back).by(ALL, "proxy"));
+    }
+    assert_eq!(lab.sessions().len(), 2);
+    // A change of policy makes all of them look again.
+    lab.change(|policy| policy.routes("203.0.113.99/32 via blackhole"));
+    let data = tcp("10.0.1.2:4000", "203.0.113.10:443", ACK);
+    lab.check("in0", &data, sent("in1", HOST, Proxy, &data).by(ALL, "proxy"));
+    let expected = sent("out0", ROUTER, Snat, &data.clone().from("198.51.100.10:4000"));
+    lab.check("in1", &of_host(&lab, &data), expected.by_table("beyond", ALL, "pool"));
+    let back = tcp("203.0.113.10:443", "198.51.100.10:4000", ACK);
+    let expected = sent("in1", HOST, Reply, &back.clone().to("10.0.1.2:4000"));
+    lab.check("out0", &back, expected.by_table("beyond", ALL, "pool"));
+    let back = back.to("10.0.1.2:4000");
+    lab.check("in1", &of_host(&lab, &back), sent("in0", CLIENT, Reply, &back).by(ALL, "proxy"));
+}
+
+#[test]
+fn a_host_never_gets_what_it_has_sent() {
+    let Some(mut lab) =
+        standard(|policy| through_proxy(policy).table("beyond", &[], "203.0.113.0/24 via proxy squid"))
+    else {
+        return;
+    };
+    let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN);
+    lab.prepare("in0", &syn);
+    let turned = dropped(NoRoute).by_table("beyond", "203.0.113.0/24", "proxy");
+    lab.check("in1", &of_host(&lab, &syn), turned);
+    let own = udp("10.0.3.2:5000", "203.0.113.10:53");
+    lab.check("in1", &own, dropped(NoRoute).by_table("beyond", "203.0.113.0/24", "proxy"));
+}
+
+#[test]
+fn a_host_whose_mac_address_the_programs_lack_does_not_get_what_it_has_sent() {
+    let Some(mut lab) =
+        standard(|policy| policy.proxy("squid", "10.0.1.3", "closed").routes("0.0.0.0/0 via proxy squid"))
+    else {
+        return;
+    };
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    lab.prepare("in0", &query);
+    lab.forget_proxy_macs();
+    let turned = query.clone().macs(mac(ip("10.0.1.3")), lab.network().find("in0").mac());
+    lab.check("in0", &turned, dropped(NoRoute));
+    let own = udp("10.0.1.3:4000", "203.0.113.10:53");
+    lab.check("in0", &own, dropped(NoRoute).by(ALL, "proxy"));
+}
+
+#[test]
+fn two_proxies_that_point_at_each_other_do_not_send_a_flow_round() {
+    let policy = |policy: Policy| {
+        policy
+            .proxy("one", HOST, "closed")
+            .proxy("two", "10.0.1.3", "closed")
+            .routes("0.0.0.0/0 via proxy one")
+            .table("one", &["10.0.3.2/32"], "0.0.0.0/0 via proxy two")
+            .table("two", &["10.0.1.3/32"], "0.0.0.0/0 via proxy one")
+    };
+    let Some(mut lab) = standard(policy) else { return };
+    let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN);
+    let opening = sent("in1", HOST, Proxy, &syn).by(ALL, "proxy").counting("sessions tcp created");
+    lab.check("in0", &syn, opening);
+    let opening = sent("in0", "10.0.1.3", Proxy, &syn).by_table("one", ALL, "proxy");
+    lab.check("in1", &of_host(&lab, &syn), opening.counting("sessions tcp created"));
+    let third = syn.clone().macs(mac(ip("10.0.1.3")), lab.network().find("in0").mac());
+    lab.check("in0", &third, dropped(NoRoute).by_table("two", ALL, "proxy"));
+    // What has no session ends with its TTL.
+    let bare = bare(CLIENT, "203.0.113.10", 47).ttl(1);
+    let told = refused(TtlExceeded).by(ALL, "proxy");
+    lab.check("in0", &bare, told);
+}
+
+#[test]
+fn a_flow_may_pass_two_proxies_and_its_answers_pass_them_too() {
+    let policy = |policy: Policy| {
+        nat(policy)
+            .proxy("one", HOST, "closed")
+            .proxy("two", "10.0.1.3", "closed")
+            .routes("203.0.113.0/24 via proxy one")
+            .table("one", &["10.0.3.2/32"], "203.0.113.0/24 via proxy two")
+            .table("two", &["10.0.1.3/32"], "203.0.113.0/24 via pool nat")
+    };
+    let Some(mut lab) = standard(policy) else { return };
+    let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN);
+    let second = |lab: &Lab, packet: &Packet| {
+        packet.clone().macs(mac(ip("10.0.1.3")), lab.network().find("in0").mac())
+    };
+    lab.prepare("in0", &syn);
+    lab.prepare("in1", &of_host(&lab, &syn));
+    lab.prepare("in0", &second(&lab, &syn));
+    let translated = tcp("203.0.113.10:443", "198.51.100.10:4000", SYN | ACK);
+    let answer = translated.clone().to("10.0.1.2:4000");
+    let to = "203.0.113.0/24";
+    let expected = sent("in0", "10.0.1.3", Reply, &answer).by_table("two", to, "pool");
+    lab.check("out0", &translated, expected.establishing(POOL));
+    let expected = sent("in1", HOST, Reply, &answer).by_table("one", to, "proxy");
+    lab.check("in0", &second(&lab, &answer), expected);
+    lab.check("in1", &of_host(&lab, &answer), sent("in0", CLIENT, Reply, &answer).by(to, "proxy"));
+}
+
+#[test]
+fn a_connection_through_a_proxy_is_not_half_open_and_ends_with_one_fin() {
+    let Some(mut lab) = proxied() else { return };
+    lab.prepare("in0", &tcp("10.0.1.2:4000", "203.0.113.10:443", SYN));
+    assert_eq!(lab.half_open(), 0);
+    assert_eq!(lab.sessions()[0].state, "established");
+    let fin = tcp("10.0.1.2:4000", "203.0.113.10:443", FIN | ACK);
+    lab.check("in0", &fin, sent("in1", HOST, Proxy, &fin).by(ALL, "proxy"));
+    assert_eq!(lab.sessions()[0].state, "closing");
+    let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN);
+    lab.check("in0", &syn, sent("in1", HOST, Proxy, &syn).by(ALL, "proxy"));
+    assert_eq!(lab.sessions()[0].state, "established");
+    let reset = tcp("10.0.1.2:4000", "203.0.113.10:443", RST);
+    lab.check("in0", &reset, sent("in1", HOST, Proxy, &reset).by(ALL, "proxy"));
+    assert_eq!(lab.sessions()[0].state, "closed");
+    assert_eq!(lab.half_open(), 0);
+}
+
+#[test]
+fn a_route_that_denies_cuts_a_flow_of_a_proxy() {
+    let Some(mut lab) = proxied() else { return };
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    lab.prepare("in0", &query);
+    lab.change(|policy| policy.routes("203.0.113.0/24 via blackhole"));
+    let denied = dropped(gateway_common::DropReason::Blackhole).by("203.0.113.0/24", "blackhole");
+    lab.check("in0", &query, denied);
+    lab.check("in0", &query, dropped(NoSession));
+    lab.sweep_until_cut_are_gone();
+    assert_eq!(lab.elements(), 0);
+    let denied = dropped(gateway_common::DropReason::Blackhole).by("203.0.113.0/24", "blackhole");
+    lab.check("in0", &query, denied);
+}
+
+#[test]
+fn a_flow_stays_on_its_host_when_the_route_moves_to_a_pool() {
+    let Some(mut lab) = proxied() else { return };
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    lab.prepare("in0", &query);
+    lab.change(|policy| policy.routes("203.0.113.0/24 via pool nat"));
+    lab.check("in0", &query, sent("in1", HOST, Proxy, &query).by("203.0.113.0/24", "pool"));
+    let other = udp("10.0.1.2:4001", "203.0.113.10:53");
+    let expected = sent("out0", ROUTER, Snat, &other.clone().from("198.51.100.10:4001"));
+    lab.check("in0", &other, expected.by("203.0.113.0/24", "pool").opening("udp", POOL));
+}
+
+#[test]
+fn a_flow_of_a_pool_stays_there_when_the_route_moves_to_a_proxy() {
+    let Some(mut lab) = standard(|policy| nat(policy).proxy("squid", HOST, "closed")) else { return };
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    lab.prepare("in0", &query);
+    lab.change(|policy| policy.routes("203.0.113.0/24 via proxy squid"));
+    let expected = sent("out0", ROUTER, Snat, &query.clone().from("198.51.100.10:4000"));
+    lab.check("in0", &query, expected.by("203.0.113.0/24", "proxy"));
+}
+
+#[test]
+fn a_full_session_table_refuses_flows_to_a_proxy() {
+    let Some(mut lab) = standard(|policy| through_proxy(policy).sessions(8)) else { return };
+    lab.occupy(16);
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    lab.check("in0", &query, dropped(SessionTableFull).by(ALL, "proxy"));
+    lab.vacate(16);
+    let opening = sent("in1", HOST, Proxy, &query).by(ALL, "proxy").counting("sessions udp created");
+    lab.check("in0", &query, opening);
+}
+
+#[test]
+fn fragments_follow_the_first_to_the_host_unchanged() {
+    let Some(mut lab) = proxied() else { return };
+    let first = udp("10.0.1.2:4000", "203.0.113.10:53").payload([1; 64]).fragment(0, true).identification(77);
+    let opening = sent("in1", HOST, Proxy, &first).by(ALL, "proxy").counting("sessions udp created");
+    lab.check("in0", &first, opening);
+    let later = bare(CLIENT, "203.0.113.10", 17).payload([2; 64]).fragment(9, false).identification(77);
+    lab.check("in0", &later, sent("in1", HOST, Proxy, &later).by(ALL, "proxy"));
+    let overlapping = bare(CLIENT, "203.0.113.10", 17).payload([2; 64]).fragment(1, false).identification(77);
+    lab.check("in0", &overlapping, dropped(Malformed));
+    // Answers too.
+    let first = udp("203.0.113.10:53", "10.0.1.2:4000").payload([1; 64]).fragment(0, true).identification(78);
+    lab.check("in1", &of_host(&lab, &first), sent("in0", CLIENT, Reply, &first).by(ALL, "proxy"));
+    let later = bare("203.0.113.10", CLIENT, 17).payload([2; 64]).fragment(9, false).identification(78);
+    lab.check("in1", &of_host(&lab, &later), sent("in0", CLIENT, Reply, &later).by(ALL, "proxy"));
+}
+
+#[test]
+fn the_senders_of_packets_that_cannot_go_to_the_host_are_told() {
+    let Some(mut lab) = proxied() else { return };
+    let last = udp("10.0.1.2:4000", "203.0.113.10:53").ttl(1);
+    lab.check("in0", &last, refused(TtlExceeded).by(ALL, "proxy"));
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    lab.prepare("in0", &query);
+    lab.check("in0", &last, refused(TtlExceeded).by(ALL, "proxy"));
+    let large = query.clone().payload([0; 1_480]);
+    lab.check("in0", &large, too_large(1_500).by(ALL, "proxy"));
+}
+
+#[test]
+fn an_error_of_the_host_about_a_packet_of_the_client_reaches_the_client() {
+    let Some(mut lab) = proxied() else { return };
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    lab.prepare("in0", &query);
+    let quoted = query.clone().ttl(63).frame()[14..14 + 28].to_vec();
+    let unreachable = Transport::Icmp { kind: 3, code: 3, rest: [0; 4] };
+    let error = Packet::new(ip("203.0.113.10"), ip(CLIENT), unreachable).payload(quoted);
+    lab.check("in1", &of_host(&lab, &error), sent("in0", CLIENT, Reply, &error).by(ALL, "proxy"));
+}
+
+#[test]
+fn an_error_of_the_client_about_an_answer_reaches_the_host() {
+    let Some(mut lab) = proxied() else { return };
+    lab.prepare("in0", &udp("10.0.1.2:4000", "203.0.113.10:53"));
+    let answer = udp("203.0.113.10:53", "10.0.1.2:4000");
+    lab.prepare("in1", &of_host(&lab, &answer));
+    let quoted = answer.ttl(62).frame()[14..14 + 28].to_vec();
+    let unreachable = Transport::Icmp { kind: 3, code: 3, rest: [0; 4] };
+    let error = Packet::new(ip(CLIENT), ip("203.0.113.10"), unreachable).payload(quoted);
+    lab.check("in0", &error, sent("in1", HOST, Proxy, &error).by(ALL, "proxy"));
+}
+
+#[test]
+fn an_error_from_outside_reaches_the_host_that_keeps_the_clients_address() {
+    let Some(mut lab) = proxied() else { return };
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    lab.prepare("in0", &query);
+    lab.prepare("in1", &of_host(&lab, &query));
+    let quoted = query.clone().from("198.51.100.10:4000").ttl(62);
+    let unreachable = Transport::Icmp { kind: 3, code: 3, rest: [0; 4] };
+    let error = Packet::new(ip("203.0.113.10"), ip(POOL), unreachable);
+    let came = error.clone().payload(quoted.frame()[14..14 + 28].to_vec());
+    let back = Packet::new(ip("203.0.113.10"), ip(CLIENT), unreachable);
+    let back = back.payload(query.clone().ttl(62).frame()[14..14 + 28].to_vec());
+    lab.check("out0", &came, sent("in1", HOST, Reply, &back).by_table("beyond", ALL, "pool"));
+}
+
+#[test]
+fn a_proxy_on_the_link_of_its_clients_works() {
+    let policy = |policy: Policy| {
+        policy
+            .pool("nat", POOL, "1024-65535")
+            .proxy("squid", "10.0.7.3", "closed")
+            .routes("0.0.0.0/0 via proxy squid")
+            .table("beyond", &["10.0.7.3/32"], "0.0.0.0/0 via pool nat")
+    };
+    let Some(mut lab) = lab(Network::one_armed(), policy) else { return };
+    let (host, router) = ("10.0.7.3", "10.0.7.254");
+    let syn = tcp("10.0.7.2:4000", "203.0.113.10:443", SYN);
+    let opening = sent("arm0", host, Proxy, &syn).by(ALL, "proxy").counting("sessions tcp created");
+    lab.check("arm0", &syn, opening);
+    let from_host = syn.clone().macs(mac(ip(host)), lab.network().find("arm0").mac());
+    let expected = sent("arm0", router, Snat, &syn.clone().from("198.51.100.10:4000"));
+    lab.check("arm0", &from_host, expected.by_table("beyond", ALL, "pool").opening("tcp", POOL));
+    let answer = tcp("203.0.113.10:443", "198.51.100.10:4000", SYN | ACK);
+    let answer = answer.macs(mac(ip(router)), lab.network().find("arm0").mac());
+    let expected = sent("arm0", host, Reply, &answer.clone().to("10.0.7.2:4000"));
+    lab.check("arm0", &answer, expected.by_table("beyond", ALL, "pool").establishing(POOL));
+    let to_client = tcp("203.0.113.10:443", "10.0.7.2:4000", SYN | ACK);
+    let from_host = to_client.clone().macs(mac(ip(host)), lab.network().find("arm0").mac());
+    lab.check("arm0", &from_host, sent("arm0", "10.0.7.2", Reply, &to_client).by(ALL, "proxy"));
+    let _ = (Direct, reset);
+}
