@@ -124,9 +124,11 @@ pub struct Config {
     /// What becomes of clients' TCP segments that belong to no session: [`NO_SESSION_RESET`] or
     /// [`NO_SESSION_DROP`].
     pub no_session: u32,
+    /// Which half of `EIPS` is in force, 0 or 1.
+    pub eips: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 72);
+const _: () = assert!(size_of::<Config>() == 76);
 
 pod!(Config);
 

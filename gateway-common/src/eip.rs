@@ -8,7 +8,8 @@ use crate::{
 
 /// EIPs there can be.
 pub const MAX_EIPS: u32 = 4_096;
-/// Elements of `EIPS`: two for each EIP, and room for those that take their place.
+/// Elements of `EIPS`: two for each EIP, in two halves. One of them is in force ([`crate::config::Config::eips`]); the
+/// other one is written for the next change, so that all EIPs change with one word.
 pub const MAX_EIP_ELEMENTS: u32 = 4 * MAX_EIPS;
 
 /// Key of map `EIPS`. Its value is the address of the other side, see [`MappedAddress`].
@@ -18,20 +19,22 @@ pub struct EipKey {
     /// See [`EipKey::side`].
     pub address: MappedAddress,
     /// [`SIDE_INSIDE`]: `address` is the host's, and the value is its EIP. [`SIDE_OUTSIDE`]: the other way round.
-    pub side: u32,
+    pub side: u16,
+    /// Which half the element belongs to, 0 or 1.
+    pub half: u16,
 }
 
 impl EipKey {
     /// The key of an inside host: whose EIP has it?
     #[inline(always)]
-    pub const fn of_host(address: MappedAddress) -> Self {
-        Self { address, side: SIDE_INSIDE as u32 }
+    pub const fn of_host(address: MappedAddress, half: u16) -> Self {
+        Self { address, side: SIDE_INSIDE as u16, half }
     }
 
     /// The key of an EIP: whose is it?
     #[inline(always)]
-    pub const fn of_eip(address: MappedAddress) -> Self {
-        Self { address, side: SIDE_OUTSIDE as u32 }
+    pub const fn of_eip(address: MappedAddress, half: u16) -> Self {
+        Self { address, side: SIDE_OUTSIDE as u16, half }
     }
 }
 

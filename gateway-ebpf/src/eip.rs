@@ -39,19 +39,19 @@ const HEADER_CHECKSUM: usize = 10;
 
 /// The EIP of an inside host.
 #[inline(always)]
-fn of_host<F: Datapath>(host: &F::Address) -> Option<F::Address> {
-    find::<F>(&EipKey::of_host(F::mapped(host)))
+fn of_host<F: Datapath>(host: &F::Address, half: u32) -> Option<F::Address> {
+    find::<F>(&EipKey::of_host(F::mapped(host), half as u16))
 }
 
 /// The inside host that has an EIP.
 #[inline(always)]
-fn host_of<F: Datapath>(eip: &F::Address) -> Option<F::Address> {
-    find::<F>(&EipKey::of_eip(F::mapped(eip)))
+fn host_of<F: Datapath>(eip: &F::Address, half: u32) -> Option<F::Address> {
+    find::<F>(&EipKey::of_eip(F::mapped(eip), half as u16))
 }
 
 #[inline(always)]
 fn find<F: Datapath>(key: &EipKey) -> Option<F::Address> {
-    // SAFETY: the value is copied at once; a concurrent change may give the old or the new address.
+    // SAFETY: the value is copied at once, and elements of the half in force do not change.
     unsafe { EIPS.get(key) }.map(|address| F::unmapped(address))
 }
 
@@ -62,10 +62,13 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
     let subject = F::subject().ok_or(DropReason::Internal)?;
     // SAFETY: the element is this CPU's own and programs do not preempt each other.
     let subject = unsafe { &mut *subject };
+    // Read once: all lookups of the packet are in one half.
+    // SAFETY: the reference is valid; user space may write the field at any time.
+    let half = unsafe { (&raw const context.config.eips).read_volatile() };
     may_pass(&subject.packet)?;
     if related::is_error(&subject.packet) {
         if subject.tuple.side == SIDE_INSIDE {
-            let code = take_error(context, subject);
+            let code = take_error(context, subject, half);
             if code.is_open() {
                 // As any other packet from inside; but no EIP is the right one for it.
                 let code = path::from_inside(context, subject);
@@ -84,9 +87,9 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
     find_side(context, subject).result()?;
     let mut new = Addresses { source: subject.packet.source, destination: subject.packet.destination };
     if subject.tuple.side == SIDE_INSIDE {
-        leave(context, subject, &mut new).result()?;
+        leave(context, subject, half, &mut new).result()?;
     } else {
-        arrive(context, subject, &mut new).result()?;
+        arrive(context, subject, half, &mut new).result()?;
     }
     let next_hop = subject.forth;
     subject.mtu = next_hop.mtu;
@@ -140,8 +143,8 @@ fn read_quote<F: Datapath>(frame: &Frame<'_>, subject: &mut Subject<F>) -> Code 
 /// Whether an error from inside is about a packet that came to a host by its EIP. The host's table decides, by what the
 /// host would have answered: whoever complains may be a router that has no route and no EIP. [`Code::OPEN`]: it is not.
 #[inline(never)]
-fn take_error<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
-    match try_take_error(context, subject) {
+fn take_error<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, half: u32) -> Code {
+    match try_take_error(context, subject, half) {
         Ok(true) => Code::OK,
         Ok(false) => Code::OPEN,
         Err(reason) => Code::drop(reason),
@@ -149,11 +152,15 @@ fn take_error<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> C
 }
 
 #[inline(always)]
-fn try_take_error<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Result<bool, DropReason> {
+fn try_take_error<F: Datapath>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+    half: u32,
+) -> Result<bool, DropReason> {
     let found = address::find(&F::mapped(&subject.packet.destination));
     if found.is_some_and(|found| found.flags & EIP == 0 || found.flags & (LOCAL | BROADCAST) != 0)
         || read_quote(context.frame, subject).is_open()
-        || of_host::<F>(&subject.quote.destination).is_none()
+        || of_host::<F>(&subject.quote.destination, half).is_none()
     {
         return Ok(false);
     }
@@ -214,8 +221,13 @@ fn find_side<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Co
 /// A packet from inside: its source becomes the EIP. One for another EIP goes to that inside host, as if it had come
 /// from outside.
 #[inline(never)]
-fn leave<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, new: &mut Addresses<F>) -> Code {
-    match try_leave(context, subject, new) {
+fn leave<F: Datapath>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+    half: u32,
+    new: &mut Addresses<F>,
+) -> Code {
+    match try_leave(context, subject, half, new) {
         Ok(next_hop) => {
             subject.forth = next_hop;
             Code::OK
@@ -228,17 +240,18 @@ fn leave<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, new: &mut
 fn try_leave<F: Datapath>(
     context: &Context<'_>,
     subject: &Subject<F>,
+    half: u32,
     new: &mut Addresses<F>,
 ) -> Result<NextHop, DropReason> {
     let packet = &subject.packet;
     // An error is about a packet to the EIP's host, whichever router on the way complains.
     let host = if related::is_error(packet) { subject.quote.destination } else { packet.source };
-    new.source = of_host::<F>(&host).ok_or(DropReason::NoEip)?;
+    new.source = of_host::<F>(&host, half).ok_or(DropReason::NoEip)?;
     if subject.hairpin == 0 {
         let Found { next_hop, .. } = neighbor::towards::<F>(context, packet.source, packet.destination)?;
         return Ok(next_hop);
     }
-    new.destination = host_of::<F>(&packet.destination).ok_or(DropReason::NoEip)?;
+    new.destination = host_of::<F>(&packet.destination, half).ok_or(DropReason::NoEip)?;
     let Found { next_hop, .. } = neighbor::towards_inside::<F>(context, packet.source, new.destination)?;
     admit(context, subject, &next_hop, new.source, new.destination)?;
     Ok(next_hop)
@@ -246,8 +259,13 @@ fn try_leave<F: Datapath>(
 
 /// A packet from outside: its destination becomes the inside host.
 #[inline(never)]
-fn arrive<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, new: &mut Addresses<F>) -> Code {
-    match try_arrive(context, subject, new) {
+fn arrive<F: Datapath>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+    half: u32,
+    new: &mut Addresses<F>,
+) -> Code {
+    match try_arrive(context, subject, half, new) {
         Ok(next_hop) => {
             subject.forth = next_hop;
             Code::OK
@@ -260,10 +278,11 @@ fn arrive<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, new: &mu
 fn try_arrive<F: Datapath>(
     context: &Context<'_>,
     subject: &Subject<F>,
+    half: u32,
     new: &mut Addresses<F>,
 ) -> Result<NextHop, DropReason> {
     let packet = &subject.packet;
-    new.destination = host_of::<F>(&packet.destination).ok_or(DropReason::NoEip)?;
+    new.destination = host_of::<F>(&packet.destination, half).ok_or(DropReason::NoEip)?;
     // The gateway's own addresses do not come from outside.
     if address::find(&F::mapped(&packet.source)).is_some() {
         return Err(DropReason::SpoofedSource);

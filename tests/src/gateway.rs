@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Barrier, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
 };
@@ -239,6 +239,48 @@ impl Gateway {
                 work(&run)
             };
             sweeper.join().expect("the thread that sweeps");
+            result
+        })
+    }
+
+    /// Does `work`, which lets frames arrive, while another CPU puts two policies in force by turns. `work` also gets
+    /// the number of changes that have begun.
+    ///
+    /// # Panics
+    /// If the data plane refuses a policy.
+    pub fn while_changing<T>(
+        &mut self,
+        policies: [&Policy; 2],
+        work: impl FnOnce(&dyn Fn(&str, &[u8]) -> Outcome, &AtomicU64) -> T,
+    ) -> T {
+        let entry = self.dataplane_mut().entry_again();
+        let entry = entry.unwrap_or_else(|error| panic!("the program: {error:#}"));
+        let namespace = Namespace::current().expect("the network namespace of the test");
+        let (done, begun) = (AtomicBool::new(false), AtomicU64::new(0));
+        let Self { network, engine, applied, .. } = self;
+        let dataplane = &mut engine.as_mut().expect("a gateway that is not dropped").dataplane;
+        let run = |device: &str, frame: &[u8]| {
+            outcome(BpfDataplane::run_packet_on(&entry, network.find(device).index, frame))
+        };
+        thread::scope(|scope| {
+            let changer = scope.spawn(|| {
+                setns(&namespace, CloneFlags::CLONE_NEWNET).expect("the network namespace");
+                for state in policies.map(Policy::snapshot).iter().cycle() {
+                    if done.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    let changed = dataplane.apply(applied.as_ref(), state);
+                    changed.unwrap_or_else(|error| panic!("the policy is refused: {error:#}"));
+                    *applied = Some(state.clone());
+                }
+            });
+            let result = {
+                // Also where the work panics: the scope waits for the thread.
+                let _done = AtEnd(&done);
+                work(&run, &begun)
+            };
+            changer.join().expect("the thread that changes the policy");
             result
         })
     }

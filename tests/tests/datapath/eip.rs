@@ -1,6 +1,6 @@
 //! EIPs: outside addresses that are mapped 1:1 to inside hosts.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr, sync::atomic::Ordering::SeqCst};
 
 use gateway_common::{
     DropReason::{
@@ -10,6 +10,7 @@ use gateway_common::{
     Verdict::{Direct, Eip, Reply, Snat},
 };
 use gateway_tests::{
+    gateway::Action,
     network::{Network, mac},
     packet::{
         ACK, Arp, Packet, SYN, Transport, advertisement, bare, echo_reply, echo_request, ip, patch,
@@ -20,6 +21,7 @@ use gateway_tests::{
 
 use crate::support::{
     Lab, POOL, ROUTER, ROUTER6, answered, dropped, lab, nat, passed, refused, sent, standard, too_large,
+    translated,
 };
 
 const ALL: &str = "0.0.0.0/0";
@@ -527,6 +529,42 @@ fn a_change_of_eips_is_in_force_for_the_next_packet() {
     lab.change(|policy| policy.eip(ONE, "10.0.1.2").routes("203.0.113.10/32 via blackhole"));
     lab.check("in0", &out, dropped(Blackhole).by("203.0.113.10/32", "blackhole"));
     lab.check("out0", &to(ONE), dropped(NoRoute));
+}
+
+#[test]
+fn eips_that_change_hosts_are_never_at_two_hosts_nor_at_none() {
+    let Some(mut lab) = by_eip() else { return };
+    let policy = |lab: &Lab, [one, two]: [&str; 2]| lab.policy().eip(ONE, one).eip(TWO, two);
+    let policies = [policy(&lab, ["10.0.1.3", "10.0.1.2"]), policy(&lab, ["10.0.1.2", "10.0.1.3"])];
+    lab.change(|policy| policy.eip(ONE, "10.0.1.2").eip(TWO, "10.0.1.3"));
+    let out = ["10.0.1.2:4000", "10.0.1.3:4000"]
+        .map(|from| lab.arriving("in0", &udp(from, "203.0.113.10:53")).frame());
+    let back = lab.arriving("out0", &udp("203.0.113.10:53", &format!("{ONE}:4000"))).frame();
+    let mut seen = BTreeSet::new();
+    lab.while_changing([&policies[0], &policies[1]], |run, begun| {
+        while begun.load(SeqCst) < 400 {
+            let before = begun.load(SeqCst);
+            let leaves = |host: usize| {
+                let outcome = run("in0", &out[host]);
+                assert_eq!(outcome.action, Action::Redirect, "a host has no EIP");
+                translated(&outcome.frame).0
+            };
+            let first = leaves(0);
+            let second = leaves(1);
+            let outcome = run("out0", &back);
+            assert_eq!(outcome.action, Action::Redirect, "an EIP has no host");
+            let behind: [u8; 4] = outcome.frame[30..34].try_into().expect("an address");
+            let again = leaves(0);
+            // In between, one change came into force at most: what is as it was has been all the while.
+            if begun.load(SeqCst) == before && first == again {
+                assert_ne!(first, second, "two hosts have one EIP");
+                let host = if first == ip(ONE) { [10, 0, 1, 2] } else { [10, 0, 1, 3] };
+                assert_eq!(behind, host, "host and EIP do not agree");
+                seen.insert(first);
+            }
+        }
+    });
+    assert_eq!(seen.len(), 2, "the packets met one of the policies only");
 }
 
 #[test]

@@ -159,6 +159,11 @@ impl Lab {
         self.gateway.apply(&self.policy);
     }
 
+    /// The policy in force.
+    pub(crate) fn policy(&self) -> Policy {
+        self.policy.clone()
+    }
+
     /// See [`Gateway::end`].
     pub(crate) fn end(self) -> [Vec<String>; 2] {
         self.gateway.end()

@@ -40,7 +40,7 @@ use aya::{
     maps::{Array, MapData, ProgramArray, RingBuf},
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
-use aya_obj::Object;
+use aya_obj::{Object, programs::XdpAttachType};
 use gateway_common::{
     ABI_VERSION,
     config::{
@@ -228,7 +228,7 @@ impl BpfDataplane {
             capacity,
             interfaces: None,
             addresses: Addresses::new(pins.open("ADDRESSES")?)?,
-            eips: Eips::new(pins.open("EIPS")?)?,
+            eips: Eips::new(pins.open("EIPS")?, config.eips)?,
             pools,
             proxies,
             tables,
@@ -260,6 +260,13 @@ impl BpfDataplane {
     /// Runs the program on one frame as if it had arrived on `ingress_ifindex`; counters and sessions move as
     /// for any packet, but nothing is sent. Returns the XDP action and the frame as the program left it.
     pub fn run_packet(&self, ingress_ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+        let program: &Xdp = self.ebpf.program(ENTRY).context("the program is missing")?.try_into()?;
+        Self::run_packet_on(program, ingress_ifindex, frame)
+    }
+
+    /// As [`BpfDataplane::run_packet`], on what [`BpfDataplane::entry_again`] returns, for packets that come while
+    /// the policy changes.
+    pub fn run_packet_on(program: &Xdp, ingress_ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
         /// `struct xdp_md`.
         #[repr(C)]
         struct Context([u32; 6]);
@@ -268,7 +275,6 @@ impl BpfDataplane {
         let context =
             unsafe { std::slice::from_raw_parts((&raw const context).cast::<u8>(), size_of::<Context>()) };
         let mut out = vec![0; frame.len() + 256];
-        let program: &Xdp = self.ebpf.program(ENTRY).context("the program is missing")?.try_into()?;
         let result = program
             .test_run(TestRunOptions {
                 data_in: Some(frame),
@@ -284,6 +290,15 @@ impl BpfDataplane {
     /// The program on every interface, for benchmarks.
     pub fn entry_program(&mut self) -> Result<&mut Xdp> {
         program(&mut self.ebpf, ENTRY)
+    }
+
+    /// Another handle of the program on every interface.
+    pub fn entry_again(&mut self) -> Result<Xdp> {
+        let pin = self.pins.map("entry");
+        program(&mut self.ebpf, ENTRY)?.pin(&pin).context("cannot pin the program")?;
+        let again = Xdp::from_pin(&pin, XdpAttachType::Interface).context("cannot open the program");
+        std::fs::remove_file(&pin).context("cannot remove the pin of the program")?;
+        again
     }
 
     /// What the verifier counted for each program.
@@ -312,7 +327,7 @@ impl BpfDataplane {
         };
         interfaces.attach(&mut context, before, &to.interfaces)?;
         self.pools.write(&to.pools, &self.host)?;
-        self.eips.write(&to.eips)?;
+        let eips = self.eips.write(&to.eips)?;
         self.addresses.add(&self.host, self.pools.meanings(), to.eips.keys())?;
         let devices: BTreeMap<String, u32> =
             self.host.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
@@ -345,7 +360,9 @@ impl BpfDataplane {
         if let Some(pending) = &pending {
             self.config.bindings = pending.bindings;
         }
+        self.config.eips = eips;
         self.write_config()?;
+        self.eips.commit(eips);
         let interfaces = interfaces_of(&mut self.interfaces)?;
         interfaces.detach_unwanted(&self.pins, &to.interfaces, &self.host)?;
         if !to.active {
@@ -353,7 +370,6 @@ impl BpfDataplane {
         }
         self.proxies.remove_unused(&to.proxies)?;
         self.pools.remove_unused(&to.pools)?;
-        self.eips.remove_unused(&to.eips)?;
         self.addresses.remove_unused(&self.host, self.pools.meanings(), to.eips.keys())?;
         // The generation moves last: what is decided under it has seen all of the change.
         self.move_generation()?;
