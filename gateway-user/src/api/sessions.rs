@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::{
     ApiError,
     request::about,
-    types::{Endpoint, SessionCount, SessionQuery, SessionRow},
+    types::{Endpoint, SessionCount, SessionProxy, SessionQuery, SessionRow},
 };
 use crate::{
     dataplane::{self, Observe},
@@ -266,6 +266,7 @@ fn row(row: dataplane::SessionRow) -> SessionRow {
         translated: Endpoint { address: row.translated, port: row.translated_port },
         destination: Endpoint { address: row.destination, port: row.destination_port },
         pool: row.pool,
+        proxy: row.proxy.map(|(name, host)| SessionProxy { name, host }),
         table,
         route: key.map(|key| key.prefix),
         state: row.state.to_owned(),

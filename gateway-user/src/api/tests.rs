@@ -384,6 +384,7 @@ async fn sessions_are_filtered_sorted_counted_and_cut() {
         destination: [203, 0, 113, 1].into(),
         destination_port: if proto == 1 { 0 } else { 443 },
         pool: Some("nat".to_owned()),
+        proxy: (number == 5).then(|| ("squid".to_owned(), [10, 0, 3, 2].into())),
         route: parse_route_line("203.0.113.0/24 via direct")
             .expect("a route")
             .map(|(key, _)| ("main".to_owned(), key)),

@@ -228,6 +228,8 @@ pub struct SessionRow {
     pub destination_port: u16,
     /// Pool.
     pub pool: Option<String>,
+    /// Proxy, and its host that the packets from inside go to.
+    pub proxy: Option<(String, IpAddr)>,
     /// Table and route that allowed it, if the route still exists.
     pub route: Option<(String, RouteKey)>,
     /// `opening`, `established`, `closing`, `closed` for TCP; `active` or `replied` otherwise.

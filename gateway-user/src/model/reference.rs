@@ -8,6 +8,7 @@ use gateway_common::{
     interface::{MAX_IFINDEX, MAX_INTERFACES},
     pool::{FIRST_PORT, LAST_PORT, MAX_ADDRESSES_PER_POOL, MAX_POOL_ADDRESSES, MAX_POOLS},
     ports::{self, Destination, Ports},
+    proxy::{MAX_HOSTS_PER_PROXY, MAX_PROXIES, MAX_PROXY_HOSTS},
     route::{MAX_ROUTE_COUNTERS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX, Route},
     session::{Session, Tuple},
 };
@@ -15,7 +16,7 @@ use gateway_common::{
 use super::{
     Snapshot,
     interface::MAX_NAME as MAX_DEVICE_NAME,
-    validate::{MAX_CAPACITY, MAX_NAME, MAX_SOURCES, MAX_TABLES, MAX_TIMEOUT},
+    validate::{MAX_CAPACITY, MAX_NAME, MAX_SOURCES, MAX_TABLES, MAX_TIMEOUT, MAX_WEIGHT},
 };
 
 const HEAD: &str = "\
@@ -65,9 +66,13 @@ fn reference() -> String {
         ("addresses of one pool", MAX_ADDRESSES_PER_POOL.to_string()),
         ("addresses of all pools", MAX_POOL_ADDRESSES.to_string()),
         ("ports of a pool address, for each destination and protocol", port_count.to_string()),
+        ("proxies", MAX_PROXIES.to_string()),
+        ("hosts of one proxy", MAX_HOSTS_PER_PROXY.to_string()),
+        ("hosts of all proxies", MAX_PROXY_HOSTS.to_string()),
+        ("weight of a host of a proxy", MAX_WEIGHT.to_string()),
         ("EIPs", MAX_EIPS.to_string()),
         ("idle time", format!("{} days", MAX_TIMEOUT.as_secs() / 86_400)),
-        ("bytes in the name of a gateway, pool or table", MAX_NAME.to_string()),
+        ("bytes in the name of a gateway, pool, proxy or table", MAX_NAME.to_string()),
         ("bytes in the name of a device", MAX_DEVICE_NAME.to_string()),
     ] {
         let _ = writeln!(page, "| {what} | {limit} |");

@@ -136,7 +136,8 @@ fn sessions() {
           "sent": count(10, 1400), "received": count(2000, 3_000_000) },
         { "proto": "icmp", "source": { "address": "2001:db8::2", "port": 7 },
           "translated": { "address": "2001:db8:1::1", "port": 7 },
-          "destination": { "address": "2001:db8:2::3", "port": 0 }, "state": "active", "age": 3.0, "idle": 3.0,
+          "destination": { "address": "2001:db8:2::3", "port": 0 }, "state": "active",
+          "proxy": { "name": "squid", "host": "10.0.3.2" }, "age": 3.0, "idle": 3.0,
           "sent": count(1, 98), "received": count(0, 0) },
     ])));
 }

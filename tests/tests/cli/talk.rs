@@ -88,6 +88,7 @@ fn let_packets_pass(daemon: &Daemon) -> Result<()> {
             destination: "203.0.113.7".parse()?,
             destination_port: 443,
             pool: Some("nat".to_owned()),
+            proxy: None,
             route: Some(("main".to_owned(), key)),
             state: "established",
             age: Duration::from_secs(7441),

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::model::{AttachMode, Mapping, PortRange, Proto, Role, TableKind};
 
 pub use observed::{
-    ConfigStatus, DropRow, Endpoint, Export, MapRow, Notice, SessionCount, SessionQuery, SessionRow,
-    SessionUse, Status, Version,
+    ConfigStatus, DropRow, Endpoint, Export, MapRow, Notice, SessionCount, SessionProxy, SessionQuery,
+    SessionRow, SessionUse, Status, Version,
 };
 
 pub use proxy::{ProxyDrainRequest, ProxyHostRow, ProxyRequest, ProxyRow};

@@ -58,6 +58,15 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// What a session goes through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionProxy {
+    /// Proxy.
+    pub name: String,
+    /// The host of it.
+    pub host: IpAddr,
+}
+
 /// A session.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionRow {
@@ -72,6 +81,9 @@ pub struct SessionRow {
     /// Pool of the translated address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// The proxy that it goes through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<SessionProxy>,
     /// Table of the route that allowed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<String>,

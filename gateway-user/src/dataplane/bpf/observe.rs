@@ -21,7 +21,7 @@ use gateway_common::{
     mapping,
     parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP},
     pool::PoolCounters,
-    proxy::{ProxyHost, UP},
+    proxy::{PROXIED, ProxyHost, UP},
     session::{DEAD, SIDE_INSIDE, Session, Tuple},
     tcp::State,
 };
@@ -390,6 +390,9 @@ impl BpfObserve {
                 .pool_addresses
                 .get(&u32::from(session.pool_address))
                 .map(|counted| counted.pool.clone()),
+            proxy: (session.pool_address & PROXIED != 0)
+                .then(|| numbers.proxy_hosts.get(&u32::from(session.pool_address & !PROXIED)).cloned())
+                .flatten(),
             route: numbers.routes.get(&session.counter).map(|route| (route.table.to_string(), route.key)),
             state: state(tuple.proto, session, answer),
             // Without its other half, a session is being removed.
