@@ -28,12 +28,14 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("conntrack", "conntrack"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
+    ("haproxy", "haproxy"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
     ("ps", "procps"),
     ("python3", "python3"),
+    ("squid", "squid"),
     ("tcpdump", "tcpdump"),
 ];
 

@@ -10,6 +10,7 @@ mod inactive;
 mod mapping;
 mod mode;
 mod outside;
+mod proxy;
 mod snat;
 mod targets;
 
