@@ -197,7 +197,10 @@ fn what_is_wrong_with_a_proxy_is_said_with_its_place_and_a_remedy() {
         added(&format!("{others}[[proxy]]\nname = \"squid\"\n{text}\n"))
     };
     let six = |to: &str, fail: &str| {
-        let proxy = format!("[[proxy]]\nname = \"squid\"\nhosts = [\"10.0.1.2\"]\nfail = \"{fail}\"\n");
+        let proxy = format!(
+            "[[proxy]]\nname = \"squid\"\nhosts = [\"10.0.1.2\"]\nfail = \"{fail}\"\n\
+             [[proxy]]\nname = \"four\"\nhosts = [\"10.0.1.9\"]\nfail = \"pool nat\"\n"
+        );
         let table =
             format!("[[table]]\nname = \"six\"\nroutes = [{{ to = \"{to}\", via = \"proxy squid\" }}]\n");
         added(&(proxy + &table))
@@ -231,6 +234,7 @@ fn what_is_wrong_with_a_proxy_is_said_with_its_place_and_a_remedy() {
         added("[[proxy]]\nname = \"my squid\"\nhosts = [\"10.0.1.2\"]\n"),
         (SAMPLE.replacen("via = \"direct\"", "via = \"proxy squid\"", 1), ROUTES.to_owned()),
         six("2001:db8::/32", "pool nat"),
+        six("2001:db8::/32", "proxy four"),
     ];
     insta::assert_snapshot!("proxy_errors", complaints(cases));
 }

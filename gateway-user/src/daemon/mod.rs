@@ -10,7 +10,7 @@ mod tests;
 use std::{
     fs,
     io::IsTerminal as _,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf, absolute},
     process::ExitCode,
     sync::Arc,
@@ -39,7 +39,7 @@ use crate::{
     dataplane::{Dataplane, Host},
     events, health,
     metrics::{self, Metrics},
-    model::{Capacity, Proxy, Snapshot},
+    model::{Capacity, Role, Snapshot},
     netlink::{Neighbor, Netlink, Sysctls},
     refused::Refused,
 };
@@ -262,7 +262,7 @@ fn inspector(handle: &Handle) -> api::Inspect {
         let links = state.interfaces.keys().filter_map(|name| host.links.get_key_value(name));
         let mut found = Sysctls::read(links.map(|(name, link)| (name.as_str(), link)));
         found.warnings.extend(own_eips(state, &host));
-        found.problems.extend(own_proxies(state, &host));
+        found.problems.extend(misplaced(state, &host));
         found
     })
 }
@@ -282,17 +282,29 @@ fn own_eips(state: &Snapshot, host: &Host) -> Vec<Notice> {
     .collect()
 }
 
-/// Hosts of proxies that are the gateway itself: their packets would go round in a circle.
-fn own_proxies(state: &Snapshot, host: &Host) -> Vec<Notice> {
+/// Hosts of proxies that no packet can be sent to: those that are the gateway itself, and those that are not on a link
+/// of an inside interface.
+fn misplaced(state: &Snapshot, host: &Host) -> Vec<Notice> {
     let is_own = |address| host.addresses().any(|net| net.addr() == address);
-    let hosts = state.proxies.values().flat_map(|proxy| proxy.hosts.iter().map(move |host| (proxy, host)));
-    hosts
-        .filter(|(_, host)| is_own(host.address))
-        .map(|(Proxy { name, .. }, host)| Notice {
-            message: format!("host {} of proxy `{name}` is the gateway itself", host.address),
-            hint: Some(format!("a proxy runs on another host: gwctl proxy set {name} host ADDR[,ADDR...]")),
+    let is_inside = |address| {
+        let interface = host.link_of(address).and_then(|(name, _)| state.interfaces.get(name));
+        interface.is_some_and(|interface| interface.role != Role::Outside)
+    };
+    let notice = |name: &str, address: IpAddr| {
+        let (what, hint) = if is_own(address) {
+            ("is the gateway itself", "a proxy runs on another host")
+        } else if is_inside(address) {
+            return None;
+        } else {
+            ("is on no link of an inside interface: packets cannot be sent to it", "see `ip address`")
+        };
+        Some(Notice {
+            message: format!("host {address} of proxy `{name}` {what}"),
+            hint: Some(format!("{hint}; to change it: gwctl proxy set {name} host ADDR[,ADDR...]")),
         })
-        .collect()
+    };
+    let hosts = state.proxies.values().flat_map(|proxy| proxy.hosts.iter().map(move |host| (proxy, host)));
+    hosts.filter_map(|(proxy, host)| notice(&proxy.name, host.address)).collect()
 }
 
 async fn pass_on(ring: Option<RingBuf<MapData>>, unresolved: mpsc::Sender<Neighbor>) -> anyhow::Result<()> {

@@ -3,7 +3,10 @@
 use std::os::unix::net::UnixStream;
 
 use super::*;
-use crate::dataplane::memory::Memory;
+use crate::{
+    dataplane::{Link, memory::Memory},
+    model::{AttachMode, Interface, Proxy, ProxyHost},
+};
 
 const CONFIG: &str = "
 [gateway]
@@ -178,4 +181,35 @@ fn the_shipped_sample_is_a_good_configuration() {
     assert!(config.warnings.is_empty(), "{:?}", config.warnings);
     assert_eq!(config.snapshot.timeouts, crate::model::Timeouts::default());
     assert_eq!(config.snapshot.capacity, Capacity::default());
+}
+
+#[test]
+fn hosts_of_proxies_that_cannot_be_reached_are_named() {
+    let link = |index, address: &str| Link {
+        index,
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        up: true,
+        veth: false,
+        addresses: vec![address.parse().expect("a subnet")],
+    };
+    let links = [("eth0", link(2, "198.51.100.2/24")), ("eth1", link(3, "10.0.3.1/24"))];
+    let host = Host { links: links.map(|(name, link)| (name.to_owned(), link)).into() };
+    let mut state = Snapshot::default();
+    for (name, role) in [("eth0", Role::Outside), ("eth1", Role::Inside)] {
+        let interface = Interface { name: name.to_owned(), role, mode: AttachMode::Auto };
+        state.interfaces.insert(name.to_owned(), interface);
+    }
+    let hosts = [[10, 0, 3, 2], [10, 0, 3, 1], [10, 0, 4, 2], [198, 51, 100, 7]];
+    let squid = Proxy::new("squid", hosts.map(|address| ProxyHost::new(address.into())).into());
+    state.proxies.insert("squid".to_owned(), squid);
+    let said: Vec<_> = misplaced(&state, &host).into_iter().map(|notice| notice.message).collect();
+    assert_eq!(
+        said,
+        [
+            "host 10.0.3.1 of proxy `squid` is the gateway itself",
+            "host 10.0.4.2 of proxy `squid` is on no link of an inside interface: packets cannot be sent to it",
+            "host 198.51.100.7 of proxy `squid` is on no link of an inside interface: packets cannot be sent to it",
+        ]
+    );
 }

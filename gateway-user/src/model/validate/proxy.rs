@@ -48,11 +48,18 @@ pub(super) fn route(state: &Snapshot, key: &RouteKey, name: &str) -> Result<(), 
     let Some(proxy) = state.proxies.get(name) else {
         return Err(unknown("via", "proxy", name, "host", state.proxies.keys()));
     };
-    // Where the last host of it dies, the packets of the route take that way.
-    match &proxy.fail {
-        Fail::Pool(pool) => pool_for(state, key, pool),
-        Fail::Closed | Fail::Direct | Fail::Proxy(_) => Ok(()),
+    // Where the last host of it dies, the packets of the route take that way; where that is another proxy, and its last
+    // host dies, they take that one's.
+    let other = match &proxy.fail {
+        Fail::Proxy(other) => state.proxies.get(other),
+        Fail::Closed | Fail::Direct | Fail::Pool(_) => None,
+    };
+    for fail in [Some(&proxy.fail), other.map(|other| &other.fail)].into_iter().flatten() {
+        if let Fail::Pool(pool) = fail {
+            pool_for(state, key, pool)?;
+        }
     }
+    Ok(())
 }
 
 fn one_proxy(proxy: &Proxy) -> Result<(), ValueError> {
