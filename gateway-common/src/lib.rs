@@ -17,6 +17,7 @@ pub mod event;
 pub mod family;
 pub mod fragment;
 pub mod interface;
+pub mod limit;
 pub mod mapping;
 pub mod parse;
 pub mod pool;

@@ -1,6 +1,6 @@
 //! Pools of outside addresses.
 
-use crate::{family::MappedAddress, pod};
+use crate::{family::MappedAddress, limit::Limit, pod};
 
 /// Elements of `POOLS`.
 pub const MAX_POOLS: u32 = 256;
@@ -40,6 +40,8 @@ pub struct Pool {
     pub port_high: u16,
     /// 0 or [`ENDPOINT_INDEPENDENT`].
     pub flags: u32,
+    /// What each address may open towards each destination.
+    pub limit: Limit,
 }
 
 /// [`Pool::flags`] and [`PoolAddress::flags`]: new flows of an inside host's address and port share a
@@ -100,8 +102,12 @@ pub struct PoolCounters {
     pub attempts: u64,
     /// New flows that were answered by the destination.
     pub established: u64,
-    /// New flows for which no port was free.
+    /// New flows for which no port was free on any address.
     pub allocation_errors: u64,
+    /// New flows for which every address of the pool had opened too many too fast; counted at the client's own.
+    pub over_rate: u64,
+    /// New flows for which every address of the pool had too many at a time; counted at the client's own.
+    pub over_concurrent: u64,
     /// Sessions removed because they were idle.
     pub idle_timeouts: u64,
     /// Sessions opened.
@@ -110,9 +116,9 @@ pub struct PoolCounters {
     pub closed: u64,
 }
 
-const _: () = assert!(size_of::<Pool>() == 16);
+const _: () = assert!(size_of::<Pool>() == 32);
 const _: () = assert!(size_of::<PoolAddress>() == 28);
-const _: () = assert!(size_of::<PoolCounters>() == 48);
+const _: () = assert!(size_of::<PoolCounters>() == 64);
 
 pod!(Pool, PoolAddress, PoolCounters);
 

@@ -5,17 +5,12 @@
 //! has many of an address's ports gets a [`Ports`], so that the search does not ask the table again for what
 //! it has said before.
 
-use crate::{family::MappedAddress, pod};
+use crate::{family::MappedAddress, parse::Wire, pod};
 
 /// Words of [`Ports::used`].
 pub const WORDS: usize = 1_024;
 /// Words of [`Ports::full`].
 pub const GROUPS: usize = 16;
-
-/// Counters in one row of `CROWDS`.
-pub const CROWD_ROW: u32 = 65_536;
-/// Elements of `CROWDS`: two rows.
-pub const CROWDS_LEN: u32 = 2 * CROWD_ROW;
 
 /// Share of a pool's ports that makes a destination crowded: one in so many.
 pub const CROWDED: u32 = 16;
@@ -27,7 +22,7 @@ pub const LIVE: u32 = 0;
 /// [`Ports::state`] of ports that are given to another destination at the next visit of the sweep.
 pub const GONE: u32 = 1;
 
-/// A pool's address towards one destination. Key of `PORTS`.
+/// A pool's address towards one destination. Key of `PORTS` and `DESTINATIONS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
@@ -42,6 +37,9 @@ pub struct Destination {
     /// Zero.
     pub reserved: u8,
 }
+
+// SAFETY: the type is `repr(C)`, has no padding, and accepts every bit pattern.
+unsafe impl Wire for Destination {}
 
 /// The ports of a [`Destination`]. Value of `PORTS`.
 #[repr(C)]
@@ -66,19 +64,19 @@ pub const fn capacity(sessions: u32) -> u32 {
 }
 
 impl Destination {
-    /// The elements of `CROWDS` that count the sessions of this destination, one in each row.
+    /// A hash of all of it in the upper half of a word, see [`crate::limit::Bucket::sessions`].
     #[inline(always)]
-    pub const fn crowds(&self, secret: u32) -> [u32; 2] {
+    #[must_use]
+    pub const fn tag(&self) -> u64 {
         let [p0, p1] = self.port;
-        let mut hash = mix(secret, u32::from_ne_bytes([p0, p1, self.proto, self.reserved]));
+        let mut hash = mix(0, u32::from_ne_bytes([p0, p1, self.proto, self.reserved]));
         let mut at = 0;
         while at < 4 {
             hash = mix(hash, self.address[at]);
             hash = mix(hash, self.server[at]);
             at += 1;
         }
-        let second = mix(hash, secret);
-        [hash % CROWD_ROW, CROWD_ROW + second % CROWD_ROW]
+        (hash as u64) << 32
     }
 }
 
@@ -280,22 +278,21 @@ mod tests {
     }
 
     #[test]
-    fn destinations_are_spread_over_both_rows() {
-        let mut counts = vec![0u32; CROWDS_LEN as usize];
-        for number in 0..CROWD_ROW {
+    fn destinations_have_tags_of_their_own() {
+        let mut tags = BTreeSet::new();
+        for number in 0..65_536u32 {
             let [.., a, b] = number.to_be_bytes();
             let destination = Destination {
-                address: [0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes([198, 51, 100, 1])],
+                address: [0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes([198, 51, 100, 10])],
                 server: [0, 0, 0xffff_u32.to_be(), u32::from_ne_bytes([203, 0, a, b])],
                 port: 443u16.to_be_bytes(),
                 proto: 6,
                 reserved: 0,
             };
-            for element in destination.crowds(0xdead_beef) {
-                counts[element as usize] += 1;
-            }
+            assert_eq!(destination.tag() as u32, 0);
+            tags.insert(destination.tag());
         }
-        assert_eq!(counts[..CROWD_ROW as usize].iter().sum::<u32>(), CROWD_ROW);
-        assert!(counts.iter().all(|count| *count < 12), "{:?}", counts.iter().max());
+        // Of 65,536 random numbers of 32 bits, half of one meets another.
+        assert!(tags.len() > 65_530, "{}", tags.len());
     }
 }

@@ -277,6 +277,8 @@ pub const SWEEP_KILL: u32 = 1;
 pub const SWEEP_TURN: u32 = 2;
 /// Remove at most [`SWEEP_BATCH`] of the sessions of the family that were cut and have waited long enough.
 pub const SWEEP_CUTS: u32 = 3;
+/// Remove buckets that nobody needs, see [`crate::limit`]: the tuples are [`crate::ports::Destination`]s.
+pub const SWEEP_DESTINATIONS: u32 = 4;
 
 const _: () = assert!(size_of::<Tuple<V4>>() == 16);
 const _: () = assert!(size_of::<Tuple<V6>>() == 40);

@@ -15,6 +15,19 @@ pub(crate) unsafe fn replace(word: *mut u32, old: u32, new: u32) -> bool {
     done
 }
 
+/// As [`replace`], of a word of 8 bytes.
+///
+/// # Safety
+/// `word` points into a map value.
+#[inline(always)]
+pub(crate) unsafe fn replace_long(word: *mut u64, old: u64, new: u64) -> bool {
+    // SAFETY: the caller vouches for the pointer.
+    let (_, done) = unsafe {
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new)
+    };
+    done
+}
+
 /// Sets `bits` and returns what was there. A full barrier.
 ///
 /// # Safety
@@ -43,4 +56,14 @@ pub(crate) unsafe fn clear(word: *mut u64, bits: u64) -> u64 {
 pub(crate) unsafe fn add(word: *mut u32, number: u32) -> u32 {
     // SAFETY: the caller vouches for the pointer.
     unsafe { atomic_xadd::<u32, u32, { AtomicOrdering::SeqCst }>(word, number) }
+}
+
+/// As [`add`], of a word of 8 bytes.
+///
+/// # Safety
+/// `word` points into a map value.
+#[inline(always)]
+pub(crate) unsafe fn add_long(word: *mut u64, number: u64) -> u64 {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, number) }
 }

@@ -14,6 +14,7 @@ use aya_ebpf::{
 };
 use gateway_common::{
     DropReason, checksum,
+    limit::Limit,
     parse::{Flow, PROTO_TCP, Packet},
     pool::{DRAINED, IN_USE, OF_HOST},
     ports::{Search, Step},
@@ -23,7 +24,7 @@ use gateway_common::{
 use crate::{
     count,
     family::Datapath,
-    forward,
+    forward, limit,
     path::Context,
     pool::{self, remainder},
     ports,
@@ -35,6 +36,8 @@ use crate::{
 const RANDOM_TRIES: u32 = 8;
 /// Ports of an address without a free one that are looked at for closed connections.
 const SAMPLES: u32 = 64;
+/// As many of an address that will be without a free one soon, with each session that is opened.
+const SAMPLES_AHEAD: u32 = 4;
 /// Bound of `bpf_loop`, which is never reached: every call ends at the last address of the pool.
 const MAX_STEPS: u32 = 1 << 23;
 /// Not an error of the kernel: a socket of the host has the port.
@@ -84,6 +87,10 @@ pub(crate) fn claim<F: Datapath>(
         chosen: 0,
         of_host: 0,
         known: 0,
+        // A mapping is for no server.
+        limit: if F::is_zero(&scratch.outside.source) { Limit::default() } else { pool.limit },
+        sessions: 0,
+        refused: 0,
         result: EEXIST,
     };
     let mut held = context.frame.context();
@@ -98,14 +105,38 @@ pub(crate) fn claim<F: Datapath>(
         EEXIST => {
             let reason = refuse(&scratch.claim);
             // A mapping is not closed by any of its connections.
-            if packet.proto == PROTO_TCP && !F::is_zero(&scratch.outside.source) && enter_own(scratch) {
+            if packet.proto == PROTO_TCP
+                && !F::is_zero(&scratch.outside.source)
+                && reason != DropReason::DestinationRate
+                && enter_own(scratch)
+            {
                 // SAFETY: as above.
                 unsafe { bpf_loop(SAMPLES, cut_closed::<F> as *mut c_void, (&raw mut held).cast(), 0) };
             }
             Err(reason)
         }
-        error => Err(session::refusal(error)),
+        error => {
+            leave(scratch);
+            Err(session::refusal(error))
+        }
     }
+}
+
+/// Cuts some closed sessions of the address and destination of a session that was opened, if most of what there may
+/// be is there: then those that come need not be refused. Changes the outside tuple.
+#[inline(always)]
+pub(crate) fn make_room<F: Datapath>(packet: &Packet<F>) {
+    let Some(place) = F::scratch() else { return };
+    // SAFETY: the scratch element is this CPU's own, and the reference ends before the callback runs.
+    let claim = unsafe { &mut (*place).claim };
+    let most =
+        if claim.limit.concurrent == 0 { claim.ports } else { claim.ports.min(claim.limit.concurrent) };
+    if packet.proto != PROTO_TCP || claim.sessions < most - most / 4 {
+        return;
+    }
+    claim.step = 0;
+    // SAFETY: the callback has the signature that the helper calls.
+    unsafe { bpf_loop(SAMPLES_AHEAD, cut_closed::<F> as *mut c_void, core::ptr::null_mut(), 0) };
 }
 
 /// 1 where the transport checksum covers the addresses.
@@ -116,10 +147,20 @@ fn pseudo_header<F: Datapath>(packet: &Packet<F>) -> u32 {
 
 /// Gives back what was claimed.
 #[inline(always)]
-pub(crate) fn give_back<F: Datapath>(scratch: &session::Scratch<F>) {
+pub(crate) fn give_back<F: Datapath>(scratch: &mut session::Scratch<F>) {
     let _ = F::remove_session(&scratch.outside);
     if let Some(ports) = ports::find(&scratch.towards) {
         ports::give_back(ports, u16::from_be_bytes(scratch.outside.destination_port));
+    }
+    leave(scratch);
+}
+
+/// Leaves the address in hand, where the session was counted.
+#[inline(always)]
+fn leave<F: Datapath>(scratch: &mut session::Scratch<F>) {
+    if scratch.claim.sessions != 0 {
+        scratch.claim.sessions = 0;
+        limit::take_back(&scratch.towards, &scratch.claim.limit);
     }
 }
 
@@ -158,6 +199,12 @@ pub(crate) struct Claim {
     pub(crate) of_host: u32,
     /// 1 where `PORTS` knows which ports of the address are used.
     known: u32,
+    /// What an address may open towards the destination.
+    limit: Limit,
+    /// Sessions of the address in hand to the destination, with this one; 0 before it is counted.
+    sessions: u32,
+    /// What [`limit::admit`] said of the addresses that were passed over.
+    refused: u32,
     /// 0, or the error of the last insertion.
     result: i32,
 }
@@ -218,7 +265,10 @@ unsafe extern "C" fn attempt<F: Datapath>(_: u32, held: *const *mut xdp_md) -> i
         match ports::step(ports, &mut claim.search) {
             Step::Port(port) => port,
             Step::Next => return 0,
-            Step::End => return claim.next_address(),
+            Step::End => {
+                leave(scratch);
+                return scratch.claim.next_address();
+            }
         }
     } else if claim.step <= RANDOM_TRIES {
         claim.random_port()
@@ -226,7 +276,8 @@ unsafe extern "C" fn attempt<F: Datapath>(_: u32, held: *const *mut xdp_md) -> i
         // There is no room in `PORTS`, or what the destination has there is on its way out.
         let scanned = claim.step - RANDOM_TRIES - 1;
         if scanned >= claim.ports {
-            return claim.next_address();
+            leave(scratch);
+            return scratch.claim.next_address();
         }
         claim.low.wrapping_add(remainder(claim.random.wrapping_add(scanned), claim.ports) as u16)
     };
@@ -290,9 +341,14 @@ fn enter<F: Datapath>(scratch: &mut session::Scratch<F>) -> bool {
     claim.search = Search::new(claim.low, claim.high, claim.random.wrapping_mul(claim.nth | 1));
     towards.address = address.address;
     outside.destination = F::unmapped(&address.address);
+    let said = limit::admit(towards, &claim.limit);
+    if said & limit::REFUSED != 0 {
+        claim.refused |= said;
+        return false;
+    }
+    claim.sessions = said;
     let threshold = ports::threshold(claim.ports);
-    claim.known =
-        if ports::crowd(towards, claim.secret) >= threshold { ports::make(towards, threshold) } else { 0 };
+    claim.known = if said > threshold { ports::make(towards, threshold) } else { 0 };
     true
 }
 
@@ -315,7 +371,7 @@ fn load<F: Datapath>(scratch: &mut session::Scratch<F>, at: u32) -> u32 {
         return u32::MAX;
     }
     scratch.towards.address = address.address;
-    ports::crowd(&scratch.towards, scratch.claim.secret)
+    limit::sessions(&scratch.towards)
 }
 
 /// Claims the port of the outside tuple; 0, or the error of the insertion.
@@ -359,14 +415,28 @@ unsafe extern "C" fn cut_closed<F: Datapath>(_: u32, _: *mut c_void) -> i64 {
     0
 }
 
-/// Counts a search that found nothing.
+/// Counts a search that found nothing, and says why. Where some addresses have no port and others are at their limit,
+/// it is the limit: it passes.
 #[inline(always)]
 fn refuse(claim: &Claim) -> DropReason {
+    let reason = limit::reason(claim.refused).unwrap_or(DropReason::PoolExhausted);
     if let Some((element, _)) = pool::member(claim.first + claim.own) {
-        count::pool(element, |pool| {
-            pool.attempts += 1;
-            pool.allocation_errors += 1;
-        });
+        refused(element, reason);
     }
-    DropReason::PoolExhausted
+    reason
+}
+
+/// Counts a flow that was refused for that reason.
+#[inline(always)]
+pub(crate) fn refused(element: u32, reason: DropReason) {
+    count::pool(element, |pool| {
+        pool.attempts += 1;
+        if matches!(reason, DropReason::DestinationRate) {
+            pool.over_rate += 1;
+        } else if matches!(reason, DropReason::DestinationConcurrent) {
+            pool.over_concurrent += 1;
+        } else {
+            pool.allocation_errors += 1;
+        }
+    });
 }

@@ -33,6 +33,7 @@ mod fib;
 mod forward;
 mod fragment;
 mod hairpin;
+mod limit;
 mod mapping;
 mod mss;
 mod neighbor;

@@ -51,7 +51,7 @@ use gateway_common::{
 use crate::{
     address, atomic, claim, config, count,
     family::Datapath,
-    forward, hairpin, mss,
+    forward, hairpin, limit, mss,
     neighbor::{self, Found},
     open,
     path::{self, Code, Context, Outcome},
@@ -191,7 +191,6 @@ fn try_make<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
 
     // SAFETY: as above; the claim is through.
     let scratch = unsafe { &mut *place };
-    ports::opened(&scratch.towards, context.config.secret);
     count::session(packet.proto, |sessions| sessions.mapped += 1);
     let error = point(scratch);
     if error == 0 {
@@ -399,17 +398,24 @@ fn insert<F: Datapath>(
     if claim.of_host != 0 && socket::has(context.frame.context(), outside) != 0 {
         return Err(exhausted(claim.chosen));
     }
-    let error = claim::insert(scratch);
-    if error == EEXIST {
-        return await_other(subject, scratch);
+    // There is one address for it: the mapping's.
+    let limit = &pool::get(subject.route.object).ok_or(DropReason::Internal)?.limit;
+    let said = limit::admit(&scratch.towards, limit);
+    if said & limit::REFUSED != 0 {
+        let reason = limit::reason(said).unwrap_or(DropReason::Internal);
+        claim::refused(scratch.claim.chosen, reason);
+        return Err(reason);
     }
+    let error = claim::insert(scratch);
     if error != 0 {
-        return Err(session::refusal(error));
+        limit::take_back(&scratch.towards, limit);
+        return if error == EEXIST { await_other(subject, scratch) } else { Err(session::refusal(error)) };
     }
     match open::finish(context, subject, mark, scratch) {
         Ok(()) => Ok(true),
         Err(error) => {
             let _ = F::remove_session(&scratch.outside);
+            limit::take_back(&scratch.towards, limit);
             if error == EEXIST { Ok(false) } else { Err(session::refusal(error)) }
         }
     }
@@ -452,10 +458,7 @@ unsafe extern "C" fn look<F: Datapath>(_: u32, _: *mut c_void) -> i64 {
 /// The client's port is another flow's towards this server: there is no other for it.
 #[inline(always)]
 fn exhausted(element: u32) -> DropReason {
-    count::pool(element, |pool| {
-        pool.attempts += 1;
-        pool.allocation_errors += 1;
-    });
+    claim::refused(element, DropReason::PoolExhausted);
     DropReason::PoolExhausted
 }
 
@@ -492,7 +495,7 @@ pub(crate) fn let_go<F: Datapath>(outside: &Tuple<F>) {
 
 /// Looks at a mapping: takes it a step to its end if nobody holds it. Returns after anything that is no claim.
 #[inline(never)]
-pub(crate) fn visit<F: Datapath>(tuple: &Tuple<F>, secret: u32) -> u32 {
+pub(crate) fn visit<F: Datapath>(tuple: &Tuple<F>) -> u32 {
     if !mapping::is_claim(tuple) {
         return 0;
     }
@@ -502,7 +505,7 @@ pub(crate) fn visit<F: Datapath>(tuple: &Tuple<F>, secret: u32) -> u32 {
         let generation = &raw mut (*owner).generation;
         let observed = generation.read_volatile();
         if observed == DEAD {
-            remove(tuple, &*owner, secret);
+            remove(tuple, &*owner);
             return 1;
         }
         let holders = (&raw const (*owner).mark).read_volatile();
@@ -519,7 +522,7 @@ pub(crate) fn visit<F: Datapath>(tuple: &Tuple<F>, secret: u32) -> u32 {
 /// Removes the pointer that shows a claim, if it still does, and then the claim: while it is there, nobody can
 /// have its port.
 #[inline(always)]
-fn remove<F: Datapath>(tuple: &Tuple<F>, owner: &Session<F>, secret: u32) {
+fn remove<F: Datapath>(tuple: &Tuple<F>, owner: &Session<F>) {
     let key = mapping::pointer_key(owner.translated, owner.translated_port, tuple.proto, owner.counter);
     if let Some(pointer) = F::session(&key) {
         // SAFETY: the pointer is to a map value.
@@ -533,7 +536,7 @@ fn remove<F: Datapath>(tuple: &Tuple<F>, owner: &Session<F>, secret: u32) {
         }
     }
     if F::remove_session(tuple).is_ok() {
-        ports::removed(&destination(tuple), secret, tuple.destination_port);
+        ports::removed(&destination(tuple), tuple.destination_port);
         count::session(tuple.proto, |sessions| sessions.unmapped += 1);
     }
 }

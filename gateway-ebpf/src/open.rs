@@ -13,7 +13,7 @@ use crate::{
     family::Datapath,
     forward, mss,
     path::{Code, Context, Outcome},
-    ports, rewrite,
+    rewrite,
     session::{self, EEXIST, Scratch, Subject},
     tcp,
 };
@@ -57,6 +57,7 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     mss::clamp(context, packet, (next_hop, &subject.back), scratch.claim.chosen);
     rewrite::translate(context.frame, packet, &scratch.inside_session, SIDE_INSIDE)?;
     forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
+    claim::make_room(packet);
     Ok(Some(Outcome { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) }))
 }
 
@@ -128,7 +129,6 @@ pub(crate) fn finish<F: Datapath>(
     forward.bytes = first * u64::from(packet.length);
     forward.mark = mark;
     F::insert_session(&scratch.inside, forward)?;
-    ports::opened(&scratch.towards, context.config.secret);
     count::session(packet.proto, |sessions| sessions.created += 1);
     count::pool(claim.chosen, |pool| pool.opened += 1);
     Ok(())

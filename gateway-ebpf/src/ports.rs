@@ -1,4 +1,4 @@
-//! Maps `PORTS`, `NO_PORTS` and `CROWDS`: which ports of a pool's address are known to be used towards a
+//! Maps `PORTS` and `NO_PORTS`: which ports of a pool's address are known to be used towards a
 //! destination that has many of them.
 //!
 //! # Why a port that is free is always found
@@ -14,7 +14,7 @@
 //! * *Two claims.* Setting the bit tells what was there. Who finds it set leaves the port to the other: it is
 //!   taken, or refused for a reason that concerns both (a full table), and then cleared by who has set it.
 //! * *A destination that becomes crowded* gets ports of which none is known to be used. A removal looks for
-//!   them after it has deleted its element, with a full barrier between (the count in `CROWDS`). Where it
+//!   them after it has deleted its element, with a full barrier between (the count in `DESTINATIONS`). Where it
 //!   finds none, no claim that sets a bit in them can meet its element any more.
 //! * *A destination that becomes quiet.* Its element is first marked [`GONE`], which no packet uses, and
 //!   deleted at the next visit of the sweep. A packet that found it before the mark is through by then, as
@@ -35,11 +35,9 @@ use aya_ebpf::{
     helpers::generated::bpf_for_each_map_elem,
     macros::btf_map,
 };
-use gateway_common::ports::{
-    CROWDED, CROWDS_LEN, Destination, GONE, LIVE, Ports, QUIET, Search, Step, WORDS,
-};
+use gateway_common::ports::{CROWDED, Destination, GONE, LIVE, Ports, QUIET, Search, Step, WORDS};
 
-use crate::atomic;
+use crate::{atomic, limit};
 
 /// The capacity is set by the loader, see [`gateway_common::ports::capacity`].
 #[btf_map]
@@ -49,54 +47,16 @@ static PORTS: HashMap<Destination, Ports, 64> = HashMap::new();
 #[btf_map]
 static NO_PORTS: Array<Ports, 1> = Array::new();
 
-/// Number of sessions of each destination, as a count-min sketch of two rows: the lower of its two elements is
-/// never below the truth, and hardly ever much above. A number of its own for every destination would cost
-/// a hash element for each, and most have one session.
-#[btf_map]
-static CROWDS: Array<u32, { CROWDS_LEN as usize }> = Array::new();
-
-/// The number of sessions of a destination, or a bit more.
-#[inline(always)]
-pub(crate) fn crowd(destination: &Destination, secret: u32) -> u32 {
-    let [first, second] = destination.crowds(secret);
-    let count = |element| match CROWDS.get_ptr(element) {
-        // SAFETY: the pointer is to a map value, which other CPUs write.
-        Some(count) => unsafe { count.read_volatile() },
-        None => 0,
-    };
-    count(first).min(count(second))
-}
-
 /// The number of sessions that makes a destination crowded where a pool uses so many ports.
 #[inline(always)]
 pub(crate) const fn threshold(ports: u32) -> u32 {
     ports / CROWDED + 1
 }
 
-/// Counts a session that was opened.
-#[inline(always)]
-pub(crate) fn opened(destination: &Destination, secret: u32) {
-    for element in destination.crowds(secret) {
-        if let Some(count) = CROWDS.get_ptr_mut(element) {
-            // SAFETY: the pointer is to a map value.
-            unsafe { atomic::add(count, 1) };
-        }
-    }
-}
-
 /// Takes note that a session is gone. Its outside element is deleted by now.
 #[inline(always)]
-pub(crate) fn removed(destination: &Destination, secret: u32, port: [u8; 2]) {
-    for element in destination.crowds(secret) {
-        if let Some(count) = CROWDS.get_ptr_mut(element) {
-            // SAFETY: the pointer is to a map value. The result is used: this has to be a barrier.
-            unsafe {
-                if atomic::add(count, u32::MAX) == 0 {
-                    atomic::add(count, 1);
-                }
-            }
-        }
-    }
+pub(crate) fn removed(destination: &Destination, port: [u8; 2]) {
+    limit::ended(destination);
     if let Some(ports) = PORTS.get_ptr_mut(destination).and_then(NonNull::new) {
         give_back(ports, u16::from_be_bytes(port));
     }
@@ -176,36 +136,30 @@ pub(crate) fn give_back(ports: NonNull<Ports>, port: u16) {
 
 /// Takes back the ports of destinations that are quiet.
 #[inline(always)]
-pub(crate) fn collect(secret: u32) {
-    let mut visit = Visit { secret };
-    // SAFETY: the callback has the signature that the helper calls, and `visit` outlives the call.
+pub(crate) fn collect() {
+    // SAFETY: the callback has the signature that the helper calls, and uses no context.
     unsafe {
         bpf_for_each_map_elem(
             (&raw const PORTS).cast_mut().cast(),
             visit_destination as *mut c_void,
-            (&raw mut visit).cast(),
+            core::ptr::null_mut(),
             0,
         );
     }
-}
-
-#[repr(C)]
-struct Visit {
-    secret: u32,
 }
 
 unsafe extern "C" fn visit_destination(
     _: *mut c_void,
     key: *const Destination,
     ports: *mut Ports,
-    visit: *mut Visit,
+    _: *mut c_void,
 ) -> i64 {
-    // SAFETY: the kernel passes an element of the map, and `collect` its `Visit`.
+    // SAFETY: the kernel passes an element of the map.
     unsafe {
         let state = &raw mut (*ports).state;
         if state.read_volatile() == GONE {
             let _ = PORTS.remove(*key);
-        } else if crowd(&*key, (*visit).secret) * QUIET < (*ports).threshold {
+        } else if limit::sessions(&*key) * QUIET < (*ports).threshold {
             state.write_volatile(GONE);
         }
     }

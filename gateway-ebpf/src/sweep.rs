@@ -11,13 +11,13 @@ use gateway_common::{
     ports::Destination,
     proxy,
     session::{
-        CUT, CUT_QUEUED, CUT_SEEN, DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_KILL,
-        SWEEP_TURN, Session, SweepHeader, Tuple,
+        CUT, CUT_QUEUED, CUT_SEEN, DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_DESTINATIONS,
+        SWEEP_KILL, SWEEP_TURN, Session, SweepHeader, Tuple,
     },
     tcp::State,
 };
 
-use crate::{atomic, config, count, family::Datapath, mapping, packet::Frame, ports, session, tcp};
+use crate::{atomic, config, count, family::Datapath, limit, mapping, packet::Frame, ports, session, tcp};
 
 /// Turns that a session which was cut waits for its removal: at least one whole turn of the daemon's, 50 ms.
 const GRACE: u32 = 2;
@@ -33,7 +33,6 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
         action,
         turn: session::sweeps(),
         now: config::now(config),
-        secret: config.secret,
         timeouts: config.timeouts,
         retired: 0,
         removed: 0,
@@ -41,12 +40,16 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
     let count = count.min(SWEEP_BATCH as u32);
     let visit_pointer = (&raw mut visit).cast();
     if action == SWEEP_TURN {
-        ports::collect(config.secret);
+        ports::collect();
         session::next_sweep();
     }
     // Every run is short: while it lasts, no packet passes on this CPU.
     // SAFETY: the callbacks have the signature that the helper calls, and `visit` outlives the call.
     unsafe {
+        if action == SWEEP_DESTINATIONS {
+            bpf_loop(count, visit_destination as *mut c_void, visit_pointer, 0);
+            return Some(());
+        }
         match (action == SWEEP_CUTS, family == u32::from(V4::AF)) {
             (true, true) => bpf_loop(SWEEP_BATCH as u32, visit_cut::<V4> as *mut c_void, visit_pointer, 0),
             (true, false) => bpf_loop(SWEEP_BATCH as u32, visit_cut::<V6> as *mut c_void, visit_pointer, 0),
@@ -63,7 +66,6 @@ struct Visit {
     action: u32,
     turn: u32,
     now: u32,
-    secret: u32,
     timeouts: Timeouts,
     retired: u32,
     removed: u32,
@@ -79,7 +81,7 @@ unsafe extern "C" fn visit_nth<F: Datapath>(index: u32, visit: *mut c_void) -> i
         return 1;
     };
     if mapping::is_key(&tuple) {
-        mapping::visit(&tuple, visit.secret);
+        mapping::visit(&tuple);
         return 0;
     }
     if tuple.side != SIDE_INSIDE {
@@ -107,6 +109,19 @@ fn visit_left_behind<F: Datapath>(outside: &Tuple<F>) -> u32 {
         return 0;
     }
     u32::from(F::remove_session(outside).is_ok())
+}
+
+unsafe extern "C" fn visit_destination(index: u32, visit: *mut c_void) -> i64 {
+    // SAFETY: `run` passes its `Visit`.
+    let visit = unsafe { &mut *visit.cast::<Visit>() };
+    let context = XdpContext::new(visit.frame);
+    let frame = Frame::new(&context);
+    let index = (index as usize) & (SWEEP_BATCH - 1);
+    match frame.read(size_of::<SweepHeader>() + index * size_of::<Destination>()) {
+        Some(destination) => limit::visit(&destination),
+        None => return 1,
+    }
+    0
 }
 
 /// Removes the first of the sessions that were cut, if it has waited long enough.
@@ -203,7 +218,7 @@ fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>,
     if proxied {
         count::flows(session.pool_address, -1);
     } else {
-        ports::removed(&destination, visit.secret, outside.destination_port);
+        ports::removed(&destination, outside.destination_port);
     }
     count::session(inside.proto, |sessions| {
         if killed {

@@ -41,6 +41,8 @@ impl Counters {
                 ("attempts", counted.attempts),
                 ("established", counted.established),
                 ("allocation_errors", counted.allocation_errors),
+                ("over_rate", counted.over_rate),
+                ("over_concurrent", counted.over_concurrent),
                 ("idle_timeouts", counted.idle_timeouts),
                 ("opened", counted.opened),
                 ("closed", counted.closed),

@@ -26,7 +26,7 @@ use gateway_common::{
 use gateway_lab::Sandbox;
 use gateway_user::{
     dataplane::{
-        Dataplane as _, Observe, SessionRow,
+        Dataplane as _, DestinationStats, Observe, SessionRow,
         bpf::{BpfDataplane, Options},
     },
     model::{Capacity, Snapshot},
@@ -395,6 +395,14 @@ impl Gateway {
     pub fn map_entries(&self, name: &str) -> u64 {
         let maps = self.observe.maps().unwrap_or_else(|error| panic!("the maps: {error:#}"));
         maps.iter().find(|map| map.name == name).map_or(0, |map| map.entries)
+    }
+
+    /// Reads what was opened towards destinations.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    pub fn destinations(&self) -> Vec<DestinationStats> {
+        self.observe.destinations().unwrap_or_else(|error| panic!("the destinations: {error:#}"))
     }
 
     /// Reads all sessions.

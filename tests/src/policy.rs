@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use gateway_user::model::{
-    AttachMode, Capacity, Check, Eip, Interface, MAIN_TABLE, Mapping, NoSession, Pool, Proxy, ProxyHost,
-    ProxyMode, Snapshot, Table, TableKind, Timeouts, validate,
+    AttachMode, Capacity, Check, Eip, Interface, MAIN_TABLE, Mapping, NoSession, PerDestination, Pool, Proxy,
+    ProxyHost, ProxyMode, Snapshot, Table, TableKind, Timeouts, validate,
     words::{parse_binding, parse_route_line},
 };
 
@@ -35,8 +35,17 @@ impl Policy {
     /// Adds a pool, or replaces it. Addresses are separated by blanks.
     pub fn pool(mut self, name: &str, addresses: &str, ports: &str) -> Self {
         let addresses = addresses.split_whitespace().flat_map(|word| refused(Pool::parse_addresses(word)));
-        let pool = Pool::new(name, addresses.collect(), refused(ports.parse()));
+        let mut pool = Pool::new(name, addresses.collect(), refused(ports.parse()));
+        pool.per_destination = PerDestination::UNLIMITED;
         self.0.pools.insert(name.to_owned(), pool);
+        self
+    }
+
+    /// Limits what each address of a pool opens towards each destination; 0: no limit.
+    pub fn limit(mut self, name: &str, rate: u32, burst: u32, concurrent: u32) -> Self {
+        if let Some(pool) = self.0.pools.get_mut(name) {
+            pool.per_destination = PerDestination { rate, burst: Some(burst), concurrent };
+        }
         self
     }
 

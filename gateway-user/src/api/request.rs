@@ -15,8 +15,8 @@ use super::{
 use crate::{
     control::{Command, Entry, Import, ProxyChanges},
     model::{
-        Binding, Eip, Interface, MAIN_TABLE, Mapping, Pool, PortRange, Proto, Proxy, ProxyMode, RouteKey,
-        RouteWords, Selector, TableKind, ValueError,
+        Binding, Eip, Interface, LimitChange, MAIN_TABLE, Mapping, PerDestination, Pool, PortRange, Proto,
+        Proxy, ProxyMode, RouteKey, RouteWords, Selector, TableKind, ValueError,
         prefix::{parse_address, parse_prefix},
         validate::check_name,
     },
@@ -145,12 +145,14 @@ impl PoolRequest {
         let ports = self.ports()?.unwrap_or(PortRange::POOL);
         let mapping = self.mapping()?.unwrap_or_default();
         let mss = self.mss()?.unwrap_or_default();
-        Ok(Command::PoolAdd(Pool { mapping, mss, ..Pool::new(name, addresses, ports) }))
+        let per_destination = self.limits().over(PerDestination::default());
+        Ok(Command::PoolAdd(Pool { mapping, mss, per_destination, ..Pool::new(name, addresses, ports) }))
     }
 
     pub(super) fn set(&self, name: String) -> Result<Command, ApiError> {
         let (addresses, ports, mapping) = (self.addresses()?, self.ports()?, self.mapping()?);
-        Ok(Command::PoolSet { name, addresses, ports, mapping, mss: self.mss()? })
+        let (mss, limits) = (self.mss()?, self.limits());
+        Ok(Command::PoolSet { name, addresses, ports, mapping, mss, limits })
     }
 
     fn addresses(&self) -> Result<Option<Vec<IpAddr>>, ApiError> {
@@ -172,20 +174,18 @@ impl PoolRequest {
         self.mss.map(|mss| Pool::mss(i64::from(mss))).transpose().map_err(about("pool"))
     }
 
+    fn limits(&self) -> LimitChange {
+        LimitChange { rate: self.rate, burst: self.burst, concurrent: self.concurrent }
+    }
+
     fn supported(&self) -> Result<(), ApiError> {
-        let number = |value: Option<u64>| value.map(|value| value.to_string());
-        for (field, value) in [
-            ("rate", number(self.rate)),
-            ("burst", number(self.burst)),
-            ("concurrent", number(self.concurrent)),
-            ("refuse", self.refuse.clone()),
-        ] {
-            if let Some(value) = value {
-                let message = format!("`{field} {value}` of a pool is not supported by this version");
-                return Err(ApiError::unsupported(message).hint(format!("leave out `{field}`")).field(field));
+        match &self.refuse {
+            None => Ok(()),
+            Some(value) => {
+                let message = format!("`refuse {value}` of a pool is not supported by this version");
+                Err(ApiError::unsupported(message).hint("leave out `refuse`").field("refuse"))
             }
         }
-        Ok(())
     }
 }
 

@@ -66,6 +66,9 @@ pub(super) fn pool(pool: &Pool) -> PoolRow {
         drained: pool.drained.iter().copied().collect(),
         mapping: pool.mapping,
         mss: pool.mss,
+        rate: pool.per_destination.rate,
+        burst: pool.per_destination.burst(),
+        concurrent: pool.per_destination.concurrent,
     }
 }
 
@@ -178,6 +181,8 @@ pub(super) fn pool_addresses(stats: Vec<PoolAddressStats>) -> Vec<PoolAddressRow
         connection_attempts: stats.counters.attempts,
         connections_established: stats.counters.established,
         port_allocation_errors: stats.counters.allocation_errors,
+        over_rate: stats.counters.over_rate,
+        over_concurrent: stats.counters.over_concurrent,
         idle_timeouts: stats.counters.idle_timeouts,
         drained: stats.drained,
     };

@@ -233,7 +233,7 @@ async fn what_is_refused_is_refused_with_code_status_and_remedy() {
         (&get, "/v1/routes/get?address=192.0.2.1", ""),
         (&get, "/v1/routes/get?address=192.0.2.1&from=2001:db8::1", ""),
         (&post, "/v1/tables/return", r#"{"kind": "border"}"#),
-        (&post, "/v1/pools/two", r#"{"addresses": ["198.51.100.30"], "rate": 900}"#),
+        (&post, "/v1/pools/two", r#"{"addresses": ["198.51.100.30"], "rate": 4000000000}"#),
         (&post, "/v1/pools/two", "{}"),
         (&post, "/v1/pools/a%20b", r#"{"addresses": ["198.51.100.30"]}"#),
         (&delete, "/v1/pools/nat", ""),

@@ -14,11 +14,13 @@ pub(super) enum Verb {
     /// Add a pool
     #[command(after_help = "gwctl pool add nat address 198.51.100.10\n\
                             gwctl pool add nat address 198.51.100.10,198.51.100.11 ports 10000-65535\n\
+                            gwctl pool add nat address 198.51.100.0/29 rate 900 concurrent 55000\n\
                             gwctl pool add calls address 198.51.100.20 mapping endpoint-independent")]
     Add(Add),
     /// Change what is named of a pool; sessions keep their addresses and ports
     #[command(after_help = "gwctl pool set nat address 198.51.100.10,198.51.100.12\n\
-                            gwctl pool set nat mss 1360")]
+                            gwctl pool set nat mss 1360\n\
+                            gwctl pool set nat rate 0 concurrent 0")]
     Set(Set),
     /// Have addresses of a pool take no new sessions; those that they have go on
     #[command(after_help = "gwctl pool drain nat address 198.51.100.10")]
@@ -51,6 +53,8 @@ pub(super) struct Add {
     /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides
     #[arg(long, value_name = "N")]
     mss: Option<u32>,
+    #[command(flatten)]
+    limits: Limits,
 }
 
 #[derive(Args, Debug)]
@@ -70,6 +74,21 @@ pub(super) struct Set {
     /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides
     #[arg(long, value_name = "N")]
     mss: Option<u32>,
+    #[command(flatten)]
+    limits: Limits,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Limits {
+    /// New connections per second of each address to each destination; 0: any number
+    #[arg(long, value_name = "N")]
+    rate: Option<u32>,
+    /// How many of them may come at once
+    #[arg(long, value_name = "N")]
+    burst: Option<u32>,
+    /// Connections at a time of each address to each destination; 0: any number
+    #[arg(long, value_name = "N")]
+    concurrent: Option<u32>,
 }
 
 #[derive(Args, Debug)]
@@ -99,18 +118,19 @@ pub(super) struct Show {
 impl Verb {
     pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
         match self {
-            Self::Add(Add { name, address, ports, mapping, mss }) => {
+            Self::Add(Add { name, address, ports, mapping, mss, limits }) => {
                 let addresses = Some(address);
-                let pool = PoolRequest { addresses, ports, mapping, mss, ..PoolRequest::default() };
+                let pool = PoolRequest { addresses, ports, mapping, mss, ..limits.request() };
                 context.change(Method::POST, &path(&name), &pool).await
             }
-            Self::Set(Set { name, address, ports, mapping, mss }) => {
-                if address.is_none() && ports.is_none() && mapping.is_none() && mss.is_none() {
+            Self::Set(Set { name, address, ports, mapping, mss, limits }) => {
+                let pool = PoolRequest { addresses: address, ports, mapping, mss, ..limits.request() };
+                if pool == PoolRequest::default() {
                     return Err(Failure::usage("`gwctl pool set` needs something to set").hint(
-                        "usage: gwctl pool set NAME [address ADDR[,ADDR...]] [ports A-B] [mapping MAPPING] [mss N]",
+                        "usage: gwctl pool set NAME [address ADDR[,ADDR...]] [ports A-B] [mapping MAPPING] [mss N] \
+                         [rate N] [burst N] [concurrent N]",
                     ));
                 }
-                let pool = PoolRequest { addresses: address, ports, mapping, mss, ..PoolRequest::default() };
                 context.change(Method::PATCH, &path(&name), &pool).await
             }
             Self::Drain(Drain { name, address }) => {
@@ -125,6 +145,13 @@ impl Verb {
                 context.show::<PoolRow>(&path, &()).await
             }
         }
+    }
+}
+
+impl Limits {
+    fn request(self) -> PoolRequest {
+        let Self { rate, burst, concurrent } = self;
+        PoolRequest { rate, burst, concurrent, ..PoolRequest::default() }
     }
 }
 

@@ -155,7 +155,7 @@ fn every_form_of_every_command_is_read() {
 fn a_name_may_be_a_keyword() {
     assert_eq!(
         noun(&line("pool add address address 198.51.100.10")),
-        r#"Ok(Pool(Add(Add { name: "address", address: ["198.51.100.10"], ports: None, mapping: None, mss: None })))"#
+        r#"Ok(Pool(Add(Add { name: "address", address: ["198.51.100.10"], ports: None, mapping: None, mss: None, limits: Limits { rate: None, burst: None, concurrent: None } })))"#
     );
     assert_eq!(
         noun(&line("table bind from from 10.0.0.0/8")),

@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::model::{
-    MAIN_TABLE, NoSession, Pool, Proxy, ProxyMode, Route, RouteKey, Snapshot, Table, TableKind,
+    MAIN_TABLE, NoSession, PerDestination, Pool, Proxy, ProxyMode, Route, RouteKey, Snapshot, Table,
+    TableKind,
 };
 
 /// Writes a state as a configuration file that loads to the same state.
@@ -79,7 +80,9 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
     if pool.mss != 0 {
         writeln!(out, "mss = {}", pool.mss)?;
     }
-    Ok(())
+    let PerDestination { rate, burst, concurrent } = pool.per_destination;
+    let burst = burst.map(|burst| format!(", burst = {burst}")).unwrap_or_default();
+    writeln!(out, "per_destination = {{ rate = {rate}{burst}, concurrent = {concurrent} }}")
 }
 
 fn write_proxy(out: &mut String, proxy: &Proxy) -> fmt::Result {

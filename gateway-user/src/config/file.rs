@@ -78,8 +78,16 @@ pub(super) struct Pool {
     pub(super) drained: Vec<Spanned<String>>,
     pub(super) mapping: Option<Spanned<String>>,
     pub(super) mss: Option<Spanned<i64>>,
-    pub(super) per_destination: Option<Spanned<IgnoredAny>>,
+    pub(super) per_destination: Option<Spanned<PerDestination>>,
     pub(super) refuse: Option<Spanned<IgnoredAny>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PerDestination {
+    pub(super) rate: Option<u32>,
+    pub(super) burst: Option<u32>,
+    pub(super) concurrent: Option<u32>,
 }
 
 #[derive(Deserialize)]

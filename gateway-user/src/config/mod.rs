@@ -22,8 +22,9 @@ use std::{
 use toml::Spanned;
 
 use crate::model::{
-    Eip, Interface, Pool, PortRange, Proxy, ProxyMode, RouteKey, Snapshot, Table, TableKind, ValueError,
-    error::suggest, prefix::parse_address, validate, validate::below_standard, words,
+    Eip, Interface, LimitChange, PerDestination, Pool, PortRange, Proxy, ProxyMode, RouteKey, Snapshot,
+    Table, TableKind, ValueError, error::suggest, prefix::parse_address, validate, validate::below_standard,
+    words,
 };
 
 pub use error::ConfigError;
@@ -200,11 +201,9 @@ impl Loader<'_> {
     }
 
     fn pool(&self, pool: &file::Pool, state: &mut Snapshot) -> Result<(), ConfigError> {
-        for (key, value) in [("pool.per_destination", &pool.per_destination), ("pool.refuse", &pool.refuse)] {
-            if let Some(value) = value {
-                let message = "not supported by this version";
-                return Err(self.source.error(value.span().start, key, message).hint("remove the key"));
-            }
+        if let Some(value) = &pool.refuse {
+            let message = "not supported by this version";
+            return Err(self.source.error(value.span().start, "pool.refuse", message).hint("remove the key"));
         }
         let name = pool.name.get_ref().clone();
         let parse = |key, texts: &[Spanned<String>]| {
@@ -226,7 +225,12 @@ impl Loader<'_> {
             parsed.map_err(|error| self.source.value(mss.span().start, "pool.mss", error))
         });
         let mss = mss.transpose()?.unwrap_or_default();
-        let added = Pool { drained, mapping, mss, ..Pool::new(&name, addresses, ports) };
+        let limits = pool.per_destination.as_ref().map_or_else(LimitChange::default, |limits| {
+            let file::PerDestination { rate, burst, concurrent } = *limits.get_ref();
+            LimitChange { rate, burst, concurrent }
+        });
+        let per_destination = limits.over(PerDestination::default());
+        let added = Pool { drained, mapping, mss, per_destination, ..Pool::new(&name, addresses, ports) };
         match state.pools.insert(name, added) {
             None => Ok(()),
             Some(_) => Err(self.source.twice("pool", &pool.name)),

@@ -181,7 +181,11 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         added("[access_log]\npath = \"journal\"\n"),
         added("[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\n"),
         added("[[table]]\nname = \"return\"\nkind = \"border\"\n"),
-        replaced("ports = \"2000-65535\"", "per_destination = { rate = 900 }"),
+        replaced("ports = \"2000-65535\"", "per_destination = { rate = -1 }"),
+        replaced("ports = \"2000-65535\"", "per_destination = { rate = 9, burst = 0 }"),
+        replaced("ports = \"2000-65535\"", "per_destination = { concurrent = 4000000000 }"),
+        replaced("ports = \"2000-65535\"", "per_destination = { rates = 9 }"),
+        replaced("ports = \"2000-65535\"", "refuse = \"reset\""),
         replaced("ports = \"2000-65535\"", "mapping = \"full-cone\""),
         replaced("comment = \"the rest\"", "domain = \"*.example.com\""),
     ];

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use crate::{
     api::{ApiError, ErrorKind},
     model::{
-        Binding, Eip, Fail, Interface, MAIN_TABLE, Mapping, Pool, PortRange, Proxy, Route, RouteKey,
-        Selector, Snapshot, Subject, Table, TableKind, Target, error::closest,
+        Binding, Eip, Fail, Interface, LimitChange, MAIN_TABLE, Mapping, Pool, PortRange, Proxy, Route,
+        RouteKey, Selector, Snapshot, Subject, Table, TableKind, Target, error::closest,
     },
 };
 
@@ -77,6 +77,8 @@ pub enum Command {
         mapping: Option<Mapping>,
         /// Maximum segment size.
         mss: Option<u16>,
+        /// Limits towards each destination.
+        limits: LimitChange,
     },
     /// From now on, these addresses take no new sessions; those that they have go on.
     PoolDrain {
@@ -196,7 +198,7 @@ impl Command {
                 }
                 next.pools.insert(pool.name.clone(), pool.clone());
             }
-            Self::PoolSet { name, addresses, ports, mapping, mss } => {
+            Self::PoolSet { name, addresses, ports, mapping, mss, limits } => {
                 let pool = pool_mut(&mut next, name)?;
                 if let Some(addresses) = addresses {
                     pool.addresses.clone_from(addresses);
@@ -205,6 +207,7 @@ impl Command {
                 pool.ports = ports.unwrap_or(pool.ports);
                 pool.mapping = mapping.unwrap_or(pool.mapping);
                 pool.mss = mss.unwrap_or(pool.mss);
+                pool.per_destination = limits.over(pool.per_destination);
             }
             Self::PoolDrain { name, addresses } => pool_drain(&mut next, name, addresses)?,
             Self::PoolUndrain { name, addresses } => pool_undrain(&mut next, name, addresses)?,
@@ -286,21 +289,25 @@ impl fmt::Display for Command {
             Self::TableDel { name } => write!(f, "table del {name}"),
             Self::TableBind { name, binding } => write!(f, "table bind {name} from {binding}"),
             Self::TableUnbind { name, binding } => write!(f, "table unbind {name} from {binding}"),
-            Self::PoolAdd(Pool { name, addresses, ports, mapping, mss, .. }) => {
+            Self::PoolAdd(Pool { name, addresses, ports, mapping, mss, per_destination, .. }) => {
                 write!(f, "pool add {name} address {} ports {ports}", list(addresses))?;
                 if !mapping.is_default() {
                     write!(f, " mapping {mapping}")?;
                 }
-                if *mss == 0 { Ok(()) } else { write!(f, " mss {mss}") }
+                if *mss != 0 {
+                    write!(f, " mss {mss}")?;
+                }
+                LimitChange::of(*per_destination).fmt(f)
             }
-            Self::PoolSet { name, addresses, ports, mapping, mss } => {
+            Self::PoolSet { name, addresses, ports, mapping, mss, limits } => {
                 write!(f, "pool set {name}")?;
                 if let Some(addresses) = addresses {
                     write!(f, " address {}", list(addresses))?;
                 }
                 ports.map_or(Ok(()), |ports| write!(f, " ports {ports}"))?;
                 mapping.map_or(Ok(()), |mapping| write!(f, " mapping {mapping}"))?;
-                mss.map_or(Ok(()), |mss| write!(f, " mss {mss}"))
+                mss.map_or(Ok(()), |mss| write!(f, " mss {mss}"))?;
+                limits.fmt(f)
             }
             Self::PoolDrain { name, addresses } => {
                 write!(f, "pool drain {name} address {}", list(addresses))

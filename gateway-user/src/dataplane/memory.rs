@@ -17,8 +17,8 @@ use gateway_common::{
 };
 
 use super::{
-    AttachedInterface, Dataplane, Host, MapStats, Observe, PoolAddressStats, ProxyHostStats, SessionRow,
-    Sweeper, Swept, Traffic,
+    AttachedInterface, Dataplane, DestinationStats, Host, MapStats, Observe, PoolAddressStats,
+    ProxyHostStats, SessionRow, Sweeper, Swept, Traffic,
 };
 use crate::model::{AttachMode, RouteKey, Snapshot};
 
@@ -57,6 +57,8 @@ pub struct State {
     pub tables: BTreeMap<(String, &'static str), Counter>,
     /// Counters of pool addresses; absent ones read as zero.
     pub pools: BTreeMap<IpAddr, PoolCounters>,
+    /// What was opened towards destinations.
+    pub destinations: Vec<DestinationStats>,
     /// Sessions through hosts of proxies; absent ones read as zero.
     pub flows: BTreeMap<IpAddr, u64>,
     /// Sessions opened and closed, in the order of [`SessionClass::ALL`].
@@ -166,6 +168,10 @@ impl Observe for Memory {
 
     fn tables(&self) -> anyhow::Result<BTreeMap<(String, &'static str), Counter>> {
         self.read(|state| state.tables.clone())
+    }
+
+    fn destinations(&self) -> anyhow::Result<Vec<DestinationStats>> {
+        self.read(|state| state.destinations.clone())
     }
 
     fn pools(&self) -> anyhow::Result<Vec<PoolAddressStats>> {

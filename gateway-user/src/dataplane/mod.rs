@@ -134,6 +134,8 @@ pub trait Observe: Send + Sync {
     fn pools(&self) -> anyhow::Result<Vec<PoolAddressStats>>;
     /// Hosts of proxies.
     fn proxies(&self) -> anyhow::Result<Vec<ProxyHostStats>>;
+    /// Destinations that something was opened towards lately.
+    fn destinations(&self) -> anyhow::Result<Vec<DestinationStats>>;
     /// Session life by protocol class, every class present.
     fn session_counters(&self) -> anyhow::Result<Vec<(SessionClass, SessionCounters)>>;
     /// Sessions that `filter` accepts, at most `limit` of them (0: all).
@@ -207,6 +209,31 @@ pub struct ProxyHostStats {
     pub up: bool,
     /// Sessions that go through it.
     pub flows: u64,
+}
+
+/// What an address of a pool has opened towards a destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DestinationStats {
+    /// Pool.
+    pub pool: String,
+    /// Address of the pool.
+    pub address: IpAddr,
+    /// Server address.
+    pub destination: IpAddr,
+    /// Server port; 0 for ICMP.
+    pub port: u16,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Sessions there are, each with a port of the address.
+    pub sessions: u32,
+    /// Connections that may be opened at once, right now; `None`: any number.
+    pub tokens: Option<u32>,
+    /// Connections admitted since something was first opened towards it, after a time without any.
+    pub admitted: u64,
+    /// Connections refused because of the rate.
+    pub over_rate: u64,
+    /// Connections refused because there were too many at a time.
+    pub over_concurrent: u64,
 }
 
 /// A session as users see it.

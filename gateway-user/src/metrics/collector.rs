@@ -69,6 +69,7 @@ impl Collector for GatewayCollector {
             for address in &addresses {
                 pool_address(&mut out, address);
             }
+            limits(&mut out, &addresses);
         }
         if let Some(hosts) = out.read("proxies", observe.proxies()) {
             for ProxyHostStats { proxy, address, up, flows } in &hosts {
@@ -159,6 +160,20 @@ fn drops(out: &mut Families, counters: &[(DropReason, Counter)]) {
         counters.iter().filter(|(of, _)| *of == reason).for_each(|(_, counter)| sum.add(*counter));
         out.set(&metric::DROPS, [reason.name()], sum.packets);
         out.set(&metric::DROP_BYTES, [reason.name()], sum.bytes);
+    }
+}
+
+/// What limits have refused, by pool.
+fn limits(out: &mut Families, addresses: &[PoolAddressStats]) {
+    let mut pools: BTreeMap<&str, [u64; 2]> = BTreeMap::new();
+    for PoolAddressStats { pool, counters, .. } in addresses {
+        let [rate, concurrent] = pools.entry(pool).or_default();
+        *rate += counters.over_rate;
+        *concurrent += counters.over_concurrent;
+    }
+    for (pool, [rate, concurrent]) in pools {
+        out.set(&metric::LIMIT_DROPS, [DropReason::DestinationRate.name(), pool], rate);
+        out.set(&metric::LIMIT_DROPS, [DropReason::DestinationConcurrent.name(), pool], concurrent);
     }
 }
 

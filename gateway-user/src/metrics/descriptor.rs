@@ -114,6 +114,8 @@ metrics! {
         "New flows through the pool address that the destination answered.";
     POOL_PORT_ALLOCATION_ERRORS = Counter "gateway_pool_port_allocation_errors_total" ["pool", "address"]
         "New flows for which the pool address had no free port: the pool needs more addresses.";
+    LIMIT_DROPS = Counter "gateway_limit_drops_total" ["kind", "name"]
+        "New flows refused because every address of the pool was at its limit towards their destination.";
     POOL_IDLE_TIMEOUTS = Counter "gateway_pool_idle_timeouts_total" ["pool", "address"]
         "Sessions of the pool address that ended because they were idle.";
     PROXY_UP = Gauge "gateway_proxy_up" ["proxy", "host"]

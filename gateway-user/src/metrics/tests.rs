@@ -38,6 +38,8 @@ pub(super) async fn gateway() -> (Memory, Metrics) {
                 attempts: 9,
                 established: 4,
                 allocation_errors: 1,
+                over_rate: 6,
+                over_concurrent: 5,
                 idle_timeouts: 2,
                 opened: 8,
                 closed: 5,

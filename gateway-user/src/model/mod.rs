@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use eip::Eip;
 pub use error::{Fault, ValueError};
 pub use interface::{AttachMode, Interface, Role};
-pub use pool::{Mapping, Pool, PortRange};
+pub use pool::{LimitChange, Mapping, PerDestination, Pool, PortRange};
 pub use proxy::{Check, Fail, Proxy, ProxyHost, ProxyMode};
 pub use route::{Proto, Route, RouteKey, RouteWords, Selector, Target};
 pub use table::{Binding, Table, TableKind};

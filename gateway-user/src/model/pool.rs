@@ -152,13 +152,98 @@ pub struct Pool {
     /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides.
     #[serde(default, skip_serializing_if = "is_automatic")]
     pub mss: u16,
+    /// What each address may open towards each destination.
+    #[serde(default)]
+    pub per_destination: PerDestination,
+}
+
+/// What an address of a pool may open towards a destination (address, port and protocol of a server). 0 stands for
+/// "no limit".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PerDestination {
+    /// New connections per second.
+    pub rate: u32,
+    /// How many of them may come at once; `None`: those of a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+    /// Connections at a time.
+    pub concurrent: u32,
+}
+
+impl PerDestination {
+    /// No limits.
+    pub const UNLIMITED: Self = Self { rate: 0, burst: None, concurrent: 0 };
+
+    /// How many connections may come at once.
+    pub fn burst(&self) -> u32 {
+        self.burst.unwrap_or(self.rate)
+    }
+}
+
+impl Default for PerDestination {
+    /// What the NAT gateways of clouds do.
+    fn default() -> Self {
+        Self { rate: 900, burst: None, concurrent: 55_000 }
+    }
+}
+
+/// A change of a pool's limits towards each destination; what is absent stays. 0 stands for "no limit".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitChange {
+    /// New connections per second.
+    pub rate: Option<u32>,
+    /// How many of them may come at once.
+    pub burst: Option<u32>,
+    /// Connections at a time.
+    pub concurrent: Option<u32>,
+}
+
+impl LimitChange {
+    /// The change from the defaults to `limits`.
+    pub fn of(limits: PerDestination) -> Self {
+        let default = PerDestination::default();
+        let changed = |value, default| (value != default).then_some(value);
+        Self {
+            rate: changed(limits.rate, default.rate),
+            burst: limits.burst,
+            concurrent: changed(limits.concurrent, default.concurrent),
+        }
+    }
+
+    /// What `limits` become.
+    pub fn over(self, limits: PerDestination) -> PerDestination {
+        PerDestination {
+            rate: self.rate.unwrap_or(limits.rate),
+            burst: self.burst.or(limits.burst),
+            concurrent: self.concurrent.unwrap_or(limits.concurrent),
+        }
+    }
+}
+
+impl fmt::Display for LimitChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (word, value) in [("rate", self.rate), ("burst", self.burst), ("concurrent", self.concurrent)] {
+            if let Some(value) = value {
+                write!(f, " {word} {value}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Pool {
     /// A pool none of whose addresses is drained, with the default mapping and the segment size of its links.
     pub fn new(name: impl Into<String>, addresses: Vec<IpAddr>, ports: PortRange) -> Self {
-        let (drained, mapping) = (BTreeSet::new(), Mapping::default());
-        Self { name: name.into(), addresses, ports, drained, mapping, mss: 0 }
+        Self {
+            name: name.into(),
+            addresses,
+            ports,
+            drained: BTreeSet::new(),
+            mapping: Mapping::default(),
+            mss: 0,
+            per_destination: PerDestination::default(),
+        }
     }
 
     /// Reads a maximum segment size, whose bounds depend on the addresses and are looked at later.

@@ -6,6 +6,7 @@ use gateway_common::{
     V4, V6,
     eip::MAX_EIPS,
     interface::{MAX_IFINDEX, MAX_INTERFACES},
+    limit::{self, Bucket},
     pool::{FIRST_PORT, LAST_PORT, MAX_ADDRESSES_PER_POOL, MAX_POOL_ADDRESSES, MAX_POOLS},
     ports::{self, Destination, Ports},
     proxy::{MAX_HOSTS_PER_PROXY, MAX_PROXIES, MAX_PROXY_HOSTS},
@@ -91,7 +92,9 @@ fn reference() -> String {
          taken when the gateway starts, and {} for IPv6, of which the buckets are taken at the start and the rest as sessions come.\n\
          The default capacity takes {} MiB for IPv4 and {} MiB for IPv6 buckets.\n\n\
          Towards a destination that uses many ports of an address, these are kept in {} bytes; there is room for {} such\n\
-         destinations at the default capacity, {} MiB.\n",
+         destinations at the default capacity, {} MiB.\n\n\
+         Each destination with sessions takes {} bytes more for each address of a pool, as they come, and room for them 16 bytes\n\
+         a session, {} MiB.\n",
         v4 + 32,
         v6 + 32,
         ((v4 + 32) * capacity.sessions as usize) >> 20,
@@ -99,6 +102,9 @@ fn reference() -> String {
         destination,
         destinations,
         (destination * destinations as usize) >> 20,
+        (ELEMENT_HEADER + size_of::<Destination>().next_multiple_of(8) + size_of::<Bucket>())
+            .next_power_of_two(),
+        (16 * limit::capacity(capacity.sessions) as usize) >> 20,
     );
     let _ = write!(
         page,

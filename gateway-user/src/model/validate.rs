@@ -12,6 +12,7 @@ use std::{
 use gateway_common::{
     eip::MAX_EIPS,
     interface::MAX_INTERFACES,
+    limit::{MAX_BURST, MAX_CONCURRENT, MAX_RATE},
     pool::{FIRST_PORT, MAX_ADDRESSES_PER_POOL, MAX_MSS, MAX_POOL_ADDRESSES, MAX_POOLS, MIN_MSS, MIN_MSS_V6},
     route::{MAX_BINDINGS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX, MAX_TABLE_SLOTS},
 };
@@ -256,6 +257,21 @@ fn one_pool(pool: &Pool) -> Result<(), ValueError> {
     let least = if pool.addresses.iter().any(IpAddr::is_ipv6) { MIN_MSS_V6 } else { MIN_MSS };
     if pool.mss != 0 && !(least..=MAX_MSS).contains(&pool.mss) {
         return Err(Pool::bad_mss(&pool.mss.to_string(), least));
+    }
+    let limits = &pool.per_destination;
+    for (field, value, most) in [
+        ("rate", limits.rate, MAX_RATE),
+        ("burst", limits.burst(), MAX_BURST),
+        ("concurrent", limits.concurrent, MAX_CONCURRENT),
+    ] {
+        if value > most {
+            return Err(ValueError::invalid(field, format!("{field} {value} is not possible"))
+                .hint(format!("at most {most}; 0 for no limit")));
+        }
+    }
+    if limits.rate != 0 && limits.burst() == 0 {
+        return Err(ValueError::invalid("burst", "burst 0 would admit nothing")
+            .hint("at least 1; leave it out for the connections of a second"));
     }
     pool.addresses.iter().try_for_each(|address| check_unicast("addresses", *address))
 }

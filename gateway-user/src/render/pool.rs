@@ -13,6 +13,9 @@ impl Columns for PoolRow {
             Column::text("PORTS"),
             Column::text("MAPPING"),
             Column::number("MSS"),
+            Column::number("RATE"),
+            Column::number("BURST"),
+            Column::number("CONCURRENT"),
             Column::text("DRAINED"),
         ]
     }
@@ -26,9 +29,17 @@ impl Columns for PoolRow {
             Cell::new(&self.ports),
             Cell::new(&self.mapping),
             Cell::of(Some(&self.mss).filter(|mss| **mss != 0)),
+            limit(self.rate, self.rate),
+            limit(self.rate, self.burst),
+            limit(self.concurrent, self.concurrent),
             Cell::of(Some(&list(&self.drained)).filter(|list| !list.is_empty())),
         ]
     }
+}
+
+/// `value`, unless `limit` is 0, which stands for none.
+fn limit(limit: u32, value: u32) -> Cell {
+    Cell::of((limit != 0).then_some(&value))
 }
 
 impl Columns for PoolAddressRow {
@@ -42,6 +53,7 @@ impl Columns for PoolAddressRow {
             Column::number("ATTEMPTS"),
             Column::number("ESTABLISHED"),
             Column::number("NO-PORT"),
+            Column::number("LIMITED"),
             Column::number("IDLE-TIMEOUTS"),
         ]
     }
@@ -56,24 +68,31 @@ impl Columns for PoolAddressRow {
             Cell::new(&self.connection_attempts),
             Cell::new(&self.connections_established),
             Cell::new(&self.port_allocation_errors),
+            Cell::new(&(self.over_rate + self.over_concurrent)),
             Cell::new(&self.idle_timeouts),
         ]
     }
 
     fn tone(&self) -> Tone {
-        if self.port_allocation_errors == 0 { Tone::Plain } else { Tone::Notice }
+        let refused = self.port_allocation_errors + self.over_rate + self.over_concurrent;
+        if refused == 0 { Tone::Plain } else { Tone::Notice }
     }
 }
 
 impl Rated for PoolAddressRow {
     const COUNTERS: &'static [(&'static str, bool)] =
-        &[("ATTEMPTS", false), ("ESTABLISHED", false), ("NO-PORT", false)];
+        &[("ATTEMPTS", false), ("ESTABLISHED", false), ("NO-PORT", false), ("LIMITED", false)];
 
     fn key(&self) -> String {
         format!("{} {}", self.pool, self.address)
     }
 
     fn counters(&self) -> Vec<u64> {
-        vec![self.connection_attempts, self.connections_established, self.port_allocation_errors]
+        vec![
+            self.connection_attempts,
+            self.connections_established,
+            self.port_allocation_errors,
+            self.over_rate + self.over_concurrent,
+        ]
     }
 }

@@ -111,6 +111,7 @@ role = "outside"
 [[pool]]
 name = "nat"
 addresses = ["{POOL}"]
+per_destination = {{ rate = 0, concurrent = 0 }}
 [[table]]
 name = "main"
 routes = [{{ to = "0.0.0.0/0", via = "pool nat" }}]

@@ -12,6 +12,7 @@ mod fragment;
 mod hairpin;
 mod header;
 mod inbound;
+mod limit;
 mod mapping;
 mod mss;
 mod neighbor;

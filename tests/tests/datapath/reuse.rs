@@ -35,7 +35,7 @@ fn what_a_test_leaves_in_the_maps_is_gone_before_the_next_one() {
         "ADDRESSES",
         "BINDINGS",
         "CONFIG",
-        "CROWDS",
+        "DESTINATIONS",
         "DROPS",
         "EGRESS",
         "FRAGMENTS",

@@ -227,6 +227,30 @@ fn where_no_port_is_free_those_of_closed_connections_are_used_again() {
 }
 
 #[test]
+fn short_connections_go_on_for_ever_without_a_refusal() {
+    // Closed connections rest for a sixteenth of their idle time, a quarter of a second. Then they make room, before
+    // the last port is taken, and long before their idle time is over.
+    let policy = |policy| {
+        nat(policy)
+            .pool("nat", &format!("{POOL} {POOL6}"), "5000-5099")
+            .tcp_idle(Duration::from_mins(10), Duration::from_secs(4))
+    };
+    let Some(mut lab) = standard(policy) else { return };
+    let begin = std::time::Instant::now();
+    let mut number = 0;
+    while begin.elapsed() < Duration::from_secs(3) {
+        let syn = tcp("10.0.1.2:1", "203.0.113.10:443", SYN).from_port(4000 + number);
+        lab.open("in0", &syn);
+        lab.prepare("in0", &syn.flags(RST));
+        number += 1;
+        sleep(Duration::from_millis(10));
+        lab.sweep();
+    }
+    assert!(number > 150, "{number} connections");
+    assert_eq!(lab.counters().packets(&gateway_tests::counters::drops(PoolExhausted)), 0);
+}
+
+#[test]
 fn a_flood_of_syns_stops_at_the_bound_and_harms_nothing_else() {
     let Some(mut lab) = standard(|policy| nat(policy).half_open(20).tcp_idle(Duration::from_mins(10), SHORT))
     else {

@@ -14,6 +14,7 @@ const ONE_POOL: &str = r#"
 [[pool]]
 name = "nat"
 addresses = ["198.51.100.10"]
+per_destination = { rate = 0, concurrent = 0 }
 [[table]]
 name = "main"
 routes = [{ to = "203.0.113.0/24", via = "pool nat" }]

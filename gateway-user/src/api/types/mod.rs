@@ -333,15 +333,15 @@ pub struct PoolRequest {
     /// Ports of each address, `LOW-HIGH`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports: Option<String>,
-    /// Refused as unsupported.
+    /// New connections per second of each address to each destination; 0: any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate: Option<u64>,
-    /// Refused as unsupported.
+    pub rate: Option<u32>,
+    /// How many of them may come at once; if absent: those of a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub burst: Option<u64>,
-    /// Refused as unsupported.
+    pub burst: Option<u32>,
+    /// Connections at a time of each address to each destination; 0: any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub concurrent: Option<u64>,
+    pub concurrent: Option<u32>,
     /// `endpoint-dependent` (the default) or `endpoint-independent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mapping: Option<String>,
@@ -379,6 +379,15 @@ pub struct PoolRow {
     /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides.
     #[serde(default)]
     pub mss: u16,
+    /// New connections per second of each address to each destination; 0: any number.
+    #[serde(default)]
+    pub rate: u32,
+    /// How many of them may come at once.
+    #[serde(default)]
+    pub burst: u32,
+    /// Connections at a time of each address to each destination; 0: any number.
+    #[serde(default)]
+    pub concurrent: u32,
 }
 
 /// An address of a pool, and how much of it is in use.
@@ -398,6 +407,12 @@ pub struct PoolAddressRow {
     pub connections_established: u64,
     /// New flows for which no port was free.
     pub port_allocation_errors: u64,
+    /// New flows refused because every address of the pool had opened too many too fast towards their destination.
+    #[serde(default)]
+    pub over_rate: u64,
+    /// New flows refused because every address of the pool had too many at a time towards their destination.
+    #[serde(default)]
+    pub over_concurrent: u64,
     /// Sessions removed because they were idle.
     pub idle_timeouts: u64,
     /// Whether it takes no new sessions.

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use gateway_common::config::tick_shift;
-use nix::time::{ClockId, clock_getres};
+use nix::time::{ClockId, clock_getres, clock_gettime};
 
 use super::sweep::Program;
 
@@ -65,4 +65,10 @@ impl Clock {
     pub(super) fn since(&self, now: u32, tick: u32) -> Duration {
         self.scale.duration(now.saturating_sub(tick))
     }
+}
+
+/// The present time of the monotonic clock, nanoseconds, as `bpf_ktime_get_ns` tells it.
+pub(super) fn monotonic() -> Result<u64> {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).context("cannot read the clock")?;
+    Ok(time.tv_sec().cast_unsigned() * 1_000_000_000 + time.tv_nsec().cast_unsigned())
 }

@@ -47,7 +47,7 @@ use gateway_common::{
         self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6, PROXY_V4,
         PROXY_V6, RELATED_V4, RELATED_V6,
     },
-    fragment, ports,
+    fragment, limit, ports,
 };
 
 use self::{
@@ -158,6 +158,8 @@ impl BpfDataplane {
         }
         let destinations = ports::capacity(sessions);
         object.maps.get_mut("PORTS").context("map PORTS is missing")?.set_max_entries(destinations);
+        let buckets = limit::capacity(sessions);
+        object.maps.get_mut("DESTINATIONS").context("map DESTINATIONS is missing")?.set_max_entries(buckets);
         let datagrams = fragment::capacity(sessions, cpus as u32);
         object.maps.get_mut("FRAGMENTS").context("map FRAGMENTS is missing")?.set_max_entries(datagrams);
         object.maps.retain(|name, _| !name.starts_with('.'));
@@ -166,6 +168,7 @@ impl BpfDataplane {
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
         loader.map_max_entries("SESSIONS_V4", elements).map_max_entries("SESSIONS_V6", elements);
+        loader.map_max_entries("DESTINATIONS", buckets);
         loader.map_max_entries("PORTS", destinations).map_max_entries("FRAGMENTS", datagrams);
         for (name, path) in &paths {
             loader.map_pin_path(name, path);
@@ -393,6 +396,7 @@ impl BpfDataplane {
                         address: *address,
                         ports: pool.ports.count(),
                         drained: pool.drained.contains(address),
+                        limit: pools::limit(pool),
                     };
                     pool_addresses.insert(*element, counted);
                 }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use gateway_common::counter::Counter;
+use gateway_common::{counter::Counter, limit::Limit};
 
 use crate::{dataplane::AttachedInterface, model::RouteKey};
 
@@ -50,4 +50,5 @@ pub(super) struct CountedAddress {
     pub(super) address: IpAddr,
     pub(super) ports: u32,
     pub(super) drained: bool,
+    pub(super) limit: Limit,
 }

@@ -18,25 +18,27 @@ use gateway_common::{
     counter::{Counter, SessionClass, SessionCounters, traffic_index},
     family,
     interface::NO_SLOT,
+    limit::Bucket,
     mapping,
     parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP},
     pool::PoolCounters,
+    ports::Destination,
     proxy::{PROXIED, ProxyHost, UP},
     session::{DEAD, SIDE_INSIDE, Session, Tuple},
     tcp::State,
 };
 
 use super::{
-    clock::Clock,
+    clock::{self, Clock},
     netdev,
-    numbers::{CountedRoute, Numbers},
+    numbers::{CountedAddress, CountedRoute, Numbers},
     pins::Pins,
     sys::{self, Cursor},
 };
 use crate::{
     dataplane::{
-        AttachedInterface, MapStats, Observe, PoolAddressStats, ProxyHostStats, SessionRow, Traffic,
-        UNKNOWN_INTERFACE,
+        AttachedInterface, DestinationStats, MapStats, Observe, PoolAddressStats, ProxyHostStats, SessionRow,
+        Traffic, UNKNOWN_INTERFACE,
     },
     model::RouteKey,
 };
@@ -61,6 +63,7 @@ pub(super) struct BpfObserve {
     proxy_flows: PerCpuArray<MapData, u64>,
     sessions_v4: OwnedFd,
     sessions_v6: OwnedFd,
+    destinations: OwnedFd,
     capacity: u32,
 }
 
@@ -85,6 +88,7 @@ impl BpfObserve {
             proxy_flows: pins.open("PROXY_FLOWS")?,
             sessions_v4: sys::open_pin(&pins.map("SESSIONS_V4"))?,
             sessions_v6: sys::open_pin(&pins.map("SESSIONS_V6"))?,
+            destinations: sys::open_pin(&pins.map("DESTINATIONS"))?,
             capacity,
         })
     }
@@ -217,6 +221,8 @@ impl Observe for BpfObserve {
                     counters.attempts += cpu.attempts;
                     counters.established += cpu.established;
                     counters.allocation_errors += cpu.allocation_errors;
+                    counters.over_rate += cpu.over_rate;
+                    counters.over_concurrent += cpu.over_concurrent;
                     counters.idle_timeouts += cpu.idle_timeouts;
                     counters.opened += cpu.opened;
                     counters.closed += cpu.closed;
@@ -244,6 +250,44 @@ impl Observe for BpfObserve {
                 Ok(ProxyHostStats { proxy, address, up: host.flags & UP != 0, flows })
             })
             .collect()
+    }
+
+    fn destinations(&self) -> Result<Vec<DestinationStats>> {
+        let pool_addresses = self.numbers().pool_addresses.clone();
+        let addresses: HashMap<IpAddr, &CountedAddress> =
+            pool_addresses.values().map(|counted| (counted.address, counted)).collect();
+        let now = clock::monotonic()?;
+        let mut rows = Vec::new();
+        let mut cursor = Cursor::default();
+        let (mut keys, mut values) = (Vec::<Destination>::new(), Vec::<Bucket>::new());
+        loop {
+            let more =
+                sys::lookup_batch(self.destinations.as_fd(), &mut cursor, &mut keys, &mut values, READ)
+                    .context("cannot read the buckets of destinations")?;
+            for (key, bucket) in keys.iter().zip(&values) {
+                let address = family::to_ip(&key.address);
+                // What is for no server is a mapping. An address that has left its pool has no name here.
+                let destination = family::to_ip(&key.server);
+                let Some(counted) = addresses.get(&address).filter(|_| !destination.is_unspecified()) else {
+                    continue;
+                };
+                rows.push(DestinationStats {
+                    pool: counted.pool.clone(),
+                    address,
+                    destination,
+                    port: u16::from_be_bytes(key.port),
+                    proto: key.proto,
+                    sessions: bucket.count(),
+                    tokens: counted.limit.tokens(bucket.full, now),
+                    admitted: bucket.admitted,
+                    over_rate: bucket.over_rate,
+                    over_concurrent: bucket.over_concurrent,
+                });
+            }
+            if !more {
+                return Ok(rows);
+            }
+        }
     }
 
     fn session_counters(&self) -> Result<Vec<(SessionClass, SessionCounters)>> {

@@ -14,6 +14,7 @@ use aya::maps::{Array, IterableMap as _, MapData};
 use gateway_common::{
     address::{Address, MAPPING, POOL},
     family,
+    limit::Limit,
     pool::{
         DRAINED, ENDPOINT_INDEPENDENT, IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, OF_HOST,
         Pool, PoolAddress,
@@ -127,6 +128,7 @@ impl Pools {
                 port_low: pool.ports.low,
                 port_high: pool.ports.high,
                 flags: mapping,
+                limit: limit(pool),
             };
             self.records.set(number, value, 0).context("cannot write a pool")?;
             if let Some((start, length)) = self.runs.insert(pool.name.clone(), (start, length)) {
@@ -194,4 +196,10 @@ impl Pools {
         self.elements.insert(address, (element, value));
         Ok(element)
     }
+}
+
+/// What each address of a pool may open towards each destination.
+pub(super) fn limit(pool: &model::Pool) -> Limit {
+    let limits = &pool.per_destination;
+    Limit::new(limits.rate, limits.burst(), limits.concurrent)
 }

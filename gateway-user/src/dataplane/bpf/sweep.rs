@@ -20,10 +20,13 @@ use gateway_common::{
     DropReason, Family, V4, V6,
     config::Timeouts,
     counter::Counter,
-    mapping, proxy,
+    limit::Bucket,
+    mapping,
+    ports::Destination,
+    proxy,
     session::{
-        DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_IDLE, SWEEP_TURN, Session, SweepHeader,
-        Tuple,
+        DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_DESTINATIONS, SWEEP_IDLE, SWEEP_TURN,
+        Session, SweepHeader, Tuple,
     },
     tcp::State,
 };
@@ -42,6 +45,8 @@ const SLICE: Duration = Duration::from_millis(5);
 const BUSY: usize = 256;
 /// Elements that one call reads.
 const READ: usize = 4_096;
+/// Time between two walks through the buckets of destinations.
+const BUCKETS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Removes sessions, on a thread of its own.
 pub(super) struct BpfSweeper {
@@ -56,6 +61,7 @@ struct Sweep {
     program: Arc<Program>,
     v4: Walk<V4>,
     v6: Walk<V6>,
+    buckets: Buckets,
     /// Whether the IPv6 table is next.
     v6_next: bool,
     /// Packets by reason of their drop.
@@ -73,6 +79,16 @@ struct Walk<F: Family> {
     values: Vec<Session<F>>,
 }
 
+/// The walk through the buckets of destinations.
+struct Buckets {
+    map: OwnedFd,
+    cursor: Cursor,
+    keys: Vec<Destination>,
+    values: Vec<Bucket>,
+    /// When the walk began that goes on or was the last.
+    began: Instant,
+}
+
 impl BpfSweeper {
     /// Begins with the idle times that are in force.
     pub(super) fn new(program: Arc<Program>, pins: &Pins, timeouts: Timeouts) -> Result<Self> {
@@ -80,6 +96,7 @@ impl BpfSweeper {
             program,
             v4: Walk::new(sys::open_pin(&pins.map("SESSIONS_V4"))?),
             v6: Walk::new(sys::open_pin(&pins.map("SESSIONS_V6"))?),
+            buckets: Buckets::new(sys::open_pin(&pins.map("DESTINATIONS"))?),
             v6_next: false,
             drops: pins.open("DROPS")?,
             refused: None,
@@ -120,6 +137,9 @@ impl Sweep {
                 && self.program.run::<Tuple<V4>>(family, SWEEP_CUTS, &[])?.retired == SWEEP_BATCH as u32
             {
             }
+        }
+        if turn {
+            self.buckets.step(&self.program)?;
         }
         let (mut tables_left, mut idle) = (2, 0);
         while tables_left > 0 && start.elapsed() < SLICE {
@@ -165,6 +185,35 @@ where
             program.run(F::AF, SWEEP_IDLE, batch)?;
         }
         Ok((more, candidates.len()))
+    }
+}
+
+impl Buckets {
+    fn new(map: OwnedFd) -> Self {
+        Self { map, cursor: Cursor::default(), keys: Vec::new(), values: Vec::new(), began: Instant::now() }
+    }
+
+    /// Reads some buckets and has the program look at what may go.
+    fn step(&mut self, program: &Program) -> Result<()> {
+        if self.cursor.is_start() {
+            if self.began.elapsed() < BUCKETS_INTERVAL {
+                return Ok(());
+            }
+            self.began = Instant::now();
+        }
+        sys::lookup_batch(self.map.as_fd(), &mut self.cursor, &mut self.keys, &mut self.values, READ)
+            .context("cannot read the buckets of destinations")?;
+        let unused: Vec<Destination> = self
+            .keys
+            .iter()
+            .zip(&self.values)
+            .filter(|(_, bucket)| bucket.sessions as u32 == 0)
+            .map(|(destination, _)| *destination)
+            .collect();
+        for batch in unused.chunks(SWEEP_BATCH) {
+            program.run(V4::AF, SWEEP_DESTINATIONS, batch)?;
+        }
+        Ok(())
     }
 }
 

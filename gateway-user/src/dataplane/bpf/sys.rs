@@ -31,6 +31,13 @@ pub(super) const ENOTSUPP: i32 = 524;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cursor(Option<u32>);
 
+impl Cursor {
+    /// Whether the walk has yet to begin.
+    pub(super) fn is_start(self) -> bool {
+        self.0.is_none()
+    }
+}
+
 /// Reads an array, or whole buckets of a hash map, from `cursor` on, until `keys` and `values` hold up to `max` elements.
 ///
 /// Returns `false` at the end of the map, with the cursor back at its beginning. Elements added or removed
