@@ -11,6 +11,7 @@ mod mapping;
 mod mode;
 mod outside;
 mod proxy;
+mod routing_proxy;
 mod snat;
 mod targets;
 
