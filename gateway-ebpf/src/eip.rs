@@ -24,7 +24,7 @@ use crate::{
     neighbor::{self, Found},
     packet::Frame,
     path::{self, Code, Context, Outcome},
-    redirect, related,
+    proxy, redirect, related,
     route::{self, Query},
     session::Subject,
 };
@@ -86,10 +86,17 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
     }
     find_side(context, subject).result()?;
     let mut new = Addresses { source: subject.packet.source, destination: subject.packet.destination };
+    subject.asks = 0;
     if subject.tuple.side == SIDE_INSIDE {
         leave(context, subject, half, &mut new).result()?;
     } else {
         arrive(context, subject, half, &mut new).result()?;
+    }
+    if subject.asks != 0 {
+        admit(context, subject)?;
+        if subject.tuple.side != SIDE_INSIDE {
+            count::route(subject.route.counter, context.bytes);
+        }
     }
     let next_hop = subject.forth;
     subject.mtu = next_hop.mtu;
@@ -211,8 +218,7 @@ fn find_side<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Co
         Some(Target::None) => Code::drop(DropReason::NoRoute),
         Some(Target::Blackhole) => Code::drop(DropReason::Blackhole),
         Some(Target::Prohibit) => Code::drop(DropReason::Prohibited),
-        Some(Target::Proxy) => Code::drop(DropReason::ProxyDown),
-        Some(Target::Direct | Target::Pool | Target::Gateway | Target::Host) | None => {
+        Some(Target::Direct | Target::Pool | Target::Gateway | Target::Host | Target::Proxy) | None => {
             Code::drop(DropReason::NoSession)
         }
     }
@@ -239,7 +245,7 @@ fn leave<F: Datapath>(
 #[inline(always)]
 fn try_leave<F: Datapath>(
     context: &Context<'_>,
-    subject: &Subject<F>,
+    subject: &mut Subject<F>,
     half: u32,
     new: &mut Addresses<F>,
 ) -> Result<NextHop, DropReason> {
@@ -253,7 +259,7 @@ fn try_leave<F: Datapath>(
     }
     new.destination = host_of::<F>(&packet.destination, half).ok_or(DropReason::NoEip)?;
     let Found { next_hop, .. } = neighbor::towards_inside::<F>(context, packet.source, new.destination)?;
-    admit(context, subject, &next_hop, new.source, new.destination)?;
+    ask(context, subject, &next_hop, new.source, new.destination)?;
     Ok(next_hop)
 }
 
@@ -277,7 +283,7 @@ fn arrive<F: Datapath>(
 #[inline(always)]
 fn try_arrive<F: Datapath>(
     context: &Context<'_>,
-    subject: &Subject<F>,
+    subject: &mut Subject<F>,
     half: u32,
     new: &mut Addresses<F>,
 ) -> Result<NextHop, DropReason> {
@@ -291,41 +297,48 @@ fn try_arrive<F: Datapath>(
     if !context.is_one_armed() {
         neighbor::outside(context, packet)?;
     }
-    let Found { next_hop, .. } = neighbor::towards_inside::<F>(context, packet.source, new.destination)?;
-    let counter = admit(context, subject, &next_hop, packet.source, new.destination)?;
-    count::route(counter, context.bytes);
+    let remote = packet.source;
+    let Found { next_hop, .. } = neighbor::towards_inside::<F>(context, remote, new.destination)?;
+    ask(context, subject, &next_hop, remote, new.destination)?;
     Ok(next_hop)
 }
 
-/// Whether a packet of `remote` may go in to `host`: the host's table must send answers by its EIP. The counter of
-/// the route that says so.
+/// Notes what the host's table is to be asked about a packet of `remote` that goes in to `host`, see [`admit`].
 #[inline(always)]
-fn admit<F: Datapath>(
+fn ask<F: Datapath>(
     context: &Context<'_>,
-    subject: &Subject<F>,
+    subject: &mut Subject<F>,
     next_hop: &NextHop,
     remote: F::Address,
     host: F::Address,
-) -> Result<u32, DropReason> {
-    let slot = u32::from(next_hop.slot);
-    if !context.is_inside(slot) {
+) -> Result<(), DropReason> {
+    if !context.is_inside(u32::from(next_hop.slot)) {
         return Err(DropReason::NoRoute);
     }
-    let Subject { packet, quote, .. } = subject;
+    let Subject { packet, quote, query, .. } = subject;
+    query.source = host;
     // An error may come from anybody on the way; what it quotes is the host's packet.
-    let query = if related::is_error(packet) {
-        Query::<F> {
-            source: host,
-            destination: if subject.tuple.side == SIDE_INSIDE { remote } else { quote.destination },
-            proto: quote.proto,
-            port: shown(quote.destination_port),
-        }
+    if related::is_error(packet) {
+        query.destination = if subject.tuple.side == SIDE_INSIDE { remote } else { quote.destination };
+        query.proto = quote.proto;
+        query.port = shown(quote.destination_port);
     } else {
-        Query::<F> { source: host, destination: remote, proto: packet.proto, port: packet.server_port(false) }
-    };
-    let found = route::lookup(context.config, slot, &query)?;
-    match Target::from_number(found.target).ok_or(DropReason::Internal)? {
-        Target::Eip => Ok(found.counter),
+        query.destination = remote;
+        query.proto = packet.proto;
+        query.port = packet.server_port(false);
+    }
+    subject.asks = 1;
+    Ok(())
+}
+
+/// Whether the packet may go in: the host's table must send answers by its EIP, or the table of the proxy host that
+/// they go by, which the packet then goes by, too.
+#[inline(always)]
+fn admit<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Result<(), DropReason> {
+    path::find_route_back(context, subject).result()?;
+    proxy::beyond(context, subject).result()?;
+    match Target::from_number(subject.route.target).ok_or(DropReason::Internal)? {
+        Target::Eip => Ok(()),
         // Answers would come from another address.
         Target::Pool | Target::Direct | Target::Gateway | Target::Host | Target::Proxy => {
             Err(DropReason::NoSession)

@@ -672,7 +672,8 @@ fn from_proxy_host<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>)
         Ok(None) => match proxy::back(context) {
             Ok(next_hop) => {
                 subject.back = next_hop;
-                subject.learned = 0;
+                // The first answer asks again where the host is.
+                subject.learned = 1;
                 Code::OPEN
             }
             Err(reason) => Code::drop(reason),
@@ -796,6 +797,19 @@ pub(crate) fn find_route<F: Datapath>(context: &Context<'_>, subject: &mut Subje
     }
 }
 
+/// Leaves the route of an inside host that the subject asks about in it, for packets that go to the host through
+/// [`Subject::forth`]. A function of its own, for its stack.
+#[inline(never)]
+pub(crate) fn find_route_back<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    match route::lookup(context.config, u32::from(subject.forth.slot), &subject.query) {
+        Ok(found) => {
+            subject.route = found;
+            Code::OK
+        }
+        Err(reason) => Code::drop(reason),
+    }
+}
+
 /// A packet from the outside without a session.
 ///
 /// An inside host's own address may be answered where its table sends packets to the answering host
@@ -837,20 +851,21 @@ fn to_inside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Re
         return Ok(Outcome::HOST);
     }
     neighbor::outside(context, packet)?;
-    let query = Query::<F> {
-        source: packet.destination,
-        destination: packet.source,
-        proto: packet.proto,
-        port: packet.server_port(false),
-    };
-    let found = route::lookup(context.config, slot, &query)?;
+    subject.query.source = packet.destination;
+    subject.query.destination = packet.source;
+    subject.query.proto = packet.proto;
+    subject.query.port = packet.server_port(false);
+    subject.forth = next_hop;
+    find_route_back(context, subject).result()?;
+    proxy::beyond(context, subject).result()?;
+    let (found, next_hop) = (subject.route, subject.forth);
     match Target::from_number(found.target).ok_or(DropReason::Internal)? {
         Target::Direct | Target::Gateway => {
             count::route(found.counter, context.bytes);
             untracked(context, subject, &next_hop, Verdict::Reply)
         }
         Target::None | Target::Blackhole | Target::Prohibit => Err(DropReason::NoRoute),
-        // Answers would come to the pool's address, or to the EIP.
+        // Answers would come to the pool's address, or to the EIP. One proxy may be on the way, and not two.
         Target::Pool | Target::Eip | Target::Proxy => Err(DropReason::NoSession),
         Target::Host => Ok(Outcome::HOST),
     }

@@ -24,6 +24,7 @@ use crate::{
     family::Datapath,
     packet::{Mac, mac_bytes},
     path::{Code, Context},
+    route,
     session::Subject,
 };
 
@@ -182,6 +183,38 @@ pub(crate) fn choose(route: &mut Route, slot: usize) -> Code {
         route.object = proxy.object;
     }
     Code::drop(DropReason::ProxyDown)
+}
+
+/// For a packet to an inside host, whose own route for the answer is in the subject: where that is one to a proxy,
+/// puts the route that the proxy's host has for the answer in its place, and the way to that host in that of the way
+/// to the client. So what a proxy host sends on without a session of the gateway is answered by it.
+#[inline(never)]
+pub(crate) fn beyond<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    if subject.route.target != Target::Proxy as u8 {
+        return Code::OK;
+    }
+    match try_beyond(context, subject) {
+        Ok(()) => Code::OK,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_beyond<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Result<(), DropReason> {
+    let Subject { query, route, forth, .. } = subject;
+    let slot = proxy::slot(&F::mapped(&query.source), &F::mapped(&query.destination), context.config.secret);
+    let chosen = choose(route, slot);
+    if !chosen.is_open() {
+        // Without hosts, what goes out does so by itself.
+        return chosen.result().map(|_| ());
+    }
+    let host = host(route.object as u16).ok_or(DropReason::ProxyDown)?;
+    if host.flags & RESOLVED == 0 {
+        return Err(DropReason::NeighborUnresolved);
+    }
+    *forth = host.next_hop;
+    *route = route::lookup_for(context.config, u32::from(host.next_hop.slot), &host.address, query)?;
+    Ok(())
 }
 
 #[inline(always)]

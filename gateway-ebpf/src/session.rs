@@ -16,7 +16,7 @@ use gateway_common::{
     tcp::State,
 };
 
-use crate::{atomic, claim::Claim, family::Datapath, fragment::Note};
+use crate::{atomic, claim::Claim, family::Datapath, fragment::Note, route::Query};
 
 /// Update flag: fail where the key exists. The insertion of an outside tuple with it claims the port.
 pub(crate) const NOEXIST: u64 = BPF_NOEXIST as u64;
@@ -83,7 +83,7 @@ pub(crate) static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
 /// Kept in a map for two reasons: the stack is small, and what comes back from a map is any value to the
 /// verifier, so that it looks at the stages behind the parser once and not once for every shape of a header.
 #[repr(C)]
-pub(crate) struct Subject<F: Family> {
+pub(crate) struct Subject<F: Datapath> {
     pub(crate) packet: Packet<F>,
     pub(crate) tuple: Tuple<F>,
     /// 1 where the tuple is that of a flow: the packet shows ports or a query identifier, or its first fragment has.
@@ -92,7 +92,11 @@ pub(crate) struct Subject<F: Family> {
     pub(crate) note: Note,
     /// For an ICMP error about a packet of a session: that packet.
     pub(crate) quote: Quote<F>,
-    /// For a packet from inside without a session: the route that decides.
+    /// For a packet to an inside host without a session: what its table is asked.
+    pub(crate) query: Query<F>,
+    /// 1 where it has to be.
+    pub(crate) asks: u8,
+    /// For a packet without a session: the route that decides.
     pub(crate) route: Route,
     /// For a new session: the way back to the client.
     pub(crate) back: NextHop,

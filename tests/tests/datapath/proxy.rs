@@ -1,8 +1,8 @@
 //! Flows that are sent to hosts of proxies, and what these send themselves.
 
 use gateway_common::{
-    DropReason::{Malformed, NoRoute, NoSession, SessionTableFull, TtlExceeded},
-    Verdict::{Direct, Proxy, Reply, Snat},
+    DropReason::{Blackhole, Malformed, NoRoute, NoSession, SessionTableFull, SpoofedSource, TtlExceeded},
+    Verdict::{Direct, Eip, Proxy, Reply, Snat},
 };
 use gateway_tests::{
     network::{Network, mac},
@@ -11,7 +11,7 @@ use gateway_tests::{
 };
 
 use crate::support::{
-    Lab, POOL, POOL6, ROUTER, ROUTER6, dropped, lab, nat, refused, reset, sent, standard, too_large,
+    Lab, POOL, POOL6, ROUTER, ROUTER6, dropped, lab, nat, refused, sent, standard, too_large,
 };
 
 const ALL: &str = "0.0.0.0/0";
@@ -106,7 +106,7 @@ fn nobody_but_the_host_answers_a_flow_of_the_proxy() {
     let forged = tcp("203.0.113.10:443", "10.0.1.2:4000", SYN | ACK);
     lab.check("out0", &forged, dropped(NoSession));
     let stranger = forged.clone().macs(mac(ip("10.0.1.3")), lab.network().find("in0").mac());
-    lab.check("in0", &stranger, dropped(gateway_common::DropReason::SpoofedSource));
+    lab.check("in0", &stranger, dropped(SpoofedSource));
 }
 
 #[test]
@@ -265,12 +265,12 @@ fn a_route_that_denies_cuts_a_flow_of_a_proxy() {
     let query = udp("10.0.1.2:4000", "203.0.113.10:53");
     lab.prepare("in0", &query);
     lab.change(|policy| policy.routes("203.0.113.0/24 via blackhole"));
-    let denied = dropped(gateway_common::DropReason::Blackhole).by("203.0.113.0/24", "blackhole");
+    let denied = dropped(Blackhole).by("203.0.113.0/24", "blackhole");
     lab.check("in0", &query, denied);
     lab.check("in0", &query, dropped(NoSession));
     lab.sweep_until_cut_are_gone();
     assert_eq!(lab.elements(), 0);
-    let denied = dropped(gateway_common::DropReason::Blackhole).by("203.0.113.0/24", "blackhole");
+    let denied = dropped(Blackhole).by("203.0.113.0/24", "blackhole");
     lab.check("in0", &query, denied);
 }
 
@@ -398,5 +398,37 @@ fn a_proxy_on_the_link_of_its_clients_works() {
     let to_client = tcp("203.0.113.10:443", "10.0.7.2:4000", SYN | ACK);
     let from_host = to_client.clone().macs(mac(ip(host)), lab.network().find("arm0").mac());
     lab.check("arm0", &from_host, sent("arm0", "10.0.7.2", Reply, &to_client).by(ALL, "proxy"));
-    let _ = (Direct, reset);
+}
+
+#[test]
+fn answers_to_what_a_host_sends_on_untranslated_come_back_by_it() {
+    let policy = |policy: Policy| through_proxy(policy).table("beyond", &[], "203.0.113.0/24 via direct");
+    let Some(mut lab) = standard(policy) else { return };
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    lab.prepare("in0", &query);
+    let expected = sent("out0", ROUTER, Direct, &query).by_table("beyond", "203.0.113.0/24", "direct");
+    lab.check("in1", &of_host(&lab, &query), expected);
+    let answer = udp("203.0.113.10:53", "10.0.1.2:4000");
+    let expected = sent("in1", HOST, Reply, &answer).by_table("beyond", "203.0.113.0/24", "direct");
+    lab.check("out0", &answer, expected);
+    lab.check("in1", &of_host(&lab, &answer), sent("in0", CLIENT, Reply, &answer).by(ALL, "proxy"));
+    // Where the host's table translates, nobody sends to the client's own address.
+    lab.check("out0", &udp("192.0.2.77:53", "10.0.1.2:4000"), dropped(NoSession));
+}
+
+#[test]
+fn answers_to_an_eip_of_a_client_behind_a_proxy_come_back_by_its_host() {
+    let policy = |policy: Policy| {
+        through_proxy(policy).eip("198.51.100.50", CLIENT).table("beyond", &[], "203.0.113.0/24 via eip")
+    };
+    let Some(mut lab) = standard(policy) else { return };
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    lab.prepare("in0", &query);
+    let expected = sent("out0", ROUTER, Eip, &query.clone().from("198.51.100.50:4000"));
+    lab.check("in1", &of_host(&lab, &query), expected.by_table("beyond", "203.0.113.0/24", "eip"));
+    let answer = udp("203.0.113.10:53", "198.51.100.50:4000");
+    let home = answer.clone().to("10.0.1.2:4000");
+    let expected = sent("in1", HOST, Eip, &home).by_table("beyond", "203.0.113.0/24", "eip");
+    lab.check("out0", &answer, expected);
+    lab.check("in1", &of_host(&lab, &home), sent("in0", CLIENT, Reply, &home).by(ALL, "proxy"));
 }

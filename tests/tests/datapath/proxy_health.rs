@@ -2,7 +2,7 @@
 
 use gateway_common::{
     DropReason::{NoSession, ProxyDown},
-    Verdict::{Direct, Proxy, Snat},
+    Verdict::{Direct, Proxy, Reply, Snat},
 };
 use gateway_tests::{
     network::mac,
@@ -91,7 +91,7 @@ fn a_datagram_or_a_syn_of_a_session_whose_host_is_down_goes_to_another_host_at_o
     // Answers of the other host are those of the session.
     let answer = udp(&format!("203.0.113.{number}:53"), "10.0.1.2:4000");
     let from_host = answer.clone().macs(mac(ip(HOSTS[1])), lab.network().find("in0").mac());
-    let expected = sent("in0", "10.0.1.2", gateway_common::Verdict::Reply, &answer).by(ALL, "proxy");
+    let expected = sent("in0", "10.0.1.2", Reply, &answer).by(ALL, "proxy");
     lab.check("in0", &from_host, expected);
     // What the sessions have left behind goes.
     lab.sweep_all();
