@@ -8,7 +8,7 @@ use gateway_lab::{Process, Rig, server::Server, wait_until, wire::Wire};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{frames::octets, with_one_pool};
+use super::{ONE_POOL, frames::octets, with_one_pool};
 
 /// Within that time a client has noticed that a connection is over; none of them has a timeout that short.
 const AT_ONCE: Duration = Duration::from_secs(3);
@@ -60,7 +60,9 @@ fn a_flood_of_syns_does_not_harm_a_connection() -> Result<()> {
     // A quarter of the sessions that the gateways of the lab have room for.
     const HALF_OPEN: u64 = 4_096;
     const SERIES: &str = "gateway_map_entries{map=\"half_open\"}";
-    let Some(rig) = with_one_pool()? else { return Ok(()) };
+    // The bound on what is half open is looked at here, and not the limit of one destination.
+    let unlimited = "[[pool]]\nper_destination = { rate = 0, concurrent = 0 }";
+    let Some(rig) = Rig::start("active", &ONE_POOL.replace("[[pool]]", unlimited))? else { return Ok(()) };
     let _server = Server::http(&rig.lab.api, "203.0.113.10:80".parse()?)?;
     let file = ["curl", "-sS", "--max-time", "20", "--limit-rate", "2M", "-o", "/dev/null"];
     let file = [&file[..], &["-w", "%{size_download}", "http://203.0.113.10/6000000"]].concat();

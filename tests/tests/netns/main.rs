@@ -7,6 +7,7 @@ mod eip;
 mod fragment;
 mod frames;
 mod inactive;
+mod limit;
 mod mapping;
 mod mode;
 mod outside;
