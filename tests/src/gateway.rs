@@ -121,6 +121,16 @@ impl Gateway {
         changed.unwrap_or_else(|error| panic!("the health of a host is refused: {error:#}"));
     }
 
+    /// Sessions that go through a host of a proxy.
+    ///
+    /// # Panics
+    /// If they cannot be read, or there is no such host.
+    pub fn flows(&self, host: &str) -> u64 {
+        let hosts = self.observe.proxies().unwrap_or_else(|error| panic!("the hosts of proxies: {error:#}"));
+        let found = hosts.iter().find(|known| known.address == ip(host));
+        found.unwrap_or_else(|| panic!("no proxy has host {host}")).flows
+    }
+
     /// Makes the programs forget which MAC addresses hosts of proxies have.
     ///
     /// # Panics

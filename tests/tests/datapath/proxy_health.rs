@@ -5,6 +5,7 @@ use gateway_common::{
     Verdict::{Direct, Proxy, Reply, Snat},
 };
 use gateway_tests::{
+    gateway::Action,
     network::mac,
     packet::{ACK, Packet, SYN, ip, tcp, udp},
     policy::Policy,
@@ -193,4 +194,47 @@ fn without_a_host_another_proxy_may_stand_in() {
     lab.check("in0", &query(1), opening.counting("sessions udp created"));
     lab.health("other", "10.0.1.254", false);
     lab.check("in0", &query(2), dropped(ProxyDown).by(ALL, "proxy"));
+}
+
+#[test]
+fn the_sessions_of_each_host_are_counted_through_every_move() {
+    let Some(mut lab) = standard(two_hosts("closed")) else { return };
+    let before: Vec<usize> = (1..=30).map(|number| went_to(&mut lab, &query(number))).collect();
+    let first = before.iter().filter(|host| **host == 0).count() as u64;
+    assert_eq!(HOSTS.map(|host| lab.flows(host)), [first, 30 - first]);
+    lab.health("squid", HOSTS[0], false);
+    for number in 1..=30 {
+        assert_eq!(went_to(&mut lab, &query(number)), 1);
+    }
+    assert_eq!(HOSTS.map(|host| lab.flows(host)), [0, 30]);
+    lab.change(|policy| policy.routes("203.0.113.0/28 via blackhole"));
+    for number in 1..=30 {
+        lab.prepare("in0", &query(number));
+    }
+    lab.sweep_until_cut_are_gone();
+    assert_eq!(HOSTS.map(|host| lab.flows(host)), [0, 15]);
+    assert_eq!(lab.elements(), 30);
+}
+
+#[test]
+fn packets_of_one_flow_on_several_cpus_open_one_session_and_none_is_lost() {
+    let Some(mut lab) = standard(two_hosts("closed")) else { return };
+    for number in 1..=20 {
+        let frames = vec![lab.arriving("in0", &query(number)).frame(); 4];
+        for outcome in lab.race("in0", &frames) {
+            assert!(matches!(outcome.action, Action::Redirect | Action::Tx), "{outcome:?}");
+        }
+    }
+    assert_eq!(lab.session_balance(), (20, 0, 20));
+    assert_eq!(lab.elements(), 40);
+    // And move it once.
+    lab.health("squid", HOSTS[0], false);
+    for number in 1..=20 {
+        let frames = vec![lab.arriving("in0", &query(number)).frame(); 4];
+        lab.race("in0", &frames);
+        assert_eq!(went_to(&mut lab, &query(number)), 1);
+    }
+    assert_eq!(HOSTS.map(|host| lab.flows(host)), [0, 20]);
+    lab.sweep_all();
+    assert_eq!(lab.elements(), 40);
 }
