@@ -145,6 +145,39 @@ fn squid_intercepts_what_the_gateway_sends_it_and_trusted_servers_are_met_direct
 }
 
 #[test]
+fn a_squid_on_the_link_of_its_clients_answers_them_past_the_gateway() -> Result<()> {
+    if !installed("squid") {
+        return Ok(());
+    }
+    let config =
+        config("hosts = [\"10.0.1.9\"]\ncheck = \"tcp:3129\"").replace("\"10.0.3.0/24\"", "\"10.0.1.9/32\"");
+    let Some(rig) = Rig::start("active", &config)? else { return Ok(()) };
+    // Both hosts get a device of their own on the link of c1.
+    rig.lab.c1.ip(&["address", "flush", "dev", "eth0"])?;
+    for (node, address) in [(&rig.lab.c1, "10.0.1.2/24"), (&rig.lab.p1, "10.0.1.9/24")] {
+        let device = ["link", "add", "link", "eth0", "name", "shared", "netns", node.name()];
+        rig.lab.c1.ip(&[&device[..], &["type", "macvlan", "mode", "bridge"]].concat())?;
+        node.ip(&["address", "add", address, "dev", "shared"])?;
+        node.ip(&["link", "set", "shared", "up"])?;
+        node.ip(&["route", "replace", "0.0.0.0/0", "via", "10.0.1.1"])?;
+    }
+    let _api = Server::http(&rig.lab.api, "203.0.113.10:80".parse()?)?;
+    let squid = Squid::start(&rig.lab, &rig.lab.p1)?;
+    up(&rig, "10.0.1.9", true)?;
+    assert_eq!(ask_http(&rig.lab.c1, SERVER)?.ip().to_string(), POOL);
+    assert_eq!(squid.flows(1)?, ["10.0.1.2 203.0.113.10"]);
+    let file = ["curl", "-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{size_download}"];
+    let file = [&file[..], &["http://203.0.113.10/3000000"]].concat();
+    assert_eq!(rig.lab.c1.ok(&file)?, "3000000");
+    // The gateway has seen nothing of what the client got.
+    let shown: Value = serde_json::from_str(&rig.daemon.tell("--json session show from 10.0.1.2")?)?;
+    let received = |row: &Value| row["received"]["packets"] == 0;
+    let rows = shown["items"].as_array().context("no list of sessions")?;
+    assert!(!rows.is_empty() && rows.iter().all(received), "{rows:?}");
+    Ok(())
+}
+
+#[test]
 fn while_no_host_is_up_packets_go_where_the_proxy_says() -> Result<()> {
     let Some(rig) = Rig::start("active", &config("hosts = [\"10.0.3.2\"]\ncheck = \"tcp:3129\""))? else {
         return Ok(());
