@@ -126,9 +126,11 @@ pub struct Config {
     pub no_session: u32,
     /// Which half of `EIPS` is in force, 0 or 1.
     pub eips: u32,
+    /// Slot of the border table, 0: there is none.
+    pub border: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 76);
+const _: () = assert!(size_of::<Config>() == 80);
 
 pod!(Config);
 

@@ -18,7 +18,7 @@ use gateway_common::{
 };
 
 use crate::{
-    address, count,
+    address, border, count,
     family::Datapath,
     forward,
     neighbor::{self, Found},
@@ -91,6 +91,8 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
         leave(context, subject, half, &mut new).result()?;
     } else {
         arrive(context, subject, half, &mut new).result()?;
+        let Subject { packet, forth, .. } = &mut *subject;
+        border::lead::<F>(context, &packet.source, &new.destination, forth).result()?;
     }
     if subject.asks != 0 {
         admit(context, subject)?;

@@ -23,6 +23,7 @@
 
 mod address;
 mod atomic;
+mod border;
 mod claim;
 mod config;
 mod count;

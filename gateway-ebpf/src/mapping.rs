@@ -49,7 +49,7 @@ use gateway_common::{
 };
 
 use crate::{
-    address, atomic, claim, config, count,
+    address, atomic, border, claim, config, count,
     family::Datapath,
     forward, hairpin, limit, mss,
     neighbor::{self, Found},
@@ -86,6 +86,15 @@ pub(crate) fn open<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropRe
         let code = let_in(context, subject, 0);
         if !code.is_open() {
             return code.result();
+        }
+        let place = F::scratch().ok_or(DropReason::Internal)?;
+        // SAFETY: the scratch element is this CPU's own.
+        let scratch = unsafe { &mut *place };
+        let Subject { packet, back, .. } = &mut *subject;
+        let code = border::lead::<F>(context, &packet.source, &scratch.inside.source, back);
+        if let Err(reason) = code.result().and_then(|_| forward::check(packet, back)) {
+            give_back(scratch);
+            return Err(reason);
         }
     } else {
         let held = take(context, subject);

@@ -30,7 +30,7 @@ use gateway_common::{
 };
 
 use crate::{
-    address, config, count,
+    address, border, config, count,
     family::Datapath,
     forward, fragment, hairpin, mapping, mss,
     neighbor::{self, Found},
@@ -61,6 +61,8 @@ impl Outcome {
     const TO_MAPPING: Self = Self { verdict: Verdict::Snat, slot: NO_SLOT };
     /// For a proxy host: [`crate::redirect`] goes on.
     const TO_PROXY: Self = Self { verdict: Verdict::Proxy, slot: NO_SLOT };
+    /// An answer to an untranslated packet: the border table says where it goes.
+    const TO_BORDER: Self = Self { verdict: Verdict::Reply, slot: NO_SLOT };
 }
 
 /// The result of a stage that is a function of its own. The verifier wants every bit of a returned register to
@@ -299,11 +301,7 @@ pub(crate) fn decide<
             let inside = subject.tuple.side == SIDE_INSIDE;
             return if inside { hand_over::<TURN>(ctx) } else { Err(DropReason::NoSession) };
         }
-        let confirmed = if is_confirmed(context, session, subject.tuple.side) {
-            Code::OK
-        } else {
-            confirm(context, subject, session)
-        };
+        let confirmed = look(context, subject, session);
         if !confirmed.is_open() {
             confirmed.result()?;
             count::route(session.counter, context.bytes);
@@ -315,6 +313,9 @@ pub(crate) fn decide<
         let code = from_outside(context, subject);
         if code.is_to_eip() {
             return hand_over::<EIP_STAGE>(ctx);
+        }
+        if code.is_learned() {
+            return border::pass(context, subject).result();
         }
         return if code.is_open() { hand_over::<MAP>(ctx) } else { code.result() };
     }
@@ -543,15 +544,25 @@ pub(crate) fn follow<F: Datapath>(
     Code::from(established(context, &subject.packet, session, subject.tuple.side))
 }
 
+/// Whether a session may be used: it is confirmed, or is now. Results are those of [`confirm`].
+#[inline(always)]
+fn look<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, session: &mut Session<F>) -> Code {
+    if is_confirmed(context, session, subject.tuple.side) {
+        return Code::OK;
+    }
+    let code = confirm(context, subject, session);
+    if code.is_learned() { border::confirm(context, subject, session) } else { code }
+}
+
 /// Looks again at a session that was decided under another generation: cuts it where the policy does not
 /// allow it any more, and refreshes its next hop. A session stays on the pool it has.
 ///
-/// [`Code::OPEN`]: it was cut before, and its packets are as those without a session.
+/// [`Code::OPEN`]: it was cut before, and its packets are as those without a session. [`Code::LEARNED`]: it is for
+/// [`border::confirm`] to say where its packets go.
 #[inline(never)]
-fn confirm<F: Datapath>(context: &Context<'_>, subject: &Subject<F>, session: &mut Session<F>) -> Code {
+fn confirm<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, session: &mut Session<F>) -> Code {
     match try_confirm(context, subject, session) {
-        Ok(true) => Code::OK,
-        Ok(false) => Code::OPEN,
+        Ok(code) => code,
         Err(reason) => Code::drop(reason),
     }
 }
@@ -566,12 +577,12 @@ pub(crate) fn keeps_address<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>)
 #[inline(always)]
 fn try_confirm<F: Datapath>(
     context: &Context<'_>,
-    subject: &Subject<F>,
+    subject: &mut Subject<F>,
     session: &mut Session<F>,
-) -> Result<bool, DropReason> {
-    let Subject { packet, tuple, .. } = subject;
+) -> Result<Code, DropReason> {
+    let Subject { packet, tuple, .. } = &*subject;
     if !session::revive(tuple, session) {
-        return Ok(false);
+        return Ok(Code::OPEN);
     }
     let inside = tuple.side == SIDE_INSIDE;
     if keeps_address(tuple, session) == 0 {
@@ -612,10 +623,16 @@ fn try_confirm<F: Datapath>(
             return Err(reason);
         }
     }
+    if !inside && origin == 0 && context.config.border != 0 {
+        // Not written into the session: packets on other CPUs must not take a way that the table does not want.
+        subject.forth = next_hop;
+        subject.learned = u8::from(learned);
+        return Ok(Code::LEARNED);
+    }
     session.next_hop = next_hop;
     // What was only learned is asked for again with the next packet, until the kernel knows it.
     let generation = if learned { session::STALE } else { context.generation };
-    Ok(session::confirm(session, generation))
+    Ok(if session::confirm(session, generation) { Code::OK } else { Code::OPEN })
 }
 
 /// Whether a session may live on whose inside tuple has this origin. The counter of the route that says so; one that
@@ -715,7 +732,8 @@ fn try_from_inside<F: Datapath>(
     if subject.tuple.origin == 0 {
         let Found { next_hop, learned } = neighbor::back(context, packet)?;
         subject.back = next_hop;
-        subject.learned = u8::from(learned);
+        // With a border table, the first reply asks it where to go.
+        subject.learned = u8::from(learned || context.config.border != 0);
     }
     find_route(context, subject).result()?;
     count::route(subject.route.counter, context.bytes);
@@ -862,6 +880,10 @@ fn to_inside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Re
     match Target::from_number(found.target).ok_or(DropReason::Internal)? {
         Target::Direct | Target::Gateway => {
             count::route(found.counter, context.bytes);
+            if context.config.border != 0 {
+                subject.forth = next_hop;
+                return Ok(Outcome::TO_BORDER);
+            }
             untracked(context, subject, &next_hop, Verdict::Reply)
         }
         Target::None | Target::Blackhole | Target::Prohibit => Err(DropReason::NoRoute),

@@ -17,11 +17,11 @@ use gateway_common::{
     family::{NextHop, is_same},
     parse::{Bytes as _, Flow, Fragment, PROTO_TCP, PROTO_UDP, Packet},
     quote::{ICMP_LEN, Quote},
-    session::{SIDE_INSIDE, Session, Tuple},
+    session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, Tuple},
 };
 
 use crate::{
-    count,
+    border, count,
     family::Datapath,
     forward, hairpin,
     neighbor::{self, Found},
@@ -88,6 +88,10 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
     let session = unsafe { &*session };
     verify(context.frame, subject).result()?;
     way(context, subject, session).result()?;
+    if subject.tuple.side == SIDE_OUTSIDE && session.ingress == 0 && !session.is_proxied() {
+        let Subject { packet, forth, .. } = &mut *subject;
+        border::lead::<F>(context, &packet.source, &session.translated, forth).result()?;
+    }
     count::route(subject.route.counter, context.bytes);
     let next_hop = subject.forth;
     forward::check(&subject.packet, &next_hop)?;

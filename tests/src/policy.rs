@@ -135,6 +135,15 @@ impl Policy {
         self
     }
 
+    /// Adds routes to the border table `return`, and makes it if it is not there.
+    pub fn border(mut self, routes: &str) -> Self {
+        self = self.table("return", &[], routes);
+        if let Some(table) = self.0.tables.get_mut("return") {
+            Arc::make_mut(table).kind = TableKind::Border;
+        }
+        self
+    }
+
     /// Adds a route to a table, as in a route file. `None`: the gateway would refuse it.
     pub fn try_route(&self, table: &str, line: &str) -> Option<Self> {
         let (key, route) = parse_route_line(line).ok()??;

@@ -232,7 +232,7 @@ async fn what_is_refused_is_refused_with_code_status_and_remedy() {
         (&get, "/v1/routes?table=mian", ""),
         (&get, "/v1/routes/get?address=192.0.2.1", ""),
         (&get, "/v1/routes/get?address=192.0.2.1&from=2001:db8::1", ""),
-        (&post, "/v1/tables/return", r#"{"kind": "border"}"#),
+        (&post, "/v1/tables/return", r#"{"kind": "boarder"}"#),
         (&post, "/v1/pools/two", r#"{"addresses": ["198.51.100.30"], "rate": 4000000000}"#),
         (&post, "/v1/pools/two", "{}"),
         (&post, "/v1/pools/a%20b", r#"{"addresses": ["198.51.100.30"]}"#),
@@ -469,5 +469,41 @@ async fn a_list_of_prefixes_is_one_change() {
     assert_eq!(refused["message"], message);
     let (status, refused) = import("via=nowhere", String::new()).await;
     assert_eq!((status, refused["field"].as_str()), (StatusCode::UNPROCESSABLE_ENTITY, Some("via")));
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_border_table_is_for_replies() {
+    let daemon = Daemon::filled().await;
+    daemon.make(Method::POST, "/v1/tables/return", json!({"kind": "border"})).await;
+    let lead = json!({"table": "return", "prefix": "10.0.2.0/24", "via": "gateway 10.0.1.2 dev eth1"});
+    daemon.make(Method::POST, "/v1/routes", lead).await;
+    for (path, body, message) in [
+        (
+            "tables/other",
+            json!({"kind": "border"}),
+            "table `other` would be a second border table beside `return`",
+        ),
+        (
+            "tables/return/bindings",
+            json!({"from": "10.0.2.0/25"}),
+            "source 10.0.2.0/25 cannot be bound to border table `return`: it decides replies",
+        ),
+        (
+            "routes",
+            json!({"table": "return", "prefix": "10.0.3.0/24", "via": "pool nat"}),
+            "target `pool nat` of border table `return` is none for replies",
+        ),
+        (
+            "routes",
+            json!({"table": "return", "prefix": "10.0.3.0/24", "via": "direct", "proto": "tcp"}),
+            "route 10.0.3.0/24 proto tcp of border table `return` chooses by more than the client's address",
+        ),
+    ] {
+        let (status, refused) = daemon.call(Method::POST, &format!("/v1/{path}"), &body.to_string()).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{refused}");
+        let said = refused["message"].as_str().expect("a message");
+        assert!(said.contains(message), "{said}");
+    }
     daemon.stop().await;
 }

@@ -12,7 +12,7 @@ use crate::api::{
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// Add a table
-    #[command(after_help = "gwctl table add servers")]
+    #[command(after_help = "gwctl table add servers\ngwctl table add return kind border")]
     Add(Add),
     /// Remove a table
     #[command(alias = "delete", after_help = "gwctl table del servers")]
@@ -34,7 +34,7 @@ pub(super) struct Add {
     /// Name of the table
     #[arg(value_name = "NAME")]
     name: String,
-    /// egress: packets from inside [egress]
+    /// egress: packets from inside; border: replies to clients [egress]
     #[arg(long, value_name = "egress|border")]
     kind: Option<String>,
 }

@@ -180,7 +180,10 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         // What the contract knows and this version does not.
         added("[access_log]\npath = \"journal\"\n"),
         added("[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\n"),
-        added("[[table]]\nname = \"return\"\nkind = \"border\"\n"),
+        added(
+            "[[table]]\nname = \"return\"\nkind = \"border\"\nroutes = [{ to = \"10.0.0.0/8\", via = \"pool nat\" }]\n",
+        ),
+        added("[[table]]\nname = \"return\"\nkind = \"border\"\nbind = [\"10.0.0.0/8\"]\n"),
         replaced("ports = \"2000-65535\"", "per_destination = { rate = -1 }"),
         replaced("ports = \"2000-65535\"", "per_destination = { rate = 9, burst = 0 }"),
         replaced("ports = \"2000-65535\"", "per_destination = { concurrent = 4000000000 }"),

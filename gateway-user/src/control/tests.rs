@@ -133,7 +133,6 @@ fn parse(text: &str) -> Command {
         "proxy-undrain" => Command::ProxyUndrain { name: name(1), hosts: addresses(2) },
         "proxy-del" => Command::ProxyDel { name: name(1) },
         "table" => Command::TableAdd { name: name(1), kind: TableKind::Egress },
-        "border" => Command::TableAdd { name: name(1), kind: TableKind::Border },
         "table-del" => Command::TableDel { name: name(1) },
         "bind" | "unbind" => {
             let binding = words::parse_binding(&words[2..].join(" ")).expect("a binding");
@@ -206,7 +205,6 @@ async fn what_is_so_already_moves_nothing() {
 #[case("flush nowhere", "table.not_found", "table `nowhere` does not exist")]
 #[case("table servers", "table.exists", "table `servers` exists already")]
 #[case("table bad/name", "table.invalid", "table name `bad/name` has a character")]
-#[case("border return", "unsupported", "table `return` of kind `border` is not supported")]
 #[case("table-del main", "table.in_use", "table `main` cannot be deleted")]
 #[case(
     "table-del servers",

@@ -24,6 +24,11 @@ pub struct Connected {
 }
 
 impl Connected {
+    /// No system routes.
+    pub const fn new() -> Self {
+        Self { subnets: BTreeMap::new(), holes: BTreeSet::new() }
+    }
+
     /// The system routes of this state on this host.
     pub fn of(host: &Host, state: &Snapshot) -> Self {
         let (mut subnets, mut holes) = (BTreeMap::new(), BTreeSet::new());

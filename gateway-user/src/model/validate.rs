@@ -336,9 +336,7 @@ fn tables(state: &Snapshot) -> Result<(), Violation> {
         let subject = Subject::Table(table.name.clone());
         check_name("table", &table.name).map_err(at(&subject))?;
         if table.kind == TableKind::Border {
-            let message = format!("table `{}` of kind `border` is not supported by this version", table.name);
-            let error = ValueError::unsupported("kind", message).hint("use `kind egress`");
-            return Err(at(&subject)(error));
+            border(state, table).map_err(at(&subject))?;
         }
         if number >= MAX_TABLES {
             let message = format!("table `{}` is one more than the {MAX_TABLES} there can be", table.name);
@@ -346,6 +344,48 @@ fn tables(state: &Snapshot) -> Result<(), Violation> {
         }
     }
     Ok(())
+}
+
+/// A border table decides replies: there is one, and nobody is bound to it.
+fn border(state: &Snapshot, table: &Table) -> Result<(), ValueError> {
+    let name = &table.name;
+    if name == MAIN_TABLE {
+        let message =
+            format!("table `{MAIN_TABLE}` decides packets from inside and cannot be of kind `border`");
+        return Err(ValueError::invalid("kind", message).hint("give the border table another name"));
+    }
+    let other = state.tables.values().find(|other| other.kind == TableKind::Border && other.name != *name);
+    if let Some(other) = other {
+        let message = format!("table `{name}` would be a second border table beside `{}`", other.name);
+        return Err(ValueError::invalid("kind", message).hint("there is one border table for all replies"));
+    }
+    match table.bindings.first() {
+        None => Ok(()),
+        Some(binding) => {
+            let message =
+                format!("source {binding} cannot be bound to border table `{name}`: it decides replies");
+            Err(ValueError::invalid("bind", message).hint("bind it to a table of kind `egress`"))
+        }
+    }
+}
+
+/// What the routes of a border table can be.
+fn of_border(table: &Table, key: &RouteKey, route: &Route) -> Result<(), ValueError> {
+    let name = &table.name;
+    if !key.selector.is_any() {
+        let field = if key.selector.dport.is_some() { "dport" } else { "proto" };
+        let message =
+            format!("route {key} of border table `{name}` chooses by more than the client's address");
+        return Err(ValueError::invalid(field, message).hint("leave out `proto` and `dport`"));
+    }
+    match &route.target {
+        Target::Direct | Target::Gateway { .. } | Target::Blackhole | Target::Prohibit => Ok(()),
+        target @ (Target::Pool(_) | Target::Eip | Target::Proxy(_) | Target::Host) => {
+            let message = format!("target `{target}` of border table `{name}` is none for replies");
+            Err(ValueError::invalid("via", message)
+                .hint("one of `gateway ADDR [dev IF]`, `direct`, `blackhole`, `prohibit`"))
+        }
+    }
 }
 
 fn bindings(state: &Snapshot) -> Result<(), Violation> {
@@ -414,6 +454,9 @@ fn routes(state: &Snapshot, table: &Table) -> Result<(), Violation> {
     let mut siblings: Vec<&RouteKey> = Vec::new();
     for (key, route) in &table.routes {
         let subject = || Subject::Route(table.name.clone(), *key);
+        if table.kind == TableKind::Border {
+            of_border(table, key, route).map_err(|error| at(&subject())(error))?;
+        }
         one_route(state, key, route).map_err(|error| at(&subject())(error))?;
         let count = &mut of_family[usize::from(key.prefix.addr().is_ipv6())];
         *count += 1;

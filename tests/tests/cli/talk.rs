@@ -324,7 +324,7 @@ fn what_the_daemon_refuses_is_told_with_a_remedy() -> Result<()> {
         pool del nat
         pool show nowhere
         table add servers
-        table add exits kind border
+        table add exits kind boarder
         table del main
         table bind nowhere from 10.0.9.0/24
         interface add eth1 role inside

@@ -5,6 +5,7 @@
 //! that fails leaves `target/test-pcap/<test>.pcap` with the frame as it went in, as it should have come out
 //! and as it came out.
 
+mod border;
 mod change;
 mod eip;
 mod expiry;

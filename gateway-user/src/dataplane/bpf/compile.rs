@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::{
     dataplane::Connected,
-    model::{RouteKey, Selector, Table},
+    model::{RouteKey, Selector, Table, TableKind},
 };
 
 /// What the elements of a table are made of.
@@ -20,6 +20,14 @@ use crate::{
 pub(super) struct View<'a> {
     pub(super) table: &'a Table,
     pub(super) connected: &'a Connected,
+}
+
+impl<'a> View<'a> {
+    /// A table, and the system routes that it has. A border table has none.
+    pub(super) fn of(table: &'a Table, connected: &'a Connected) -> Self {
+        static NONE: Connected = Connected::new();
+        Self { table, connected: if table.kind == TableKind::Border { &NONE } else { connected } }
+    }
 }
 
 /// What a trie element says: rules in the order in which they are asked, then the route for all others.
@@ -156,7 +164,7 @@ pub(super) fn has_routes(table: &Table, prefix: IpNet) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Proto, Route, TableKind, Target};
+    use crate::model::{Proto, Route, Target};
 
     fn key(prefix: &str, proto: Option<Proto>, dport: Option<&str>) -> RouteKey {
         let dport = dport.map(|ports| ports.parse().expect("ports"));

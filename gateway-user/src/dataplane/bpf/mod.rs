@@ -360,6 +360,7 @@ impl BpfDataplane {
             to.tables.values().flat_map(|table| &table.bindings).any(|binding| binding.iif.is_some()),
         );
         self.config.active = u32::from(to.active);
+        self.config.border = self.tables.border(&to.tables, pending.as_ref());
         if let Some(pending) = &pending {
             self.config.bindings = pending.bindings;
         }

@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     dataplane::Connected,
-    model::{self, MAIN_TABLE, Proto, RouteKey, Selector, Table, Target},
+    model::{self, MAIN_TABLE, Proto, RouteKey, Selector, Table, TableKind, Target},
 };
 
 /// `BPF_F_NO_PREALLOC`, which tries must have.
@@ -179,7 +179,7 @@ impl Tables {
             && let Some(live) = self.live.get(&table.name)
             && live.source.bindings == table.bindings
         {
-            let view = |table| View { table, connected: references.connected };
+            let view = |table| View::of(table, references.connected);
             let prefixes = compile::changed_prefixes(view(&live.source), view(table));
             if prefixes.len() <= 1 {
                 self.replace_element(table, prefixes.first().copied(), references)?;
@@ -200,6 +200,14 @@ impl Tables {
                 Err(error)
             }
         }
+    }
+
+    /// Slot of the border table when `pending` is in force, 0 if there is none.
+    pub(super) fn border(&self, to: &BTreeMap<String, Arc<Table>>, pending: Option<&Pending>) -> u32 {
+        let Some(table) = to.values().find(|table| table.kind == TableKind::Border) else { return NO_TABLE };
+        let mut fresh = pending.iter().flat_map(|pending| &pending.fresh);
+        let fresh = fresh.find(|live| live.source.name == table.name);
+        fresh.or_else(|| self.live.get(&table.name)).map_or(NO_TABLE, |live| live.slot)
     }
 
     /// Makes a change final whose word is written: frees the tables that it replaced.
@@ -244,7 +252,7 @@ impl Tables {
         for name in self.live.keys().cloned().collect::<Vec<_>>() {
             let Some(mut live) = self.live.remove(&name) else { continue };
             let table = Arc::clone(&live.source);
-            let view = |connected| View { table: &table, connected };
+            let view = |connected| View::of(&table, connected);
             let prefixes = compile::changed_prefixes(view(&self.connected), view(references.connected));
             let written = prefixes
                 .into_iter()
@@ -342,7 +350,7 @@ impl Tables {
             }
             .with_context(|| format!("cannot fill table {} up to {}", table.name, key.prefix))?;
         }
-        for prefix in compile::system_prefixes(references.connected) {
+        for prefix in compile::system_prefixes(View::of(table, references.connected).connected) {
             if compile::has_routes(table, prefix) {
                 continue;
             }
@@ -406,7 +414,7 @@ impl Tables {
         prefix: IpNet,
         references: &References<'_>,
     ) -> Result<Option<(Route, Option<Run>)>> {
-        let view = View { table, connected: references.connected };
+        let view = View::of(table, references.connected);
         let Some(element) = compile::element(view, prefix)? else { return Ok(None) };
         let length = element.rules.len() as u32;
         let start = if length == 0 { 0 } else { self.rule_space.run(length)? };
