@@ -43,6 +43,7 @@
 //! | `GET /v1/stats/drops` | `stats drops` | | [`types::DropRow`]s, every reason |
 //! | `GET /v1/stats/routes` | `stats routes` | [`types::RouteQuery`] | [`types::RouteRow`]s with counters |
 //! | `GET /v1/stats/pools` | `stats pools` | | [`types::PoolAddressRow`]s |
+//! | `GET /v1/stats/destinations` | `stats destinations` | [`types::DestinationQuery`] | [`types::DestinationRow`]s, the fullest first |
 //! | `GET /v1/stats/interfaces` | `stats interfaces` | | [`types::InterfaceStats`] |
 //! | `GET /v1/stats/maps` | `stats maps` | | [`types::MapRow`]s |
 //! | `GET /v1/export` | `export` | | one [`types::Export`] |

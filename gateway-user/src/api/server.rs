@@ -21,11 +21,11 @@ use super::{
     sessions::Page,
     status::Context,
     types::{
-        BindingRequest, Change, DrainRequest, DropRow, EipRequest, EipRow, Export, InterfaceRequest,
-        InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRequest, PoolRow, ProxyDrainRequest,
-        ProxyRequest, ProxyRow, RouteFlush, RouteGet, RouteImport, RouteMatch, RouteQuery, RouteRequest,
-        RouteRow, RouteSelector, SessionCount, SessionQuery, SessionRow, Status, TableRequest, TableRow,
-        Version,
+        BindingRequest, Change, DestinationQuery, DestinationRow, DrainRequest, DropRow, EipRequest, EipRow,
+        Export, InterfaceRequest, InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRequest,
+        PoolRow, ProxyDrainRequest, ProxyRequest, ProxyRow, RouteFlush, RouteGet, RouteImport, RouteMatch,
+        RouteQuery, RouteRequest, RouteRow, RouteSelector, SessionCount, SessionQuery, SessionRow, Status,
+        TableRequest, TableRow, Version,
     },
 };
 use crate::{
@@ -84,6 +84,7 @@ fn router(context: Context) -> Router {
         .route("/stats/drops", get(stats_drops))
         .route("/stats/routes", get(stats_routes))
         .route("/stats/pools", get(stats_pools))
+        .route("/stats/destinations", get(stats_destinations))
         .route("/stats/interfaces", get(stats_interfaces))
         .route("/stats/maps", get(stats_maps))
         .route("/export", get(export))
@@ -419,6 +420,14 @@ async fn stats_routes(State(context): Ctx, Query(query): Query<RouteQuery>) -> R
 
 async fn stats_pools(State(context): Ctx) -> Rows<PoolAddressRow> {
     read(context, |_, observe| Ok(rows::pool_addresses(observe.pools()?))).await
+}
+
+async fn stats_destinations(
+    State(context): Ctx,
+    Query(query): Query<DestinationQuery>,
+) -> Rows<DestinationRow> {
+    let limit = query.limit.unwrap_or(DestinationQuery::DEFAULT_LIMIT);
+    read_page(context, move |observe| Ok(rows::destinations(observe.destinations()?, limit as usize))).await
 }
 
 async fn stats_interfaces(State(context): Ctx) -> Rows<InterfaceStats> {

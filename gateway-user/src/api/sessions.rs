@@ -282,7 +282,7 @@ fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
-fn proto(number: u8) -> String {
+pub(super) fn proto(number: u8) -> String {
     match number {
         PROTO_TCP => "tcp".to_owned(),
         PROTO_UDP => "udp".to_owned(),

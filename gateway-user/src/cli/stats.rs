@@ -8,12 +8,16 @@ use tokio::time::Instant;
 
 use super::{context::Context, failure::Failure, value};
 use crate::{
-    api::types::{DropRow, InterfaceStats, List, MapRow, PoolAddressRow, RouteQuery, RouteRow, Row},
+    api::types::{
+        DestinationQuery, DestinationRow, DropRow, InterfaceStats, List, MapRow, PoolAddressRow, RouteQuery,
+        RouteRow, Row,
+    },
     render::{Grid, Rated},
 };
 
 const INTERFACES: &str = "/v1/stats/interfaces";
 const POOLS: &str = "/v1/stats/pools";
+const DESTINATIONS: &str = "/v1/stats/destinations";
 const DROPS: &str = "/v1/stats/drops";
 const MAPS: &str = "/v1/stats/maps";
 const ROUTES: &str = "/v1/stats/routes";
@@ -36,6 +40,11 @@ enum Part {
     /// Sessions, ports and connections by pool address
     #[command(after_help = "gwctl stats pools\ngwctl stats pools --watch")]
     Pools(Plain),
+    /// What was opened towards destinations, the fullest first
+    #[command(
+        after_help = "gwctl stats destinations\ngwctl stats destinations limit 100\ngwctl stats destinations --watch"
+    )]
+    Destinations(Destinations),
     /// Packets and bytes by interface and verdict
     #[command(after_help = "gwctl stats interfaces\ngwctl stats interfaces --watch")]
     Interfaces(Plain),
@@ -58,6 +67,15 @@ struct Routes {
     /// Routes of this table
     #[arg(long, value_name = "TABLE")]
     table: Option<String>,
+    #[command(flatten)]
+    watch: Watch,
+}
+
+#[derive(Args, Debug)]
+struct Destinations {
+    /// Rows at most [20]
+    #[arg(long, value_name = "N")]
+    limit: Option<u32>,
     #[command(flatten)]
     watch: Watch,
 }
@@ -157,6 +175,10 @@ impl Part {
             }
             Self::Pools(Plain { watch }) => {
                 show::<PoolAddressRow>(context, POOLS, &(), &watch, |_| true).await
+            }
+            Self::Destinations(Destinations { limit, watch }) => {
+                let query = DestinationQuery { limit };
+                show::<DestinationRow>(context, DESTINATIONS, &query, &watch, |_| true).await
             }
             Self::Interfaces(Plain { watch }) => {
                 show::<InterfaceStats>(context, INTERFACES, &(), &watch, |_| true).await

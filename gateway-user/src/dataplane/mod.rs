@@ -226,6 +226,8 @@ pub struct DestinationStats {
     pub proto: u8,
     /// Sessions there are, each with a port of the address.
     pub sessions: u32,
+    /// Sessions there may be: as many as the address has ports, or as the limit says.
+    pub room: u32,
     /// Connections that may be opened at once, right now; `None`: any number.
     pub tokens: Option<u32>,
     /// Connections admitted since something was first opened towards it, after a time without any.

@@ -1,9 +1,9 @@
-//! `pool show`, `stats pools`.
+//! `pool show`, `stats pools`, `stats destinations`.
 
 use std::net::IpAddr;
 
-use super::{Cell, Column, Columns, Rated, Tone};
-use crate::api::types::{PoolAddressRow, PoolRow};
+use super::{Cell, Column, Columns, Rated, Tone, human};
+use crate::api::types::{DestinationRow, PoolAddressRow, PoolRow};
 
 impl Columns for PoolRow {
     fn columns() -> Vec<Column> {
@@ -94,5 +94,59 @@ impl Rated for PoolAddressRow {
             self.port_allocation_errors,
             self.over_rate + self.over_concurrent,
         ]
+    }
+}
+
+impl Columns for DestinationRow {
+    fn columns() -> Vec<Column> {
+        vec![
+            Column::text("PROTO"),
+            Column::text("DESTINATION"),
+            Column::text("POOL"),
+            Column::text("ADDRESS"),
+            Column::number("SESSIONS"),
+            Column::number("FULL"),
+            Column::number("TOKENS"),
+            Column::number("ADMITTED"),
+            Column::number("OVER-RATE"),
+            Column::number("OVER-CONCURRENT"),
+        ]
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        vec![
+            Cell::new(&self.proto),
+            Cell::new(&self.destination),
+            Cell::new(&self.pool),
+            Cell::new(&self.address),
+            Cell::new(&self.sessions),
+            Cell::new(&human::percent(self.sessions, self.room)),
+            Cell::of(self.tokens.as_ref()),
+            Cell::new(&self.admitted),
+            Cell::new(&self.over_rate),
+            Cell::new(&self.over_concurrent),
+        ]
+    }
+
+    fn tone(&self) -> Tone {
+        // Where the alert on destinations begins.
+        if self.sessions * 100 >= self.room * 80 || self.tokens == Some(0) {
+            Tone::Notice
+        } else {
+            Tone::Plain
+        }
+    }
+}
+
+impl Rated for DestinationRow {
+    const COUNTERS: &'static [(&'static str, bool)] =
+        &[("ADMITTED", false), ("OVER-RATE", false), ("OVER-CONCURRENT", false)];
+
+    fn key(&self) -> String {
+        format!("{} {} {}", self.proto, self.destination, self.address)
+    }
+
+    fn counters(&self) -> Vec<u64> {
+        vec![self.admitted, self.over_rate, self.over_concurrent]
     }
 }

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{Columns, Grid, Paint, proxy, status};
 use crate::api::types::{
-    DropRow, EipRow, InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRow, ProxyRow,
-    RouteMatch, RouteRow, SessionCount, SessionRow, Status, TableRow,
+    DestinationRow, DropRow, EipRow, InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRow,
+    ProxyRow, RouteMatch, RouteRow, SessionCount, SessionRow, Status, TableRow,
 };
 
 /// Reads a list as it comes from the daemon, and shows it in both forms.
@@ -81,6 +81,18 @@ fn eips() {
     assert_snapshot!(shown::<EipRow>(&json!([
         { "address": "198.51.100.50", "host": "10.0.1.2" },
         { "address": "2001:db8:100::50", "host": "2001:db8:1::2" },
+    ])));
+}
+
+#[test]
+fn destinations() {
+    assert_snapshot!(shown::<DestinationRow>(&json!([
+        { "pool": "nat", "address": "198.51.100.10", "proto": "tcp",
+          "destination": { "address": "203.0.113.10", "port": 443 }, "sessions": 54_000, "room": 55_000,
+          "tokens": 0, "admitted": 120_000, "over_rate": 310, "over_concurrent": 0 },
+        { "pool": "nat", "address": "198.51.100.11", "proto": "udp",
+          "destination": { "address": "2001:db8:f::1", "port": 53 }, "sessions": 12, "room": 64_512,
+          "admitted": 40, "over_rate": 0, "over_concurrent": 0 },
     ])));
 }
 

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::model::{AttachMode, Mapping, PortRange, Proto, Role, TableKind};
 
 pub use observed::{
-    ConfigStatus, DropRow, Endpoint, Export, MapRow, Notice, SessionCount, SessionProxy, SessionQuery,
-    SessionRow, SessionUse, Status, Version,
+    ConfigStatus, DestinationQuery, DestinationRow, DropRow, Endpoint, Export, MapRow, Notice, SessionCount,
+    SessionProxy, SessionQuery, SessionRow, SessionUse, Status, Version,
 };
 
 pub use proxy::{ProxyDrainRequest, ProxyHostRow, ProxyRequest, ProxyRow};
@@ -67,6 +67,7 @@ schemas! {
     Status => "gateway.status/v1";
     DropRow => "gateway.stats.drops/v1";
     PoolAddressRow => "gateway.stats.pools/v1";
+    DestinationRow => "gateway.stats.destinations/v1";
     InterfaceStats => "gateway.stats.interfaces/v1";
     MapRow => "gateway.stats.maps/v1";
     Export => "gateway.export/v1";

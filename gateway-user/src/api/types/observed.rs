@@ -219,6 +219,46 @@ pub struct DropRow {
     pub help: String,
 }
 
+/// `stats destinations`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DestinationQuery {
+    /// Rows at most; if absent, 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+impl DestinationQuery {
+    /// Destinations shown when no limit is given.
+    pub const DEFAULT_LIMIT: u32 = 20;
+}
+
+/// What an address of a pool has opened towards a destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DestinationRow {
+    /// Pool.
+    pub pool: String,
+    /// Address of the pool.
+    pub address: IpAddr,
+    /// `tcp`, `udp`, `icmp`, or the protocol number.
+    pub proto: String,
+    /// Server address, and port, where the protocol has any.
+    pub destination: Endpoint,
+    /// Sessions there are.
+    pub sessions: u64,
+    /// Sessions there may be: as many as the address has ports, or as `concurrent` of the pool says.
+    pub room: u64,
+    /// Connections that may be opened at once, right now; absent where the pool has no rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Connections admitted since the destination was last without any.
+    pub admitted: u64,
+    /// Connections refused by this address because of the rate; another one may have admitted them.
+    pub over_rate: u64,
+    /// Connections refused by this address because there were too many at a time.
+    pub over_concurrent: u64,
+}
+
 /// How full a map is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapRow {

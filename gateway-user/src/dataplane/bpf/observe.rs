@@ -278,6 +278,10 @@ impl Observe for BpfObserve {
                     port: u16::from_be_bytes(key.port),
                     proto: key.proto,
                     sessions: bucket.count(),
+                    room: match counted.limit.concurrent {
+                        0 => counted.ports,
+                        concurrent => counted.ports.min(concurrent),
+                    },
                     tokens: counted.limit.tokens(bucket.full, now),
                     admitted: bucket.admitted,
                     over_rate: bucket.over_rate,
