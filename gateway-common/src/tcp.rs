@@ -36,6 +36,13 @@ pub const WINDOW: u32 = 1 << 24;
 /// was under way has arrived, and a client that does not believe in a reset has said so.
 pub const REST: u32 = 16;
 
+/// The part of its idle time after which servers have forgotten a closed connection: a minute of four, as long as
+/// their TIME-WAIT is in practice. Sequence numbers tell nothing any more then: a client's go round in some minutes.
+pub const FORGOTTEN: u32 = 4;
+
+/// Elements of `STAMPS`.
+pub const STAMPS_LEN: u32 = 65_536;
+
 /// Where a session stands, [`crate::session::Session::state`].
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,6 +79,8 @@ pub struct Segment {
     pub acknowledgement: u32,
     /// Bytes of payload.
     pub payload: u32,
+    /// Its timestamp (RFC 7323), of a client's segment; 0: it has none, or it is not looked at.
+    pub stamp: u32,
 }
 
 /// Where a segment leads to.
@@ -142,13 +151,20 @@ impl State {
     /// Whether a connection in this state, without a packet for `idle` ticks, may give its port to another one
     /// where no port is free. `closing` is the idle time of closed connections, ticks.
     ///
-    /// After a reset the server remembers nothing. After two FINs it may for a minute. Then it takes a SYN that is
-    /// ahead of the old connection for a new one, and answers any other by an acknowledgement: the client resets
-    /// what it does not know, and its second SYN succeeds (RFC 9293 3.6.1 and 3.10.7.3). That is better than to
-    /// refuse the connection.
+    /// After a reset the server remembers nothing. After two FINs it may for a while ([`FORGOTTEN`]), and takes a SYN for
+    /// that of a new connection where it is `ahead` of the old one (RFC 6191, RFC 7857 2.1).
     #[inline(always)]
-    pub const fn is_reusable(self, idle: u32, closing: u32) -> bool {
-        idle >= closing / REST && matches!(self, Self::Reset | Self::Refused | Self::BothFins)
+    pub const fn is_reusable(self, idle: u32, closing: u32, ahead: bool) -> bool {
+        match self {
+            Self::Reset | Self::Refused => idle >= closing / REST,
+            Self::BothFins => idle >= closing / REST && (ahead || idle >= closing / FORGOTTEN),
+            Self::Established
+            | Self::Opening
+            | Self::Answered
+            | Self::InsideFin
+            | Self::OutsideFin
+            | Self::Gone => false,
+        }
     }
 }
 
@@ -165,6 +181,25 @@ impl Segment {
     const fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
+}
+
+/// Whether the number `later` is ahead of `earlier`, both modulo 2^32.
+#[inline(always)]
+pub const fn is_ahead(later: u32, earlier: u32) -> bool {
+    later != earlier && later.wrapping_sub(earlier) < 1 << 31
+}
+
+/// Whether a client's `segment` may go on, or begin another connection, on a session in `state` with `mark`: a SYN
+/// after two FINs has to be ahead of the connection before, by its timestamp or its sequence number (RFC 6191). One
+/// that is not is an old one that comes late, and nobody may take it for a new connection. `stamp` is the
+/// client's last timestamp, 0 where it is not known; `forgotten` says that nobody remembers the old connection.
+#[inline(always)]
+pub const fn may_pass(state: State, mark: u32, stamp: u32, forgotten: bool, segment: &Segment) -> bool {
+    !matches!(state, State::BothFins)
+        || segment.flags & (TCP_SYN | TCP_ACK | TCP_RST) != TCP_SYN
+        || forgotten
+        || is_ahead(segment.sequence, mark)
+        || (stamp != 0 && segment.stamp != 0 && is_ahead(segment.stamp, stamp))
 }
 
 /// What `segment` from `side` does to a connection in `state` with `mark`. `None`: it is a reset that nobody
@@ -262,7 +297,7 @@ mod tests {
     const MARK: u32 = 1_000;
 
     const fn segment(flags: u8, sequence: u32, acknowledgement: u32) -> Segment {
-        Segment { flags, sequence, acknowledgement, payload: 0 }
+        Segment { flags, sequence, acknowledgement, payload: 0, stamp: 0 }
     }
 
     /// From inside: SYN, SYN and ACK, ACK, FIN, RST.
@@ -386,9 +421,31 @@ mod tests {
     #[test]
     fn only_ports_of_connections_that_have_been_over_for_a_while_are_used_again() {
         for state in State::ALL {
-            let after_rest = state.is_reusable(100, 100 * REST);
-            assert_eq!(after_rest, matches!(state, State::BothFins | State::Reset | State::Refused));
-            assert!(!state.is_reusable(99, 100 * REST), "{state:?} has not rested");
+            let reusable = |idle, ahead| state.is_reusable(idle, 100 * REST, ahead);
+            let after_rest = matches!(state, State::BothFins | State::Reset | State::Refused);
+            assert_eq!(reusable(100, true), after_rest, "{state:?}");
+            assert!(!reusable(99, true), "{state:?} has not rested");
+            // What a server may remember is not for a SYN that is behind it.
+            assert_eq!(reusable(100, false), matches!(state, State::Reset | State::Refused), "{state:?}");
+            assert_eq!(reusable(100 * REST / FORGOTTEN, false), after_rest, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn a_syn_after_two_fins_has_to_be_ahead_of_the_connection_before() {
+        let syn = |sequence, stamp| Segment { stamp, ..segment(TCP_SYN, sequence, 0) };
+        let may = |segment: Segment| may_pass(State::BothFins, MARK, 50, false, &segment);
+        assert!(may(syn(MARK + 1, 0)) && may(syn(MARK.wrapping_add((1 << 31) - 1), 0)));
+        assert!(!may(syn(MARK, 0)) && !may(syn(MARK - 1, 0)) && !may(syn(MARK.wrapping_add(1 << 31), 0)));
+        // A newer timestamp will do, an older one does not, and one where none is known tells nothing.
+        assert!(may(syn(MARK - 1, 51)) && !may(syn(MARK - 1, 50)) && !may(syn(MARK - 1, 49)));
+        assert!(!may_pass(State::BothFins, MARK, 0, false, &syn(MARK - 1, 51)));
+        assert!(may_pass(State::BothFins, MARK, u32::MAX, false, &syn(MARK - 1, 1)), "timestamps go round");
+        assert!(may_pass(State::BothFins, MARK, 50, true, &syn(MARK - 1, 0)), "nobody remembers");
+        // What is no SYN goes on, and other states remember nothing, or are not over.
+        assert!(may(segment(TCP_ACK, 0, 0)) && may(segment(TCP_RST, 0, 0)) && may(segment(TCP_FIN, 0, 0)));
+        for state in State::ALL.iter().filter(|state| **state != State::BothFins) {
+            assert!(may_pass(*state, MARK, 50, false, &syn(0, 0)), "{state:?}");
         }
     }
 

@@ -18,7 +18,7 @@ use gateway_common::{
     parse::{Flow, PROTO_TCP, Packet},
     pool::{DRAINED, IN_USE, OF_HOST},
     ports::{Search, Step},
-    session::Tuple,
+    session::{Session, Tuple},
 };
 
 use crate::{
@@ -38,6 +38,9 @@ const RANDOM_TRIES: u32 = 8;
 const SAMPLES: u32 = 64;
 /// As many of an address that will be without a free one soon, with each session that is opened.
 const SAMPLES_AHEAD: u32 = 4;
+/// Of these, the ports are taken whose connections have been closed for as long as the one that has been longest, but
+/// for that part of it: the oldest of a sample, since all of them in order would be a list that every FIN changes.
+const ABOUT: u32 = 8;
 /// Bound of `bpf_loop`, which is never reached: every call ends at the last address of the pool.
 const MAX_STEPS: u32 = 1 << 23;
 /// Not an error of the kernel: a socket of the host has the port.
@@ -110,8 +113,7 @@ pub(crate) fn claim<F: Datapath>(
                 && reason != DropReason::DestinationRate
                 && enter_own(scratch)
             {
-                // SAFETY: as above.
-                unsafe { bpf_loop(SAMPLES, cut_closed::<F> as *mut c_void, (&raw mut held).cast(), 0) };
+                cut_oldest::<F>(SAMPLES);
             }
             Err(reason)
         }
@@ -134,9 +136,23 @@ pub(crate) fn make_room<F: Datapath>(packet: &Packet<F>) {
     if packet.proto != PROTO_TCP || claim.sessions < most - most / 4 {
         return;
     }
-    claim.step = 0;
-    // SAFETY: the callback has the signature that the helper calls.
-    unsafe { bpf_loop(SAMPLES_AHEAD, cut_closed::<F> as *mut c_void, core::ptr::null_mut(), 0) };
+    cut_oldest::<F>(SAMPLES_AHEAD);
+}
+
+/// Cuts the closed sessions that have rested longest, of so many random ports of the address in hand. A function of its
+/// own, for its caller's stack. Returns nothing of interest.
+#[inline(never)]
+fn cut_oldest<F: Datapath>(samples: u32) -> u64 {
+    let Some(place) = F::scratch() else { return 0 };
+    // SAFETY: the scratch element is this CPU's own, and nobody holds a reference while the callbacks run, which have
+    // the signature that the helper calls.
+    unsafe {
+        ((*place).claim.step, (*place).oldest) = (0, 0);
+        bpf_loop(samples, measure_closed::<F> as *mut c_void, core::ptr::null_mut(), 0);
+        (*place).claim.step = 0;
+        bpf_loop(samples, cut_closed::<F> as *mut c_void, core::ptr::null_mut(), 0);
+    }
+    0
 }
 
 /// 1 where the transport checksum covers the addresses.
@@ -399,20 +415,47 @@ fn enter_own<F: Datapath>(scratch: &mut session::Scratch<F>) -> bool {
     F::is_member(&address.address)
 }
 
-/// Looks at a random port of an address that has no free one, and cuts the session there if its connection is
-/// closed. The flow that found no port is refused all the same: what is cut rests until the sweep has removed
-/// it, and a client repeats its SYN after a second.
+/// Looks at a random port of an address that has no free one, for how long a closed connection has been idle there.
+unsafe extern "C" fn measure_closed<F: Datapath>(_: u32, _: *mut c_void) -> i64 {
+    let Some(scratch) = F::scratch() else { return 1 };
+    // SAFETY: the scratch element is this CPU's own.
+    let scratch = unsafe { &mut *scratch };
+    let (_, idle) = closed(scratch);
+    scratch.oldest = scratch.oldest.max(idle);
+    0
+}
+
+/// Looks at the same port again, and cuts the session there if its connection has been closed for about as long as
+/// the one that has been longest, of those looked at. The flow that found no port is refused all the same: what is cut
+/// rests until the sweep has removed it, and a client repeats its SYN after a second.
 unsafe extern "C" fn cut_closed<F: Datapath>(_: u32, _: *mut c_void) -> i64 {
     let Some(scratch) = F::scratch() else { return 1 };
     // SAFETY: the scratch element is this CPU's own.
-    let session::Scratch { outside, outside_session, claim, cut, .. } = unsafe { &mut *scratch };
-    claim.step += 1;
-    outside.destination_port = claim.random_port().to_be_bytes();
-    if let Some(answer) = F::session(outside) {
-        // SAFETY: the pointer is to a map value. The session that found no port would have begun now.
-        session::cut_if_closed(outside, unsafe { &*answer }, (outside_session.last_seen, claim.closing), cut);
+    let scratch = unsafe { &mut *scratch };
+    let (owner, idle) = closed(scratch);
+    let oldest = scratch.oldest;
+    if let Some(owner) = owner
+        && idle >= oldest - oldest / ABOUT
+    {
+        // SAFETY: the pointer is to the map value of the tuple in `cut`.
+        unsafe { session::cut_owner(&mut scratch.cut, owner) };
     }
     0
+}
+
+/// The session of the next random port, if its connection is closed and the port may serve the SYN in hand, and for
+/// how long it has been idle, ticks. Its tuple is in `cut` then.
+#[inline(always)]
+fn closed<F: Datapath>(scratch: &mut session::Scratch<F>) -> (Option<*mut Session<F>>, u32) {
+    let session::Scratch { outside, outside_session, claim, cut, sequence, .. } = scratch;
+    claim.step += 1;
+    outside.destination_port = claim.random_port().to_be_bytes();
+    let Some(answer) = F::session(outside) else { return (None, 0) };
+    // SAFETY: the pointer is to a map value.
+    let answer = unsafe { &*answer };
+    // The session that found no port would have begun now.
+    let now = outside_session.last_seen;
+    session::reusable(outside, answer, now, (claim.closing, *sequence), cut)
 }
 
 /// Counts a search that found nothing, and says why. Where some addresses have no port and others are at their limit,

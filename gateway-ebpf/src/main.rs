@@ -39,6 +39,7 @@ mod mapping;
 mod mss;
 mod neighbor;
 mod open;
+mod option;
 mod packet;
 mod path;
 mod pool;
@@ -51,6 +52,7 @@ mod rewrite;
 mod route;
 mod session;
 mod socket;
+mod stamp;
 mod sweep;
 mod tcp;
 

@@ -35,6 +35,8 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     forward::check(packet, next_hop)?;
     let place = F::scratch().ok_or(DropReason::Internal)?;
     let (state, mark) = tcp::opening(context.frame, packet)?;
+    // SAFETY: the scratch element is this CPU's own.
+    unsafe { (*place).sequence = u32::from_be(mark).wrapping_sub(1) };
     // SAFETY: the scratch element is this CPU's own, and the reference ends before the claim.
     begin(context, subject, tuple, state, unsafe { &mut *place });
 

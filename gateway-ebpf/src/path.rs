@@ -305,7 +305,7 @@ pub(crate) fn decide<
         if !confirmed.is_open() {
             confirmed.result()?;
             count::route(session.counter, context.bytes);
-            return follow(context, subject, session).result();
+            return follow_known(context, subject, session);
         }
         subject.cut = 1;
     }
@@ -512,6 +512,23 @@ pub(crate) fn verdict<F: Datapath>(session: &Session<F>, side: u8) -> Verdict {
         (true, true) => Verdict::Proxy,
         (false, _) => Verdict::Reply,
     }
+}
+
+/// As [`follow`], where a SYN may begin another connection on a closed session. Not in `follow`, whose stack hairpins
+/// need.
+#[inline(always)]
+fn follow_known<F: Datapath>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+    session: &mut Session<F>,
+) -> Result<Outcome, DropReason> {
+    tcp::read_stamp(context, subject);
+    tcp::admit_anew(context, subject, session).result()?;
+    let code = follow(context, subject, session);
+    if code.result().is_ok() {
+        tcp::note_stamp(context, subject, session);
+    }
+    code.result()
 }
 
 /// A packet of a session that another CPU has opened meanwhile, with an earlier packet of the flow.

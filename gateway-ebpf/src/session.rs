@@ -13,7 +13,7 @@ use gateway_common::{
     quote::Quote,
     route::Route,
     session::{CUT, CUT_QUEUED, Cut, DEAD, MAX_CUTS, RETIRED, SIDE_INSIDE, Session, Tuple},
-    tcp::State,
+    tcp::{self, State},
 };
 
 use crate::{atomic, claim::Claim, family::Datapath, fragment::Note, route::Query};
@@ -67,6 +67,10 @@ pub(crate) struct Scratch<F: Family> {
     pub(crate) claim: Claim,
     /// A session that is cut.
     pub(crate) cut: Cut<F>,
+    /// Sequence number of the SYN that wants a port, host byte order.
+    pub(crate) sequence: u32,
+    /// How long the closed connection has been idle whose port has rested longest, of those looked at, ticks.
+    pub(crate) oldest: u32,
     /// Address and port that the pointer of a mapping shows.
     pub(crate) shown: F::Address,
     pub(crate) shown_port: [u8; 2],
@@ -110,6 +114,8 @@ pub(crate) struct Subject<F: Datapath> {
     pub(crate) cut: u8,
     /// 1 where the packet has a session of a proxy host.
     pub(crate) redirected: u8,
+    /// Timestamp of a client's TCP segment, see [`crate::stamp`].
+    pub(crate) stamp: u32,
     /// MTU of the way out, for the sender of a packet that is too large for it.
     pub(crate) mtu: u16,
 }
@@ -201,26 +207,30 @@ pub(crate) fn cut<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) {
     }
 }
 
-/// Cuts the session of an outside tuple if its connection is closed and rests: its port may serve another.
-/// `closing` is the idle time of closed connections, `cut` is room in the scratch element.
+/// The inside element of an outside tuple's session whose connection is closed and rests, so that its port may serve a
+/// SYN with `sequence`, and for how long it has been idle. `closing` is the idle time of closed connections, `cut` is
+/// room in the scratch element, which gets the inside tuple.
 #[inline(always)]
-pub(crate) fn cut_if_closed<F: Datapath>(
+pub(crate) fn reusable<F: Datapath>(
     outside: &Tuple<F>,
     answer: &Session<F>,
-    (now, closing): (u32, u32),
+    now: u32,
+    (closing, sequence): (u32, u32),
     cut: &mut Cut<F>,
-) {
+) -> (Option<*mut Session<F>>, u32) {
     if !State::from_number(answer.state).is_closed() {
-        return;
+        return (None, 0);
     }
     cut.tuple = outside.pair(answer);
-    let Some(owner) = F::session(&cut.tuple) else { return };
+    let Some(owner) = F::session(&cut.tuple) else { return (None, 0) };
     // SAFETY: the pointer is to the map value of the tuple; plain integers are read.
-    unsafe {
-        let idle = now.saturating_sub((*owner).last_seen.max(answer.last_seen));
-        if State::from_number((*owner).state).is_reusable(idle, closing) {
-            cut_owner(cut, owner);
-        }
+    let (state, mark, last_seen) =
+        unsafe { (State::from_number((*owner).state), u32::from_be((*owner).mark), (*owner).last_seen) };
+    let idle = now.saturating_sub(last_seen.max(answer.last_seen));
+    if state.is_reusable(idle, closing, tcp::is_ahead(sequence, mark)) {
+        (Some(owner), idle)
+    } else {
+        (None, 0)
     }
 }
 
@@ -229,7 +239,7 @@ pub(crate) fn cut_if_closed<F: Datapath>(
 /// # Safety
 /// `owner` is to the map value of that tuple.
 #[inline(always)]
-unsafe fn cut_owner<F: Datapath>(cut: &mut Cut<F>, owner: *mut Session<F>) {
+pub(crate) unsafe fn cut_owner<F: Datapath>(cut: &mut Cut<F>, owner: *mut Session<F>) {
     // SAFETY: the caller vouches for the pointer; the fields are plain integers.
     unsafe {
         let generation = &raw mut (*owner).generation;

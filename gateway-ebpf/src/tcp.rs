@@ -11,16 +11,17 @@ use gateway_common::{
     config::Config,
     parse::{Bytes as _, Flow, Packet},
     session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, TCP_FIN, TCP_RST, TCP_SYN, Tuple},
-    tcp::{self, Segment, State, Step},
+    tcp::{self, FORGOTTEN, Segment, State, Step},
 };
 
 use crate::{
-    atomic, count,
+    atomic, config, count,
     family::Datapath,
     forward,
     packet::Frame,
     path::{Code, Context},
     session::Subject,
+    stamp,
 };
 
 /// Number of sessions that are half open. It moves with the transitions into such states and out of them, with
@@ -110,6 +111,61 @@ fn move_half_open(by: u32) {
         // SAFETY: the pointer is to a map value.
         unsafe { atomic::add(count, by) };
     }
+}
+
+/// Leaves the timestamp of a client's segment in the subject. Returns nothing of interest.
+#[inline(never)]
+pub(crate) fn read_stamp<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> u64 {
+    if subject.tuple.side == SIDE_INSIDE && matches!(subject.packet.transport_layer.flow, Flow::Tcp) {
+        subject.stamp = stamp::of(context.frame, &subject.packet);
+    }
+    0
+}
+
+/// Drops a client's SYN that is not ahead of the connection that the session had, see [`tcp::may_pass`]. A function
+/// of its own, for its stack: [`track`] has none left. Between the two, another CPU may close the connection; then such
+/// a SYN passes, and the server judges it.
+#[inline(never)]
+pub(crate) fn admit_anew<F: Datapath>(
+    context: &Context<'_>,
+    subject: &Subject<F>,
+    session: &Session<F>,
+) -> Code {
+    let Subject { packet, tuple, stamp, .. } = subject;
+    if tuple.side != SIDE_INSIDE || !matches!(packet.transport_layer.flow, Flow::Tcp) {
+        return Code::OK;
+    }
+    if session.state == State::BothFins as u8 && packet.transport_layer.detail & TCP_SYN != 0 {
+        let Ok(mut segment) = segment(context.frame, packet) else {
+            return Code::drop(DropReason::Truncated);
+        };
+        segment.stamp = *stamp;
+        // SAFETY: the pointer is to a map value; a plain integer is read.
+        let answered = F::session(&tuple.pair(session)).map_or(0, |answer| unsafe { (*answer).last_seen });
+        let idle = config::now(context.config).saturating_sub(session.last_seen.max(answered));
+        let forgotten = idle >= context.config.timeouts.tcp_closing / FORGOTTEN;
+        let last = stamp::last(tuple, context.config.secret);
+        if !tcp::may_pass(State::BothFins, u32::from_be(session.mark), last, forgotten, &segment) {
+            return Code::drop(DropReason::NoSession);
+        }
+    }
+    Code::OK
+}
+
+/// Notes the timestamp of a client's segment that is not one of many. Returns nothing of interest.
+#[inline(never)]
+pub(crate) fn note_stamp<F: Datapath>(
+    context: &Context<'_>,
+    subject: &Subject<F>,
+    session: &Session<F>,
+) -> u64 {
+    if subject.tuple.side == SIDE_INSIDE
+        && matches!(subject.packet.transport_layer.flow, Flow::Tcp)
+        && session.state != State::Established as u8
+    {
+        stamp::note(&subject.tuple, context.config.secret, subject.stamp);
+    }
+    0
 }
 
 /// Moves the state of the session, if it is TCP. A reset that nobody would believe is dropped.
@@ -230,5 +286,6 @@ fn segment<F: Datapath>(frame: &Frame<'_>, packet: &Packet<F>) -> Result<Segment
         sequence: u32::from_be(sequence),
         acknowledgement: u32::from_be(acknowledgement),
         payload: u32::from(packet.length).saturating_sub(headers),
+        stamp: 0,
     })
 }

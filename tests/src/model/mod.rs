@@ -242,6 +242,10 @@ impl Model {
         fits(ip, next_hop)?;
         let answered = match ip.kind {
             Kind::Tcp(segment) => {
+                // No packet of the model has a timestamp, and none comes so late that all is forgotten.
+                if side == Side::Inside && !tcp::may_pass(session.state, session.mark, 0, false, &segment) {
+                    return Err(DropReason::NoSession.into());
+                }
                 let step = tcp::step(session.state, session.mark, side as u8, &segment);
                 let step = step.ok_or(DropReason::NoSession)?;
                 let moved = self.nat.session_mut(id);

@@ -690,7 +690,7 @@ impl Kind {
 fn tcp(segment: &[u8]) -> Segment {
     let number = |at: usize| u32::from_be_bytes(segment[at..at + 4].try_into().expect("4 bytes"));
     let payload = segment.len().saturating_sub(usize::from(segment[12] >> 4) * 4) as u32;
-    Segment { flags: segment[13], sequence: number(4), acknowledgement: number(8), payload }
+    Segment { flags: segment[13], sequence: number(4), acknowledgement: number(8), payload, stamp: 0 }
 }
 
 /// The sum of two one's complement numbers; zero is 0.

@@ -167,6 +167,64 @@ fn a_syn_on_a_closed_session_begins_another_connection() {
     leads(&mut lab, &forth(ACK, CLIENT + 7_001, SERVER + 1), "established");
 }
 
+/// A connection that both sides have closed; the client's last timestamp is `stamp`.
+#[track_caller]
+fn close(lab: &mut Lab, stamp: &[u8]) {
+    shake_hands(lab);
+    leads(lab, &forth(FIN | ACK, CLIENT + 1, SERVER + 1).tcp_options(stamp), "closing");
+    leads(lab, &back(FIN | ACK, SERVER + 1, CLIENT + 2), "closed");
+}
+
+/// The option, between others.
+fn stamped(stamp: u32) -> [u8; 12] {
+    let [a, b, c, d] = stamp.to_be_bytes();
+    [1, 1, 8, 10, a, b, c, d, 0, 0, 0, 9]
+}
+
+#[test]
+fn a_syn_that_is_not_ahead_of_the_closed_connection_is_dropped() {
+    let Some(mut lab) = snat() else { return };
+    close(&mut lab, &[]);
+    // Those of the connection itself, late, and all that look older than it.
+    for sequence in [CLIENT, CLIENT + 1, CLIENT + 2, 0, CLIENT.wrapping_add(1 << 31) + 2] {
+        let late = forth(SYN, sequence, 0);
+        lab.check("in0", &late, dropped(NoSession).by(ALL, "pool"));
+        // No timestamp of the connection is known, so that this one tells nothing.
+        lab.check("in0", &late.tcp_options(&stamped(u32::MAX / 2)), dropped(NoSession).by(ALL, "pool"));
+        assert_eq!(state(&lab), "closed");
+    }
+    let syn = forth(SYN, CLIENT + 3, 0);
+    lab.check("in0", &syn, passes(&syn).counting(&format!("pool nat {POOL} attempts")));
+    assert_eq!(state(&lab), "opening");
+}
+
+#[test]
+fn a_newer_timestamp_makes_a_syn_that_of_another_connection() {
+    let Some(mut lab) = snat() else { return };
+    close(&mut lab, &stamped(700));
+    let syn = |stamp| forth(SYN, CLIENT - 100, 0).tcp_options(&stamped(stamp));
+    for old in [700, 699, 700 + (1 << 31)] {
+        lab.check("in0", &syn(old), dropped(NoSession).by(ALL, "pool"));
+    }
+    // The last acknowledgement of the client counts, too.
+    leads(&mut lab, &forth(ACK, CLIENT + 2, SERVER + 2).tcp_options(&stamped(710)), "closed");
+    lab.check("in0", &syn(705), dropped(NoSession).by(ALL, "pool"));
+    lab.check("in0", &syn(711), passes(&syn(711)).counting(&format!("pool nat {POOL} attempts")));
+    assert_eq!(state(&lab), "opening");
+}
+
+#[test]
+fn any_syn_will_do_when_the_server_has_forgotten_the_connection() {
+    // A quarter of the idle time of closed connections.
+    let policy = |policy| nat(policy).tcp_idle(Duration::from_mins(10), Duration::from_secs(8));
+    let Some(mut lab) = standard(policy) else { return };
+    close(&mut lab, &[]);
+    let syn = forth(SYN, CLIENT, 0);
+    lab.check("in0", &syn, dropped(NoSession).by(ALL, "pool"));
+    sleep(Duration::from_millis(2_300));
+    lab.check("in0", &syn, passes(&syn).counting(&format!("pool nat {POOL} attempts")));
+}
+
 #[test]
 fn closed_and_half_open_connections_go_early_and_established_ones_stay() {
     let Some(mut lab) = short() else { return };
@@ -339,6 +397,56 @@ fn the_number_of_half_open_connections_is_exact_whatever_many_cpus_do() {
     sleep(SHORT + Duration::from_millis(300));
     lab.sweep_all();
     assert_eq!(lab.half_open(), 0);
+}
+
+/// A gateway with a few ports, where a closed connection rests for a second.
+fn few_ports(ports: &str) -> Option<Lab> {
+    standard(|policy| {
+        let policy = nat(policy).pool("nat", &format!("{POOL} {POOL6}"), ports);
+        policy.tcp_idle(Duration::from_mins(10), 16 * SHORT)
+    })
+}
+
+#[test]
+fn of_closed_connections_the_oldest_give_their_ports_first() {
+    let Some(mut lab) = few_ports("5000-5007") else { return };
+    let syn = |client: u16| tcp("10.0.1.2:1", "203.0.113.10:443", SYN).from_port(4000 + client);
+    let places: Vec<_> = (0..8).map(|client| lab.open("in0", &syn(client))).collect();
+    let close = |lab: &mut Lab, clients: std::ops::Range<u16>| {
+        clients.for_each(|client| drop(lab.prepare("in0", &syn(client).flags(RST))));
+    };
+    close(&mut lab, 0..4);
+    sleep(2 * SHORT);
+    close(&mut lab, 4..8);
+    sleep(SHORT + Duration::from_millis(300));
+    // Both halves have rested.
+    let reason = dropped(PoolExhausted).by(ALL, "pool").counting("pool nat 198.51.100.10 attempts");
+    lab.check("in0", &syn(8), reason.counting("pool nat 198.51.100.10 allocation_errors"));
+    for _ in 0..3 {
+        lab.sweep();
+    }
+    let taken = 8 - lab.session_balance().2;
+    assert!((1..=4).contains(&taken), "{taken} sessions were taken");
+    for client in 0..taken as u16 {
+        let place = lab.open("in0", &syn(10 + client));
+        assert!(places[..4].contains(&place), "{place:?} is not of {:?}", &places[..4]);
+    }
+}
+
+#[test]
+fn a_port_whose_server_may_remember_it_is_not_for_a_syn_that_is_behind() {
+    let Some(mut lab) = few_ports("4000") else { return };
+    close(&mut lab, &[]);
+    sleep(SHORT + Duration::from_millis(300));
+    let other = |sequence| tcp("10.0.1.3:4000", "203.0.113.10:443", SYN).numbers(sequence, 0).payload([]);
+    for (sequence, taken) in [(CLIENT, 0), (CLIENT + 3, 1)] {
+        lab.prepare("in0", &other(sequence));
+        for _ in 0..3 {
+            lab.sweep();
+        }
+        assert_eq!(lab.session_balance(), (1, taken, 1 - taken as usize), "a SYN with {sequence}");
+    }
+    lab.open("in0", &other(CLIENT + 3));
 }
 
 #[test]
