@@ -77,6 +77,12 @@ impl UdpClient {
         }
     }
 
+    /// The socket itself. To close it and bind another would fail now and then: a process that another thread starts at
+    /// this moment has it too, for a moment.
+    pub fn into_socket(self) -> UdpSocket {
+        self.socket
+    }
+
     fn ask_once(&self, server: &str, patience: Duration) -> Result<Option<SocketAddr>> {
         let mut answer = [0; 64];
         self.socket.set_read_timeout(Some(patience))?;

@@ -57,8 +57,7 @@ fn a_third_host_reaches_the_client_and_is_answered_from_the_same_port() -> Resul
     let _server = Server::udp(&rig.lab.api, "203.0.113.10:3478".parse()?)?;
     let client = UdpClient::new(&rig.lab.c1, "10.0.1.2:5000")?;
     let seen = client.ask("203.0.113.10:3478")?;
-    drop(client);
-    let client = rig.lab.c1.enter(|| UdpSocket::bind("10.0.1.2:5000"))??;
+    let client = client.into_socket();
     let caller = rig.lab.web.enter(|| UdpSocket::bind("192.0.2.20:7000"))??;
     for socket in [&client, &caller] {
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -116,9 +115,7 @@ fn two_clients_meet_by_what_a_server_has_told_them() -> Result<()> {
     let one = UdpClient::new(&rig.lab.c1, "10.0.1.2:5000")?;
     let other = UdpClient::new(&rig.lab.c2, "10.0.2.2:5000")?;
     let (first, second) = (one.ask("203.0.113.10:3478")?, other.ask("203.0.113.10:3478")?);
-    drop((one, other));
-    let one = rig.lab.c1.enter(|| UdpSocket::bind("10.0.1.2:5000"))??;
-    let other = rig.lab.c2.enter(|| UdpSocket::bind("10.0.2.2:5000"))??;
+    let (one, other) = (one.into_socket(), other.into_socket());
     let mut datagram = [0; 64];
     for socket in [&one, &other] {
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
