@@ -102,11 +102,18 @@ pub const fn slot(one: &MappedAddress, other: &MappedAddress, secret: u32) -> us
     (pool::respread(sum) % SLOTS as u32) as usize
 }
 
-/// What a segment with these flags from `side` does to a connection that goes through a proxy host.
+/// The state that a session begins in, whatever segment of TCP is first: nothing shows yet that it lives.
+pub const FIRST_STATE: State = State::Opening;
+
+/// What a segment with these flags from `side`, which is not the one that began the session, does to a connection that
+/// goes through a proxy host.
 ///
-/// Answers need not come by the gateway, so nothing waits for one: a session begins as established, a SYN from inside
-/// begins it anew, and no state counts as half open. A reset is believed, because the session claims nothing that
-/// another flow could want; a client that does not believe it goes on, and so does the session.
+/// Answers need not come by the gateway. So a connection counts as established once the client has sent two segments of
+/// which the second is no SYN: it acknowledges what has reached the client by whatever way. Until then the session is
+/// half open, as any other is: it counts as such, and does not stay for long. A SYN that is answered in the server's name
+/// shows nothing, because hosts that intercept answer everybody. A SYN from inside begins a connection anew that one
+/// side has ended. A reset is believed, because the session claims nothing that another flow could want; a client that
+/// does not believe it goes on, and so does the session.
 #[inline(always)]
 pub const fn step(state: State, side: u8, flags: u8) -> State {
     let inside = side == SIDE_INSIDE;
@@ -114,19 +121,47 @@ pub const fn step(state: State, side: u8, flags: u8) -> State {
         return state;
     }
     if flags & TCP_RST != 0 {
-        return State::Reset;
+        return if state.is_half_open() { State::Refused } else { State::Reset };
     }
     if flags & TCP_SYN != 0 {
-        return if inside && flags & TCP_ACK == 0 { State::Established } else { state };
+        return match state {
+            State::Opening if !inside => State::Answered,
+            _ if inside && flags & TCP_ACK == 0 && is_over(state) => State::Opening,
+            State::Established
+            | State::Opening
+            | State::Answered
+            | State::InsideFin
+            | State::OutsideFin
+            | State::BothFins
+            | State::Reset
+            | State::Refused
+            | State::Gone => state,
+        };
     }
     if flags & TCP_FIN == 0 {
-        return if inside && matches!(state, State::Reset) { State::Established } else { state };
+        return match state {
+            State::Opening | State::Answered => State::Established,
+            State::Reset | State::Refused if inside => State::Established,
+            State::Established
+            | State::InsideFin
+            | State::OutsideFin
+            | State::BothFins
+            | State::Reset
+            | State::Refused
+            | State::Gone => state,
+        };
     }
     match (state, inside) {
         (State::InsideFin, false) | (State::OutsideFin, true) | (State::BothFins, _) => State::BothFins,
         (_, true) => State::InsideFin,
         (_, false) => State::OutsideFin,
     }
+}
+
+/// Whether a client's SYN to a session in this state asks for another connection.
+#[inline(always)]
+pub const fn is_over(state: State) -> bool {
+    !matches!(state, State::Established | State::Opening | State::Answered)
 }
 
 /// The state that decides how long a session is kept. `answered`: answers come by the gateway. Where they do not, one
@@ -163,23 +198,48 @@ mod tests {
 
     #[test]
     fn a_connection_that_answers_past_the_gateway_ends_with_one_fin() {
-        let established = step(State::Established, SIDE_INSIDE, TCP_SYN);
+        let established = step(FIRST_STATE, SIDE_INSIDE, TCP_ACK);
         assert_eq!(established, State::Established);
         let fin = step(established, SIDE_INSIDE, TCP_FIN | TCP_ACK);
         assert_eq!(fin, State::InsideFin);
         assert!(state_for_idle_time(fin, false).is_closed());
         assert!(!state_for_idle_time(fin, true).is_closed());
         assert_eq!(step(fin, SIDE_OUTSIDE, TCP_FIN | TCP_ACK), State::BothFins);
-        assert_eq!(step(fin, SIDE_INSIDE, TCP_SYN), State::Established);
+        assert_eq!(step(fin, SIDE_INSIDE, TCP_SYN), State::Opening);
     }
 
     #[test]
-    fn no_segment_leaves_a_connection_half_open_and_none_moves_a_session_that_is_gone() {
+    fn syns_and_their_answers_leave_a_connection_half_open() {
+        let mut state = FIRST_STATE;
+        for (side, flags) in [
+            (SIDE_INSIDE, TCP_SYN),
+            (SIDE_OUTSIDE, TCP_SYN | TCP_ACK),
+            (SIDE_INSIDE, TCP_SYN),
+            (SIDE_OUTSIDE, TCP_SYN | TCP_ACK),
+        ] {
+            state = step(state, side, flags);
+            assert!(state.is_half_open(), "{state:?}");
+        }
+        assert_eq!(step(state, SIDE_OUTSIDE, TCP_RST), State::Refused);
+        assert_eq!(step(state, SIDE_INSIDE, TCP_ACK), State::Established);
+        assert_eq!(step(FIRST_STATE, SIDE_OUTSIDE, TCP_ACK), State::Established);
+    }
+
+    #[test]
+    fn only_a_clients_syn_makes_a_connection_half_open_and_none_moves_a_session_that_is_gone() {
         for state in State::ALL {
             for side in [SIDE_INSIDE, SIDE_OUTSIDE] {
                 for flags in 0..=u8::MAX {
                     let next = step(*state, side, flags);
-                    assert!(!next.is_half_open() || state.is_half_open(), "{state:?} {flags:#x} {next:?}");
+                    let begins = side == SIDE_INSIDE
+                        && is_over(*state)
+                        && flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN
+                        && *state != State::Gone;
+                    assert_eq!(
+                        next.is_half_open() && !state.is_half_open(),
+                        begins,
+                        "{state:?} {flags:#x} {next:?}"
+                    );
                     assert_eq!(next == State::Gone, *state == State::Gone);
                 }
             }

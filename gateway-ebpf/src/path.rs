@@ -112,6 +112,12 @@ impl Code {
         self.0 == 0
     }
 
+    /// Whether this is a drop for that reason.
+    #[inline(always)]
+    pub(crate) const fn is_drop(self, reason: DropReason) -> bool {
+        self.0 == reason as u64
+    }
+
     /// A drop.
     #[inline(always)]
     pub(crate) const fn drop(reason: DropReason) -> Self {

@@ -2,8 +2,8 @@
 //!
 //! Such a flow is a session that translates nothing. Its inside element has the way to the host; its outside element
 //! is under the tuple that the host answers with in the server's name, with the host as the origin, so that nothing
-//! that comes from elsewhere meets it. It claims no port, and begins as established: answers need not come by the
-//! gateway, and whether the connection comes about is the proxy's business.
+//! that comes from elsewhere meets it. It claims no port. A connection is half open until its client shows that it
+//! lives ([`common::step`]): answers need not come by the gateway.
 //!
 //! A session stays on its host while that is up. When it is not, a SYN and packets of other protocols move the
 //! session to another host at once; any other segment is refused with a reset, because no other host knows the
@@ -29,6 +29,7 @@ use crate::{
     proxy,
     route::Query,
     session::{self, EEXIST, Scratch, Subject},
+    tcp,
 };
 
 /// Attempts at a transition that other CPUs make at the same time.
@@ -48,6 +49,9 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
             return stray(context, subject).result();
         }
         let code = enter(context, subject);
+        if code.is_drop(DropReason::SessionTableFull) && is_under_way(&subject.packet) {
+            return stray(context, subject).result();
+        }
         if !code.is_open() {
             return code.result();
         }
@@ -83,6 +87,19 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
 fn is_syn<F: Datapath>(packet: &Packet<F>) -> bool {
     matches!(packet.transport_layer.flow, Flow::Tcp)
         && packet.transport_layer.detail & (TCP_SYN | TCP_ACK) == TCP_SYN
+}
+
+/// Whether the packet is of a connection that has begun before. Where there is no room for its session, it goes on
+/// without one, as long as the proxy keeps its hosts: a flood of SYNs does not end it.
+#[inline(always)]
+fn is_under_way<F: Datapath>(packet: &Packet<F>) -> bool {
+    matches!(packet.transport_layer.flow, Flow::Tcp) && packet.transport_layer.detail & TCP_SYN == 0
+}
+
+/// The state of a session that the packet begins.
+#[inline(always)]
+fn first_state<F: Datapath>(packet: &Packet<F>) -> State {
+    if matches!(packet.transport_layer.flow, Flow::Tcp) { common::FIRST_STATE } else { State::Established }
 }
 
 /// Whether the packet begins a session. Of TCP every segment does but a reset: a connection from before the gateway
@@ -121,7 +138,10 @@ fn try_enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result
     // SAFETY: the scratch element is this CPU's own.
     let scratch = unsafe { &mut *scratch };
     prepare(context, subject, scratch);
+    let state = first_state(&subject.packet);
+    tcp::admit(context.config, state)?;
     if let Err(error) = F::insert_session(&scratch.outside, &scratch.outside_session) {
+        tcp::leave(state);
         return if error == EEXIST { meet(subject, scratch) } else { Err(session::refusal(error)) };
     }
     let Scratch { inside, outside, inside_session: forth, outside_session, .. } = scratch;
@@ -140,6 +160,7 @@ fn try_enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result
         Err(error) => {
             // Nobody has been answered by it yet.
             let _ = F::remove_session(outside);
+            tcp::leave(state);
             if error == EEXIST { Ok(()) } else { Err(session::refusal(error)) }
         }
     }
@@ -149,7 +170,7 @@ fn try_enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result
 #[inline(always)]
 fn prepare<F: Datapath>(context: &Context<'_>, subject: &Subject<F>, scratch: &mut Scratch<F>) {
     let host = subject.route.object as u16;
-    open::begin(context, subject, &subject.tuple, State::Established, scratch);
+    open::begin(context, subject, &subject.tuple, first_state(&subject.packet), scratch);
     let Scratch { inside, outside, outside_session: answer, .. } = scratch;
     outside.destination = inside.source;
     outside.destination_port = inside.source_port;
@@ -196,7 +217,7 @@ fn try_keep<F: Datapath>(
     let origin = if inside { tuple.origin } else { session.ingress };
     let (next_hop, learned) = if inside {
         let Some(host) = proxy::host_of_session(session) else { return Ok(false) };
-        if is_syn(packet) && session.state != State::Established as u8 {
+        if is_syn(packet) && common::is_over(State::from_number(session.state)) {
             // Another connection.
             return Ok(false);
         }
@@ -302,7 +323,7 @@ fn change_host<F: Datapath>(
     }
     if session.pool_address == PROXIED | subject.route.object as u16 {
         session.next_hop = subject.forth;
-        set_state(session, None, State::Established);
+        set_state(session, None, first_state(&subject.packet));
         let confirmed = session::confirm(session, context.generation);
         return if confirmed { Code::OK } else { Code::drop(DropReason::NoSession) };
     }
@@ -346,7 +367,7 @@ fn try_change_host<F: Datapath>(
         count::flows(host, 1);
         session.next_hop = subject.forth;
         session.counter = subject.route.counter;
-        set_state(session, None, State::Established);
+        set_state(session, None, first_state(&subject.packet));
         // The sweep removes it, when no packet reads it any more.
         (&raw mut (*old).flags).write_volatile(CUT);
         (&raw mut (*old).generation).write_volatile(DEAD);
@@ -368,7 +389,8 @@ fn follow<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, session:
     if let Err(reason) = forward::check(packet, &session.next_hop) {
         return Code::drop(reason);
     }
-    if matches!(packet.transport_layer.flow, Flow::Tcp) {
+    // The segment that began the session shows nothing, whatever it is.
+    if matches!(packet.transport_layer.flow, Flow::Tcp) && subject.redirected != 0 {
         track(tuple, session, packet.transport_layer.detail);
     }
     mss::clamp_of(context, subject, session);
@@ -401,10 +423,12 @@ fn set_state<F: Datapath>(owner: *mut Session<F>, copy: Option<*mut Session<F>>,
         unsafe {
             let word = owner.cast::<u32>().add(Session::<F>::CONTROL);
             let observed = word.read_volatile();
-            if matches!(State::from_number(Session::<F>::state_of(observed)), State::Gone) {
+            let before = State::from_number(Session::<F>::state_of(observed));
+            if matches!(before, State::Gone) {
                 return;
             }
             if atomic::replace(word, observed, Session::<F>::with_state(observed, state as u8)) {
+                tcp::pass(before, state);
                 if let Some(copy) = copy {
                     (&raw mut (*copy).state).write_volatile(state as u8);
                 }

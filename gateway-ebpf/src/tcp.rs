@@ -105,6 +105,14 @@ pub(crate) fn leave(state: State) {
     }
 }
 
+/// Counts a session that goes from `before` to `after`.
+#[inline(always)]
+pub(crate) fn pass(before: State, after: State) {
+    if before.is_half_open() != after.is_half_open() {
+        move_half_open(if before.is_half_open() { u32::MAX } else { 1 });
+    }
+}
+
 #[inline(always)]
 fn move_half_open(by: u32) {
     if let Some(count) = HALF_OPEN.get_ptr_mut(0) {
@@ -260,9 +268,7 @@ unsafe fn arrive<F: Datapath>(
         {
             (&raw mut (*copy).state).write_volatile(step.state as u8);
         }
-        if before.is_half_open() != step.state.is_half_open() {
-            move_half_open(if before.is_half_open() { u32::MAX } else { 1 });
-        }
+        pass(before, step.state);
         let pool_address = u32::from((*owner).pool_address);
         if before.is_closed() && matches!(step.state, State::Opening) {
             count::pool(pool_address, |pool| pool.attempts += 1);

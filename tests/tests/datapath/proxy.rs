@@ -1,5 +1,7 @@
 //! Flows that are sent to hosts of proxies, and what these send themselves.
 
+use std::{thread::sleep, time::Duration};
+
 use gateway_common::{
     DropReason::{Blackhole, Malformed, NoRoute, NoSession, SessionTableFull, SpoofedSource, TtlExceeded},
     Verdict::{Direct, Eip, Proxy, Reply, Snat},
@@ -241,21 +243,129 @@ fn a_flow_may_pass_two_proxies_and_its_answers_pass_them_too() {
     lab.check("in1", &of_host(&lab, &answer), sent("in0", CLIENT, Reply, &answer).by(to, "proxy"));
 }
 
+/// State of the first session, and the number of those that are half open.
+fn stands(lab: &Lab) -> (&'static str, usize) {
+    (lab.sessions()[0].state, lab.half_open())
+}
+
 #[test]
-fn a_connection_through_a_proxy_is_not_half_open_and_ends_with_one_fin() {
+fn a_connection_through_a_proxy_is_half_open_until_its_client_goes_on_and_ends_with_one_fin() {
     let Some(mut lab) = proxied() else { return };
+    let passes = |lab: &mut Lab, flags| {
+        let segment = tcp("10.0.1.2:4000", "203.0.113.10:443", flags);
+        lab.check("in0", &segment, sent("in1", HOST, Proxy, &segment).by(ALL, "proxy"));
+        stands(lab)
+    };
     lab.prepare("in0", &tcp("10.0.1.2:4000", "203.0.113.10:443", SYN));
-    assert_eq!(lab.half_open(), 0);
-    assert_eq!(lab.sessions()[0].state, "established");
-    let fin = tcp("10.0.1.2:4000", "203.0.113.10:443", FIN | ACK);
-    lab.check("in0", &fin, sent("in1", HOST, Proxy, &fin).by(ALL, "proxy"));
-    assert_eq!(lab.sessions()[0].state, "closing");
-    let syn = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN);
-    lab.check("in0", &syn, sent("in1", HOST, Proxy, &syn).by(ALL, "proxy"));
-    assert_eq!(lab.sessions()[0].state, "established");
-    let reset = tcp("10.0.1.2:4000", "203.0.113.10:443", RST);
-    lab.check("in0", &reset, sent("in1", HOST, Proxy, &reset).by(ALL, "proxy"));
-    assert_eq!(lab.sessions()[0].state, "closed");
+    assert_eq!(stands(&lab), ("opening", 1));
+    assert_eq!(passes(&mut lab, SYN), ("opening", 1));
+    // Answers that do not come by the gateway: the client's acknowledgement tells of one.
+    assert_eq!(passes(&mut lab, ACK), ("established", 0));
+    assert_eq!(passes(&mut lab, FIN | ACK), ("closing", 0));
+    assert_eq!(passes(&mut lab, SYN), ("opening", 1));
+    assert_eq!(passes(&mut lab, RST), ("closed", 0));
+    assert_eq!(passes(&mut lab, SYN), ("opening", 1));
+    // The host answers everybody.
+    let answer = |flags| tcp("203.0.113.10:443", "10.0.1.2:4000", flags);
+    lab.prepare("in1", &of_host(&lab, &answer(SYN | ACK)));
+    assert_eq!(stands(&lab), ("opening", 1));
+    lab.prepare("in1", &of_host(&lab, &answer(ACK)));
+    assert_eq!(stands(&lab), ("established", 0));
+    assert_eq!(passes(&mut lab, SYN), ("established", 0));
+}
+
+#[test]
+fn a_connection_from_before_the_gateway_shows_with_its_second_segment_that_it_lives() {
+    let Some(mut lab) = proxied() else { return };
+    let segment = tcp("10.0.1.2:4000", "203.0.113.10:443", ACK);
+    lab.prepare("in0", &segment);
+    assert_eq!(stands(&lab), ("opening", 1));
+    lab.prepare("in0", &segment);
+    assert_eq!(stands(&lab), ("established", 0));
+}
+
+#[test]
+fn a_flood_of_syns_to_a_proxy_stops_at_the_bound_and_harms_no_connection() {
+    const SHORT: Duration = Duration::from_secs(1);
+    let policy = |policy| through_proxy(policy).half_open(20).tcp_idle(Duration::from_mins(10), SHORT);
+    let Some(mut lab) = standard(policy) else { return };
+    let segment = |client: u16, flags| tcp("10.0.1.2:1", "203.0.113.10:443", flags).from_port(client);
+    // One through the proxy, and one of its host.
+    lab.prepare("in0", &segment(4000, SYN));
+    lab.prepare("in0", &segment(4000, ACK));
+    lab.prepare("in1", &tcp("10.0.3.2:5000", "203.0.113.10:443", SYN));
+    lab.prepare("out0", &tcp("203.0.113.10:443", "198.51.100.10:5000", SYN | ACK));
+    lab.prepare("in1", &tcp("10.0.3.2:5000", "203.0.113.10:443", ACK));
+    for client in 0..120 {
+        let syn = segment(10_000 + client, SYN);
+        if client < 20 {
+            let opening = sent("in1", HOST, Proxy, &syn).by(ALL, "proxy").counting("sessions tcp created");
+            lab.check("in0", &syn, opening);
+        } else {
+            lab.check("in0", &syn, dropped(SessionTableFull).by(ALL, "proxy"));
+        }
+    }
+    assert_eq!((lab.half_open(), lab.elements()), (20, 2 * 22));
+    // Hosts of the proxy are no exception.
+    let own = tcp("10.0.3.2:5001", "203.0.113.10:443", SYN);
+    lab.check("in1", &own, dropped(SessionTableFull).by_table("beyond", ALL, "pool"));
+    // What is established goes on, and connections from before the gateway do without a session.
+    for client in [4000, 4001, 4001] {
+        let data = segment(client, ACK);
+        lab.check("in0", &data, sent("in1", HOST, Proxy, &data).by(ALL, "proxy"));
+    }
+    let data = tcp("10.0.3.2:5000", "203.0.113.10:443", ACK);
+    let expected = sent("out0", ROUTER, Snat, &data.clone().from("198.51.100.10:5000"));
+    lab.check("in1", &data, expected.by_table("beyond", ALL, "pool"));
+    assert_eq!(lab.elements(), 2 * 22);
+    // The opening timer holds for what nothing is heard of.
+    sleep(SHORT + Duration::from_millis(300));
+    lab.sweep_all();
+    assert_eq!((lab.half_open(), lab.elements()), (0, 2 * 2));
+    let syn = segment(4002, SYN);
+    let opening = sent("in1", HOST, Proxy, &syn).by(ALL, "proxy").counting("sessions tcp created");
+    lab.check("in0", &syn, opening);
+}
+
+#[test]
+fn the_number_of_half_open_connections_of_proxies_is_exact_whatever_many_cpus_do() {
+    const SHORT: Duration = Duration::from_secs(1);
+    let Some(mut lab) = standard(|policy| through_proxy(policy).tcp_idle(Duration::from_mins(10), SHORT))
+    else {
+        return;
+    };
+    let kinds = [SYN, SYN, SYN | ACK, SYN | ACK, ACK, FIN | ACK, RST];
+    let mut random = 1_u64;
+    let mut next = |below: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % below
+    };
+    let mut most = 0;
+    for round in 0..16 {
+        let segments: Vec<Vec<u8>> = (0..400)
+            .map(|_| {
+                let (flow, flags) = (4000 + next(48) as u16, kinds[next(kinds.len())]);
+                let packet = if round % 2 == 0 {
+                    tcp("10.0.1.2:1", "203.0.113.10:443", flags).from_port(flow)
+                } else {
+                    of_host(&lab, &tcp("203.0.113.10:443", &format!("10.0.1.2:{flow}"), flags))
+                };
+                lab.arriving("in0", &packet).frame()
+            })
+            .collect();
+        lab.race_all(if round % 2 == 0 { "in0" } else { "in1" }, &[segments.clone(), segments]);
+        if round % 8 == 7 {
+            sleep(SHORT + Duration::from_millis(300));
+            lab.sweep();
+            lab.sweep();
+        }
+        let opening = lab.sessions().iter().filter(|session| session.state == "opening").count();
+        assert_eq!(lab.half_open(), opening, "round {round}");
+        most = most.max(opening);
+    }
+    assert!(most > 5, "a test that opens nothing shows nothing");
+    sleep(SHORT + Duration::from_millis(300));
+    lab.sweep_all();
     assert_eq!(lab.half_open(), 0);
 }
 

@@ -99,6 +99,44 @@ fn a_flood_of_syns_does_not_harm_a_connection() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_flood_of_syns_to_a_proxy_does_not_fill_the_session_table() -> Result<()> {
+    const HALF_OPEN: u64 = 4_096;
+    let config = "[[pool]]\nname = \"nat\"\naddresses = [\"198.51.100.10\"]\n\
+                  [[proxy]]\nname = \"inspect\"\nhosts = [\"10.0.3.2\"]\n\
+                  [[table]]\nname = \"main\"\nroutes = [\n\
+                  { to = \"203.0.113.10/32\", via = \"pool nat\" },\n\
+                  { to = \"203.0.113.0/24\", via = \"proxy inspect\" }]\n";
+    let Some(rig) = Rig::start("active", config)? else { return Ok(()) };
+    let _server = Server::http(&rig.lab.api, "203.0.113.10:80".parse()?)?;
+    let file = ["curl", "-sS", "--max-time", "20", "--limit-rate", "2M", "-o", "/dev/null"];
+    let file = [&file[..], &["-w", "%{size_download}", "http://203.0.113.10/6000000"]].concat();
+    let stream = rig.lab.c1.spawn_piped(&file)?;
+    wait_until("the stream", AT_ONCE, || states(&rig).is_ok_and(|all| all == ["established"]))?;
+
+    // The host of the proxy is silent about packets that it should forward.
+    let wire = Wire::open(&rig.lab.c2, "eth0")?;
+    let (source, destination) = (octets(&rig.lab.c2.mac("eth0")?)?, octets(&rig.lab.gw.mac("eth_in2")?)?);
+    for port in 10_000..16_000 {
+        let syn = PacketBuilder::ethernet2(source, destination)
+            .ipv4([10, 0, 2, 2], [203, 0, 113, 77], 64)
+            .tcp(port, 80, 1, 1024)
+            .syn();
+        let mut frame = Vec::with_capacity(syn.size(0));
+        syn.write(&mut frame, &[])?;
+        wire.send(&frame)?;
+    }
+    let series = "gateway_map_entries{map=\"half_open\"}";
+    wait_until("the flood to stand at its bound", AT_ONCE, || {
+        rig.daemon.count(series).is_ok_and(|count| count == HALF_OPEN)
+    })?;
+    assert!(rig.daemon.drops("session_table_full")? >= 1_000);
+    assert_eq!(rig.daemon.count("gateway_map_entries{map=\"sessions\"}")?, HALF_OPEN + 1);
+    let stream = stream.finish(Duration::from_secs(20))?;
+    assert_eq!(stream.ok()?, "6000000");
+    Ok(())
+}
+
 fn iperf3_server(rig: &Rig) -> Result<Process> {
     let server = rig.lab.api.spawn(&["iperf3", "--server"])?;
     wait_until("iperf3 to listen", Duration::from_secs(5), || {
