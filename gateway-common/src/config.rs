@@ -1,6 +1,6 @@
 //! The one record that every packet reads first.
 
-use crate::{counter::SessionClass, pod, tcp::State};
+use crate::{counter::SessionClass, pod, route::MAX_TABLE_SLOTS, tcp::State};
 
 /// Longest length of a tick, nanoseconds: coarse enough that an established flow writes its time stamp some
 /// times a second at most, fine enough for every timer of the RFCs.
@@ -95,26 +95,110 @@ pub const NO_SESSION_RESET: u32 = 0;
 /// [`Config::no_session`]: dropped in silence.
 pub const NO_SESSION_DROP: u32 = 1;
 
+/// Which half of everything that is kept twice is in force: one word, so that it changes at once. A packet reads it
+/// once, and asks every map by what it read.
+///
+/// Bit 0: the gateway is active. Bit 1: [`Policy::bindings`]. Bit 2: [`Policy::eips`]. Bit 3:
+/// [`Policy::names_interfaces`]. The upper half: [`Policy::border`].
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy(u32);
+
+const ACTIVE: u32 = 1;
+const BINDINGS: u32 = 2;
+const EIPS: u32 = 4;
+const INTERFACES: u32 = 8;
+const BORDER: u32 = 16;
+
+const _: () = assert!(MAX_TABLE_SLOTS <= 1 << BORDER);
+
+impl Policy {
+    /// Whether the gateway decides packets; else it only observes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_active(self) -> bool {
+        self.0 & ACTIVE != 0
+    }
+
+    /// Which element of `BINDINGS` is in force, 0 or 1, and so which tables.
+    #[inline(always)]
+    #[must_use]
+    pub const fn bindings(self) -> u32 {
+        (self.0 & BINDINGS != 0) as u32
+    }
+
+    /// Which half of `EIPS` is in force, 0 or 1.
+    #[inline(always)]
+    #[must_use]
+    pub const fn eips(self) -> u32 {
+        (self.0 & EIPS != 0) as u32
+    }
+
+    /// Whether a binding names an interface, so that asking for one is worth while.
+    #[inline(always)]
+    #[must_use]
+    pub const fn names_interfaces(self) -> bool {
+        self.0 & INTERFACES != 0
+    }
+
+    /// Slot of the border table, 0: there is none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn border(self) -> u32 {
+        self.0 >> BORDER
+    }
+
+    /// As [`Policy::is_active`].
+    #[must_use]
+    pub const fn with_active(self, active: bool) -> Self {
+        self.with(ACTIVE, active)
+    }
+
+    /// As [`Policy::bindings`].
+    #[must_use]
+    pub const fn with_bindings(self, element: u32) -> Self {
+        self.with(BINDINGS, element != 0)
+    }
+
+    /// As [`Policy::eips`].
+    #[must_use]
+    pub const fn with_eips(self, half: u32) -> Self {
+        self.with(EIPS, half != 0)
+    }
+
+    /// As [`Policy::names_interfaces`].
+    #[must_use]
+    pub const fn with_interfaces(self, named: bool) -> Self {
+        self.with(INTERFACES, named)
+    }
+
+    /// As [`Policy::border`]; `slot` is less than [`MAX_TABLE_SLOTS`].
+    #[must_use]
+    pub const fn with_border(self, slot: u32) -> Self {
+        Self(self.0 & ((1 << BORDER) - 1) | slot << BORDER)
+    }
+
+    const fn with(self, bit: u32, set: bool) -> Self {
+        Self(self.0 & !bit | if set { bit } else { 0 })
+    }
+}
+
 /// Map `CONFIG`, element 0.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// [`crate::ABI_VERSION`] of the writer.
     pub abi: u32,
-    /// 1 when the gateway is active, 0 when it only observes.
-    pub active: u32,
+    /// What is in force. Flipping its bits replaces tables, bindings and EIPs at once.
+    pub policy: Policy,
     /// Moves with every change that may alter a decision. Never 0: sessions being removed carry 0.
     pub generation: u32,
-    /// Which element of `BINDINGS` is in force; flipping it replaces the whole policy at once.
-    pub bindings: u32,
     /// Idle times.
     pub timeouts: Timeouts,
     /// Secret of the choice of a client's pool address; random per installation.
     pub secret: u32,
     /// Bit n is set where the interface in slot n faces the inside.
     pub inside_slots: u32,
-    /// 1 where a binding names an interface, so that asking for one is worth while.
-    pub interface_bindings: u32,
     /// Which half of the numbers that a daemon gives out is in force, 0 or 1: the next daemon uses the other.
     pub half: u32,
     /// A tick is that power of two of jiffies, see [`tick_shift`].
@@ -124,13 +208,9 @@ pub struct Config {
     /// What becomes of clients' TCP segments that belong to no session: [`NO_SESSION_RESET`] or
     /// [`NO_SESSION_DROP`].
     pub no_session: u32,
-    /// Which half of `EIPS` is in force, 0 or 1.
-    pub eips: u32,
-    /// Slot of the border table, 0: there is none.
-    pub border: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 80);
+const _: () = assert!(size_of::<Config>() == 64);
 
 pod!(Config);
 
@@ -173,5 +253,16 @@ mod tests {
             let tick = jiffy << tick_shift(jiffy);
             assert!(tick <= MAX_TICK && tick * 2 > MAX_TICK, "{hertz} Hz: {tick} ns");
         }
+    }
+
+    #[test]
+    fn the_parts_of_the_word_do_not_touch_each_other() {
+        let policy = Policy::default().with_border(MAX_TABLE_SLOTS - 1).with_bindings(1).with_active(true);
+        assert!(policy.is_active() && !policy.names_interfaces());
+        assert_eq!((policy.bindings(), policy.eips(), policy.border()), (1, 0, MAX_TABLE_SLOTS - 1));
+        let policy = policy.with_bindings(0).with_eips(1).with_interfaces(true).with_border(0);
+        assert!(policy.is_active() && policy.names_interfaces());
+        assert_eq!((policy.bindings(), policy.eips(), policy.border()), (0, 1, 0));
+        assert_eq!(policy.with_active(false).with_eips(0).with_interfaces(false), Policy::default());
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 
 /// EIPs there can be.
 pub const MAX_EIPS: u32 = 4_096;
-/// Elements of `EIPS`: two for each EIP, in two halves. One of them is in force ([`crate::config::Config::eips`]); the
+/// Elements of `EIPS`: two for each EIP, in two halves. One of them is in force ([`crate::config::Policy::eips`]); the
 /// other one is written for the next change, so that all EIPs change with one word.
 pub const MAX_EIP_ELEMENTS: u32 = 4 * MAX_EIPS;
 

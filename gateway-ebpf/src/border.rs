@@ -82,7 +82,7 @@ fn try_lead<F: Datapath>(
     remote: F::Address,
     client: F::Address,
 ) -> Result<Option<Found>, DropReason> {
-    let table = context.config.border;
+    let table = context.policy.border();
     if table == 0 {
         return Ok(None);
     }

@@ -62,9 +62,7 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
     let subject = F::subject().ok_or(DropReason::Internal)?;
     // SAFETY: the element is this CPU's own and programs do not preempt each other.
     let subject = unsafe { &mut *subject };
-    // Read once: all lookups of the packet are in one half.
-    // SAFETY: the reference is valid; user space may write the field at any time.
-    let half = unsafe { (&raw const context.config.eips).read_volatile() };
+    let half = context.policy.eips();
     may_pass(&subject.packet)?;
     if related::is_error(&subject.packet) {
         if subject.tuple.side == SIDE_INSIDE {
@@ -182,7 +180,7 @@ fn try_take_error<F: Datapath>(
         proto: quote.proto,
         port: shown(quote.source_port),
     };
-    let Ok(found) = route::lookup(context.config, context.ingress.slot, &query) else { return Ok(false) };
+    let Ok(found) = route::lookup(context.policy, context.ingress.slot, &query) else { return Ok(false) };
     if found.target != Target::Eip as u8 {
         return Ok(false);
     }

@@ -60,20 +60,27 @@ use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use gateway_common::{
     DropReason, V4, V6, Verdict,
     config::{
-        EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6, PROXY_V4, PROXY_V6, RELATED_V4, RELATED_V6,
+        Config, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6, PROXY_V4, PROXY_V6, RELATED_V4,
+        RELATED_V6,
     },
     interface::NO_SLOT,
 };
 
 use crate::{
     packet::Frame,
-    path::{Context, Outcome},
+    path::{Context, InForce, Outcome},
 };
 
 /// Every packet's first program: those of confirmed sessions leave from here.
 #[xdp]
 pub fn gateway(ctx: XdpContext) -> u32 {
-    enter(&ctx, unknown_device, |context| path::fast(context, &ctx), |_, _| xdp_action::XDP_DROP)
+    enter(
+        &ctx,
+        InForce::now,
+        unknown_device,
+        |context| path::fast(context, &ctx),
+        |_, _| xdp_action::XDP_DROP,
+    )
 }
 
 /// Decides IPv4 and ARP packets that `gateway` has no confirmed session for.
@@ -81,6 +88,7 @@ pub fn gateway(ctx: XdpContext) -> u32 {
 pub fn decide_v4(ctx: XdpContext) -> u32 {
     enter(
         &ctx,
+        InForce::now,
         lost_device,
         |context| path::decide::<V4, RELATED_V4, EIP_V4, MAP_V4, HAIRPIN_V4, PROXY_V4>(context, &ctx),
         refuse::answer::<V4>,
@@ -92,6 +100,7 @@ pub fn decide_v4(ctx: XdpContext) -> u32 {
 pub fn decide_v6(ctx: XdpContext) -> u32 {
     enter(
         &ctx,
+        InForce::now,
         lost_device,
         |context| path::decide::<V6, RELATED_V6, EIP_V6, MAP_V6, HAIRPIN_V6, PROXY_V6>(context, &ctx),
         refuse::answer::<V6>,
@@ -101,62 +110,122 @@ pub fn decide_v6(ctx: XdpContext) -> u32 {
 /// Translates IPv4 ICMP errors that `decide_v4` has found the session of. Nobody is told of those dropped.
 #[xdp]
 pub fn related_v4(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| related::forward::<V4>(context), |_, _| xdp_action::XDP_DROP)
+    enter(
+        &ctx,
+        InForce::of_subject::<V4>,
+        lost_device,
+        |context| related::forward::<V4>(context),
+        |_, _| xdp_action::XDP_DROP,
+    )
 }
 
 /// Translates `ICMPv6` errors that `decide_v6` has found the session of.
 #[xdp]
 pub fn related_v6(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| related::forward::<V6>(context), |_, _| xdp_action::XDP_DROP)
+    enter(
+        &ctx,
+        InForce::of_subject::<V6>,
+        lost_device,
+        |context| related::forward::<V6>(context),
+        |_, _| xdp_action::XDP_DROP,
+    )
 }
 
 /// Translates IPv4 packets to and from EIPs that `decide_v4` has found.
 #[xdp]
 pub fn eip_v4(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| eip::forward::<V4>(context), refuse::answer::<V4>)
+    enter(
+        &ctx,
+        InForce::of_subject::<V4>,
+        lost_device,
+        |context| eip::forward::<V4>(context),
+        refuse::answer::<V4>,
+    )
 }
 
 /// Translates IPv6 packets to and from EIPs that `decide_v6` has found.
 #[xdp]
 pub fn eip_v6(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| eip::forward::<V6>(context), refuse::answer::<V6>)
+    enter(
+        &ctx,
+        InForce::of_subject::<V6>,
+        lost_device,
+        |context| eip::forward::<V6>(context),
+        refuse::answer::<V6>,
+    )
 }
 
 /// Opens IPv4 sessions of endpoint-independent mappings, for packets that `decide_v4` has found a pool for.
 #[xdp]
 pub fn map_v4(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| mapping::open::<V4>(context), refuse::answer::<V4>)
+    enter(
+        &ctx,
+        InForce::of_subject::<V4>,
+        lost_device,
+        |context| mapping::open::<V4>(context),
+        refuse::answer::<V4>,
+    )
 }
 
 /// Opens IPv6 sessions of endpoint-independent mappings.
 #[xdp]
 pub fn map_v6(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| mapping::open::<V6>(context), refuse::answer::<V6>)
+    enter(
+        &ctx,
+        InForce::of_subject::<V6>,
+        lost_device,
+        |context| mapping::open::<V6>(context),
+        refuse::answer::<V6>,
+    )
 }
 
 /// Sends IPv4 packets from inside to mappings of inside hosts. Nobody is told of those dropped: half translated,
 /// they are not what their sender sent.
 #[xdp]
 pub fn hairpin_v4(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| hairpin::turn::<V4>(context), |_, _| xdp_action::XDP_DROP)
+    enter(
+        &ctx,
+        InForce::of_subject::<V4>,
+        lost_device,
+        |context| hairpin::turn::<V4>(context),
+        |_, _| xdp_action::XDP_DROP,
+    )
 }
 
 /// Sends IPv6 packets from inside to mappings of inside hosts.
 #[xdp]
 pub fn hairpin_v6(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| hairpin::turn::<V6>(context), |_, _| xdp_action::XDP_DROP)
+    enter(
+        &ctx,
+        InForce::of_subject::<V6>,
+        lost_device,
+        |context| hairpin::turn::<V6>(context),
+        |_, _| xdp_action::XDP_DROP,
+    )
 }
 
 /// Sends IPv4 packets to proxy hosts, for which `decide_v4` has found a session or a route.
 #[xdp]
 pub fn proxy_v4(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| redirect::forward::<V4>(context), refuse::answer::<V4>)
+    enter(
+        &ctx,
+        InForce::of_subject::<V4>,
+        lost_device,
+        |context| redirect::forward::<V4>(context),
+        refuse::answer::<V4>,
+    )
 }
 
 /// Sends IPv6 packets to proxy hosts.
 #[xdp]
 pub fn proxy_v6(ctx: XdpContext) -> u32 {
-    enter(&ctx, lost_device, |context| redirect::forward::<V6>(context), refuse::answer::<V6>)
+    enter(
+        &ctx,
+        InForce::of_subject::<V6>,
+        lost_device,
+        |context| redirect::forward::<V6>(context),
+        refuse::answer::<V6>,
+    )
 }
 
 /// Retires and removes sessions, see [`gateway_common::session`]. Its packet is a list of tuples.
@@ -168,13 +237,14 @@ pub fn sweep(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Runs `decide`, counts the packet and says what the driver does with it; `unknown` does that for a device that
-/// is not the gateway's, and `refuse` may turn a dropped packet
-/// into an answer to its sender. The only place that counts.
+/// Runs `decide`, counts the packet and says what the driver does with it; `in_force` tells the policy, `unknown` does
+/// that for a device that is not the gateway's, and `refuse` may turn a dropped packet into an answer to its sender.
+/// The only place that counts.
 #[inline(always)]
 fn enter(
     ctx: &XdpContext,
-    unknown: impl FnOnce(u32, u64) -> u32,
+    in_force: impl FnOnce(&Config) -> InForce,
+    unknown: impl FnOnce(bool, u64) -> u32,
     decide: impl FnOnce(&Context<'_>) -> Result<Outcome, DropReason>,
     refuse: impl FnOnce(&Context<'_>, DropReason) -> u32,
 ) -> u32 {
@@ -183,11 +253,12 @@ fn enter(
         // Cannot happen: the element of an array is always there.
         return xdp_action::XDP_DROP;
     };
+    let in_force = in_force(config);
     let Some(ingress) = config::interface(frame.ingress_ifindex()) else {
-        return unknown(config.active, frame.bytes());
+        return unknown(in_force.is_active(), frame.bytes());
     };
-    let context = Context::new(&frame, config, ingress);
-    let result = if config.active == 0 { Ok(Outcome::HOST) } else { decide(&context) };
+    let context = Context::new(&frame, config, ingress, in_force);
+    let result = if in_force.is_active() { decide(&context) } else { Ok(Outcome::HOST) };
     let reason = match result {
         Ok(outcome) => {
             let action = if outcome.slot == NO_SLOT {
@@ -210,8 +281,8 @@ fn enter(
 
 /// The program is on a device that the gateway does not know, such as a port of a bond.
 #[inline(always)]
-fn unknown_device(active: u32, bytes: u64) -> u32 {
-    if active == 0 {
+fn unknown_device(active: bool, bytes: u64) -> u32 {
+    if !active {
         count::traffic(NO_SLOT, NO_SLOT, Verdict::Host, bytes);
         return xdp_action::XDP_PASS;
     }
@@ -223,8 +294,8 @@ fn unknown_device(active: u32, bytes: u64) -> u32 {
 /// The device was detached while its packet was on the way to its stage, which has no stack left to count it
 /// as [`unknown_device`] does.
 #[inline(always)]
-fn lost_device(active: u32, bytes: u64) -> u32 {
-    if active == 0 {
+fn lost_device(active: bool, bytes: u64) -> u32 {
+    if !active {
         return xdp_action::XDP_PASS;
     }
     count::drop(DropReason::Internal, bytes);

@@ -298,7 +298,7 @@ fn try_let_in<F: Datapath>(
         proto: packet.proto,
         port: packet.server_port(false),
     };
-    let route = route::lookup(context.config, slot, &query)?;
+    let route = route::lookup(context.policy, slot, &query)?;
     if route.target != Target::Pool as u8 || route.object != number {
         return Err(DropReason::NoSession);
     }

@@ -18,7 +18,7 @@ use aya_ebpf::{btf_maps::ProgramArray, macros::btf_map, programs::XdpContext};
 use gateway_common::{
     DropReason, V4, V6, Verdict,
     address::{BROADCAST, EIP, LOCAL, MAPPING, POOL},
-    config::{Config, DECIDE_V4, DECIDE_V6, PROGRAM_COUNT},
+    config::{Config, DECIDE_V4, DECIDE_V6, PROGRAM_COUNT, Policy},
     family::NextHop,
     interface::{INSIDE, Interface, NO_SLOT, OUTSIDE, PROXIES},
     parse::{
@@ -153,6 +153,44 @@ impl Code {
     }
 }
 
+/// What decides a packet, from its first program to its last.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct InForce {
+    generation: u32,
+    policy: Policy,
+}
+
+impl InForce {
+    /// What is in force.
+    #[inline(always)]
+    pub(crate) fn now(config: &Config) -> Self {
+        // SAFETY: the references are valid; user space may write the fields at any time. The generation comes first: it
+        // moves last.
+        unsafe {
+            let generation = (&raw const config.generation).read_volatile();
+            Self { generation, policy: (&raw const config.policy).read_volatile() }
+        }
+    }
+
+    /// What `decide` has found in force, for the programs after it. A change in between is for the next packet: the
+    /// route that was found is of the policy before, and its generation is what a session must be marked with.
+    #[inline(always)]
+    pub(crate) fn of_subject<F: Datapath>(config: &Config) -> Self {
+        match F::subject() {
+            // SAFETY: the element is this CPU's own and programs do not preempt each other.
+            Some(subject) => unsafe { (*subject).in_force },
+            None => Self::now(config),
+        }
+    }
+
+    /// Whether the gateway decides packets.
+    #[inline(always)]
+    pub(crate) const fn is_active(self) -> bool {
+        self.policy.is_active()
+    }
+}
+
 /// Everything that stays the same along one packet's path.
 pub(crate) struct Context<'a> {
     pub(crate) frame: &'a Frame<'a>,
@@ -160,16 +198,28 @@ pub(crate) struct Context<'a> {
     pub(crate) ingress: &'a Interface,
     /// [`Config::generation`] as it was before any map was read: what is decided now is marked with it.
     pub(crate) generation: u32,
+    /// [`Config::policy`], read after the generation. All lookups of a packet are by the same word, through all the
+    /// programs that it meets.
+    pub(crate) policy: Policy,
     /// Length of the frame as it arrived.
     pub(crate) bytes: u64,
 }
 
 impl<'a> Context<'a> {
     #[inline(always)]
-    pub(crate) fn new(frame: &'a Frame<'a>, config: &'a Config, ingress: &'a Interface) -> Self {
-        // SAFETY: the reference is valid; user space may write the field at any time.
-        let generation = unsafe { (&raw const config.generation).read_volatile() };
-        Self { frame, config, ingress, generation, bytes: frame.bytes() }
+    pub(crate) fn new(
+        frame: &'a Frame<'a>,
+        config: &'a Config,
+        ingress: &'a Interface,
+        InForce { generation, policy }: InForce,
+    ) -> Self {
+        Self { frame, config, ingress, generation, policy, bytes: frame.bytes() }
+    }
+
+    /// What [`Context::new`] was told.
+    #[inline(always)]
+    const fn in_force(&self) -> InForce {
+        InForce { generation: self.generation, policy: self.policy }
     }
 
     /// Whether the ingress interface faces both sides.
@@ -263,6 +313,7 @@ pub(crate) fn decide<
     let subject = F::subject().ok_or(DropReason::Internal)?;
     // SAFETY: the element is this CPU's own and programs do not preempt each other.
     let subject = unsafe { &mut *subject };
+    subject.in_force = context.in_force();
     read(context.frame, link.network, subject).result()?;
     let packet = &subject.packet;
     if !F::IS_V4
@@ -646,7 +697,7 @@ fn try_confirm<F: Datapath>(
             return Err(reason);
         }
     }
-    if !inside && origin == 0 && context.config.border != 0 {
+    if !inside && origin == 0 && context.policy.border() != 0 {
         // Not written into the session: packets on other CPUs must not take a way that the table does not want.
         subject.forth = next_hop;
         subject.learned = u8::from(learned);
@@ -688,7 +739,7 @@ fn try_ask<F: Datapath>(
     query: &Query<F>,
 ) -> Result<u32, DropReason> {
     let source = proxy::bound_address::<F>(query.source, origin).ok_or(DropReason::NoSession)?;
-    let found = route::lookup_for(context.config, inside_slot, &source, query)?;
+    let found = route::lookup_for(context.policy, inside_slot, &source, query)?;
     let reason = match Target::from_number(found.target).ok_or(DropReason::Internal)? {
         Target::None => return Err(DropReason::NoRoute),
         Target::Blackhole => DropReason::Blackhole,
@@ -756,7 +807,7 @@ fn try_from_inside<F: Datapath>(
         let Found { next_hop, learned } = neighbor::back(context, packet)?;
         subject.back = next_hop;
         // With a border table, the first reply asks it where to go.
-        subject.learned = u8::from(learned || context.config.border != 0);
+        subject.learned = u8::from(learned || context.policy.border() != 0);
     }
     find_route(context, subject).result()?;
     count::route(subject.route.counter, context.bytes);
@@ -829,7 +880,7 @@ pub(crate) fn find_route<F: Datapath>(context: &Context<'_>, subject: &mut Subje
     let Some(source) = proxy::bound_address::<F>(packet.source, subject.tuple.origin) else {
         return Code::drop(DropReason::NoRoute);
     };
-    match route::lookup_for(context.config, context.ingress.slot, &source, &query) {
+    match route::lookup_for(context.policy, context.ingress.slot, &source, &query) {
         Ok(found) => {
             subject.route = found;
             Code::OK
@@ -842,7 +893,7 @@ pub(crate) fn find_route<F: Datapath>(context: &Context<'_>, subject: &mut Subje
 /// [`Subject::forth`]. A function of its own, for its stack.
 #[inline(never)]
 pub(crate) fn find_route_back<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
-    match route::lookup(context.config, u32::from(subject.forth.slot), &subject.query) {
+    match route::lookup(context.policy, u32::from(subject.forth.slot), &subject.query) {
         Ok(found) => {
             subject.route = found;
             Code::OK
@@ -903,7 +954,7 @@ fn to_inside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Re
     match Target::from_number(found.target).ok_or(DropReason::Internal)? {
         Target::Direct | Target::Gateway => {
             count::route(found.counter, context.bytes);
-            if context.config.border != 0 {
+            if context.policy.border() != 0 {
                 subject.forth = next_hop;
                 return Ok(Outcome::TO_BORDER);
             }

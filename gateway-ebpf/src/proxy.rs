@@ -213,7 +213,7 @@ fn try_beyond<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> R
         return Err(DropReason::NeighborUnresolved);
     }
     *forth = host.next_hop;
-    *route = route::lookup_for(context.config, u32::from(host.next_hop.slot), &host.address, query)?;
+    *route = route::lookup_for(context.policy, u32::from(host.next_hop.slot), &host.address, query)?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use gateway_common::{
     DropReason,
-    config::Config,
+    config::Policy,
     family::MappedAddress,
     route::{
         ANY_INTERFACE, BindingKey, MAX_BINDINGS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX,
@@ -19,7 +19,7 @@ use gateway_common::{
 
 use crate::family::Datapath;
 
-/// Two tries, one of them in force ([`Config::bindings`]): the values are table slots.
+/// Two tries, one of them in force ([`Policy::bindings`]): the values are table slots.
 #[btf_map]
 static BINDINGS: ArrayOfMaps<LpmTrie<BindingKey, u32, { MAX_BINDINGS as usize }>, 2> = ArrayOfMaps::new();
 
@@ -56,11 +56,11 @@ pub(crate) struct Query<F: Datapath> {
 /// a later fragment does not show: it must not leave by a route that its datagram would not have taken.
 #[inline(always)]
 pub(crate) fn lookup<F: Datapath>(
-    config: &Config,
+    policy: Policy,
     inside: u32,
     query: &Query<F>,
 ) -> Result<Route, DropReason> {
-    lookup_for(config, inside, &F::mapped(&query.source), query)
+    lookup_for(policy, inside, &F::mapped(&query.source), query)
 }
 
 /// As [`lookup`], by the table of the host `source`, which may be of another family than the packet.
@@ -69,12 +69,12 @@ pub(crate) fn lookup<F: Datapath>(
 /// As [`lookup`].
 #[inline(always)]
 pub(crate) fn lookup_for<F: Datapath>(
-    config: &Config,
+    policy: Policy,
     inside: u32,
     source: &MappedAddress,
     query: &Query<F>,
 ) -> Result<Route, DropReason> {
-    let table = table(config, inside, source).ok_or(DropReason::NoRoute)?;
+    let table = table(policy, inside, source).ok_or(DropReason::NoRoute)?;
     let route = F::route(table, query.destination).ok_or(DropReason::NoRoute)?;
     if route.rules == 0 {
         return Ok(*route);
@@ -125,11 +125,11 @@ unsafe extern "C" fn ask_rule(nth: u32, search: *mut c_void) -> i64 {
 
 /// The slot of the table that serves `source`: a binding with the interface, or else one without.
 #[inline(always)]
-fn table(config: &Config, inside: u32, source: &MappedAddress) -> Option<u32> {
-    let bindings = BINDINGS.get(config.bindings)?;
+fn table(policy: Policy, inside: u32, source: &MappedAddress) -> Option<u32> {
+    let bindings = BINDINGS.get(policy.bindings())?;
     let [w0, w1, w2, w3] = *source;
     let mut key = [32 + 128, BindingKey::interface(inside), w0, w1, w2, w3];
-    if config.interface_bindings != 0 {
+    if policy.names_interfaces() {
         // SAFETY: prefix length, interface and four words.
         let found = bindings.get(unsafe { as_key::<_, BindingKey>(&key) }).copied();
         if found.is_some_and(|slot| slot != 0) {

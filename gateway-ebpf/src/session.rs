@@ -16,7 +16,7 @@ use gateway_common::{
     tcp::{self, State},
 };
 
-use crate::{atomic, claim::Claim, family::Datapath, fragment::Note, route::Query};
+use crate::{atomic, claim::Claim, family::Datapath, fragment::Note, path::InForce, route::Query};
 
 /// Update flag: fail where the key exists. The insertion of an outside tuple with it claims the port.
 pub(crate) const NOEXIST: u64 = BPF_NOEXIST as u64;
@@ -90,6 +90,8 @@ pub(crate) static SCRATCH_V6: PerCpuArray<Scratch<V6>, 1> = PerCpuArray::new();
 pub(crate) struct Subject<F: Datapath> {
     pub(crate) packet: Packet<F>,
     pub(crate) tuple: Tuple<F>,
+    /// What decides it.
+    pub(crate) in_force: InForce,
     /// 1 where the tuple is that of a flow: the packet shows ports or a query identifier, or its first fragment has.
     pub(crate) shown: u8,
     /// For a fragment: what `FRAGMENTS` knows of its datagram, or gets to know.

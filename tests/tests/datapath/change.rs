@@ -1,18 +1,20 @@
 //! Changes of policy under live flows: in force for the next packet.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::atomic::Ordering::SeqCst};
 
 use gateway_common::{
     DropReason::{Blackhole, NoRoute, NoSession, Prohibited, SpoofedSource},
     Verdict::{Reply, Snat},
 };
 use gateway_tests::{
-    packet::{ACK, BROADCAST_MAC, Packet, SYN, tcp, udp},
+    gateway::Action,
+    packet::{ACK, BROADCAST_MAC, Packet, SYN, ip, tcp, udp},
     policy::Policy,
 };
 
 use crate::support::{
     Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, passed, refused, reset, sent, snat, standard,
+    translated,
 };
 
 const ALL: &str = "0.0.0.0/0";
@@ -46,15 +48,48 @@ fn an_unrelated_change_leaves_sessions_alone() {
 #[test]
 fn a_change_of_several_prefixes_comes_into_force_with_one_word() {
     let Some(mut lab) = snat() else { return };
-    let word = lab.config().bindings;
+    let word = lab.config().policy.bindings();
     lab.change(|policy| policy.routes("203.0.113.10/32 via blackhole"));
-    assert_eq!(lab.config().bindings, word, "one element is replaced where it is");
+    assert_eq!(lab.config().policy.bindings(), word, "one element is replaced where it is");
     lab.change(|policy| policy.routes("203.0.113.20/32 via blackhole\n203.0.113.21/32 via blackhole"));
-    assert_eq!(lab.config().bindings, 1 - word, "a packet between two elements would see half of the change");
+    assert_eq!(
+        lab.config().policy.bindings(),
+        1 - word,
+        "a packet between two elements would see half of the change"
+    );
     for host in [20, 21] {
         let packet = udp("10.0.1.2:4000", &format!("203.0.113.{host}:53"));
         let prefix = if host == 20 { "203.0.113.20/32" } else { "203.0.113.21/32" };
         lab.check("in0", &packet, dropped(Blackhole).by(prefix, "blackhole"));
+    }
+}
+
+#[test]
+fn an_eip_and_a_route_change_with_one_word() {
+    // One prefix, which would be replaced in place if it changed alone, and two.
+    for prefixes in [&["203.0.113.10/32"][..], &["203.0.113.10/32", "203.0.113.11/32"]] {
+        let routes = |target: &str| {
+            prefixes.iter().map(|prefix| format!("{prefix} via {target}")).collect::<Vec<_>>().join("\n")
+        };
+        let before = |policy: Policy| policy.eip("198.51.100.50", "10.0.1.2").routes(&routes("eip"));
+        let Some(mut lab) = standard(before) else { return };
+        let after = lab
+            .policy()
+            .without_eip("198.51.100.50")
+            .eip("198.51.100.51", "10.0.1.2")
+            .routes(&routes("direct"));
+        let policies = [&after, &lab.policy()];
+        let frame = lab.arriving("in0", &udp("10.0.1.2:4000", "203.0.113.10:53")).frame();
+        let mut seen = BTreeSet::new();
+        lab.while_changing(policies, |run, begun| {
+            while begun.load(SeqCst) < 80 {
+                let outcome = run("in0", &frame);
+                assert_eq!(outcome.action, Action::Redirect, "a route without its EIP");
+                seen.insert(translated(&outcome.frame).0);
+            }
+        });
+        let both = BTreeSet::from([ip("198.51.100.50"), ip("10.0.1.2")]);
+        assert_eq!(seen, both, "the new EIP by the old route, or one of the policies only");
     }
 }
 
@@ -67,9 +102,9 @@ fn a_large_table_comes_into_force_with_one_word() {
         let line = |number| format!("{}/32 via {target}", Ipv4Addr::from(0xcb00_7800 + number));
         (0..PREFIXES).map(line).collect::<Vec<_>>().join("\n")
     };
-    let word = lab.config().bindings;
+    let word = lab.config().policy.bindings();
     lab.change(|policy| policy.routes(&blocked("blackhole")));
-    assert_eq!(lab.config().bindings, 1 - word);
+    assert_eq!(lab.config().policy.bindings(), 1 - word);
     // The last has no counter of its own: there are more routes than counters.
     let last = udp("10.0.1.2:4000", "203.0.237.47:53");
     lab.check("in0", &last, dropped(Blackhole).by_shared("main", "blackhole"));

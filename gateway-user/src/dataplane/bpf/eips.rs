@@ -1,7 +1,7 @@
 //! Map `EIPS`: which outside address stands for which inside host.
 //!
 //! The map has two halves. A change is written into the one that is not in force, and comes into force with one word,
-//! [`gateway_common::config::Config::eips`]. So no packet meets an EIP that is two hosts' at a time, nor a host with
+//! [`gateway_common::config::Policy::eips`]. So no packet meets an EIP that is two hosts' at a time, nor a host with
 //! two EIPs. The half before stays as it was until the next change, for packets that are under way.
 
 use std::{

@@ -45,7 +45,7 @@ use gateway_common::{
     ABI_VERSION,
     config::{
         self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6, PROXY_V4,
-        PROXY_V6, RELATED_V4, RELATED_V6,
+        PROXY_V6, Policy, RELATED_V4, RELATED_V6,
     },
     fragment, limit, ports,
 };
@@ -211,7 +211,7 @@ impl BpfDataplane {
             rules: pins.open("RULES")?,
             routers: pins.open("ROUTERS")?,
         };
-        let tables = Tables::new(maps, &pins, counters, capacity.routes, config.bindings.min(1), half)?;
+        let tables = Tables::new(maps, &pins, counters, capacity.routes, config.policy.bindings(), half)?;
         let pools =
             Pools::new(pins.open("POOLS")?, pins.open("POOL_MEMBERS")?, pins.open("POOL_ADDRESSES")?, half)?;
         let proxies = Proxies::new(ProxyMaps {
@@ -231,7 +231,7 @@ impl BpfDataplane {
             capacity,
             interfaces: None,
             addresses: Addresses::new(pins.open("ADDRESSES")?)?,
-            eips: Eips::new(pins.open("EIPS")?, config.eips)?,
+            eips: Eips::new(pins.open("EIPS")?, config.policy.eips())?,
             pools,
             proxies,
             tables,
@@ -325,7 +325,7 @@ impl BpfDataplane {
             pins: &self.pins,
             host: &self.host,
             // In force, or about to be.
-            active: self.config.active != 0 || to.active,
+            active: self.config.policy.is_active() || to.active,
             proxied: proxies::devices(to, &self.host),
         };
         interfaces.attach(&mut context, before, &to.interfaces)?;
@@ -345,7 +345,8 @@ impl BpfDataplane {
             devices: &devices,
             connected: &connected,
         };
-        let pending = self.tables.prepare(&to.tables, &references)?;
+        let alone = eips == self.config.policy.eips() && to.active == self.config.policy.is_active();
+        let pending = self.tables.prepare(&to.tables, &references, alone)?;
 
         // From here on nothing fails but the writing of words into maps that exist.
         self.config.timeouts = timeouts(&to.timeouts, self.scale);
@@ -356,15 +357,13 @@ impl BpfDataplane {
             NoSession::Drop => config::NO_SESSION_DROP,
         };
         self.config.inside_slots = interfaces.inside_slots(&to.interfaces);
-        self.config.interface_bindings = u32::from(
-            to.tables.values().flat_map(|table| &table.bindings).any(|binding| binding.iif.is_some()),
-        );
-        self.config.active = u32::from(to.active);
-        self.config.border = self.tables.border(&to.tables, pending.as_ref());
-        if let Some(pending) = &pending {
-            self.config.bindings = pending.bindings;
-        }
-        self.config.eips = eips;
+        let mut bindings = to.tables.values().flat_map(|table| &table.bindings);
+        self.config.policy = Policy::default()
+            .with_active(to.active)
+            .with_bindings(self.tables.bindings(pending.as_ref()))
+            .with_interfaces(bindings.any(|binding| binding.iif.is_some()))
+            .with_eips(eips)
+            .with_border(self.tables.border(&to.tables, pending.as_ref()));
         self.write_config()?;
         self.eips.commit(eips);
         let interfaces = interfaces_of(&mut self.interfaces)?;

@@ -2,7 +2,7 @@
 //!
 //! A change of one prefix, such as most routes that are added, replaces one element of the trie that is in
 //! force. Any other change is written into tables and bindings that nobody reads yet, and comes into force with
-//! the write of one word, [`gateway_common::config::Config::bindings`]. So no packet meets half a change.
+//! the write of one word, [`gateway_common::config::Policy::bindings`]. So no packet meets half a change.
 //!
 //! All numbers come from one half of their range. A daemon that takes a gateway over uses the other half than
 //! the one before it, so that it need not know what that one had written.
@@ -155,7 +155,8 @@ impl Tables {
 
     /// Writes what makes `to` the tables.
     ///
-    /// `None`: it is in force already, because one element was replaced in place or nothing changed.
+    /// `None`: it is in force already, because one element was replaced in place or nothing changed. That is done only
+    /// where tables change `alone`: what comes into force with the word must not come after a table.
     ///
     /// # Errors
     /// Nothing is changed.
@@ -163,6 +164,7 @@ impl Tables {
         &mut self,
         to: &BTreeMap<String, Arc<Table>>,
         references: &References<'_>,
+        alone: bool,
     ) -> Result<Option<Pending>> {
         for space in [&mut self.slots, &mut self.rule_space, &mut self.router_space] {
             space.begin_change();
@@ -174,7 +176,8 @@ impl Tables {
             .values()
             .filter(|table| self.live.get(&table.name).is_none_or(|live| !Arc::ptr_eq(&live.source, table)))
             .collect();
-        if let [table] = changed[..]
+        if alone
+            && let [table] = changed[..]
             && self.live.len() == to.len()
             && let Some(live) = self.live.get(&table.name)
             && live.source.bindings == table.bindings
@@ -200,6 +203,11 @@ impl Tables {
                 Err(error)
             }
         }
+    }
+
+    /// Which element of `BINDINGS` is in force when `pending` is.
+    pub(super) fn bindings(&self, pending: Option<&Pending>) -> u32 {
+        pending.map_or(self.bindings, |pending| pending.bindings)
     }
 
     /// Slot of the border table when `pending` is in force, 0 if there is none.
