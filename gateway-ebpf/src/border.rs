@@ -1,13 +1,19 @@
-//! The border table: where replies from outside go, once they are translated back.
+//! The border table: where replies from outside go, once they are translated back, and what comes back from there.
 
-use gateway_common::{DropReason, Verdict, family::NextHop, route::Target, session::Session};
+use gateway_common::{
+    DropReason, Verdict,
+    family::NextHop,
+    proxy::{self as common, RESOLVED},
+    route::{Route, Target},
+    session::Session,
+};
 
 use crate::{
-    count,
+    address, count,
     family::Datapath,
     neighbor::{self, Found},
     path::{self, Code, Context, Outcome},
-    route,
+    proxy, route,
     session::{self, Subject},
 };
 
@@ -48,8 +54,8 @@ pub(crate) fn confirm<F: Datapath>(
         }
         Ok(None) => {}
         Err(reason) => {
-            // A router that is not resolved soon will be.
-            if !matches!(reason, DropReason::NeighborUnresolved) {
+            // A router or a host that cannot be reached denies nothing, and may be back.
+            if matches!(reason, DropReason::Blackhole | DropReason::Prohibited) {
                 session::cut(&subject.tuple, session);
             }
             return Code::drop(reason);
@@ -99,7 +105,75 @@ fn try_lead<F: Datapath>(
             // What is for a client does not leave to the outside.
             if context.is_inside(way.next_hop.slot.into()) { Ok(Some(way)) } else { Err(DropReason::NoRoute) }
         }
+        Target::Proxy => {
+            let mut next_hop = NextHop::default();
+            let code = through::<F>(context, found, &remote, &client, &mut next_hop);
+            code.result()?;
+            Ok(code.is_learned().then_some(Found { next_hop, learned: true }))
+        }
         // User space enters none of these.
-        Target::None | Target::Pool | Target::Host | Target::Eip | Target::Proxy => Err(DropReason::Internal),
+        Target::None | Target::Pool | Target::Host | Target::Eip => Err(DropReason::Internal),
+    }
+}
+
+/// The way to the host of a proxy that the flow between the two has: [`Code::LEARNED`], because the session must ask
+/// again, who knows nothing of the health of hosts. [`Code::OK`]: no host is up, and the proxy does without.
+#[inline(never)]
+fn through<F: Datapath>(
+    context: &Context<'_>,
+    found: &Route,
+    remote: &F::Address,
+    client: &F::Address,
+    next_hop: &mut NextHop,
+) -> Code {
+    let slot = common::slot(&F::mapped(remote), &F::mapped(client), context.config.secret);
+    let mut route = *found;
+    let chosen = proxy::choose(&mut route, slot);
+    if !chosen.is_open() {
+        return chosen;
+    }
+    let Some(host) = proxy::host(route.object as u16) else { return Code::drop(DropReason::ProxyDown) };
+    if host.flags & RESOLVED == 0 {
+        return Code::drop(DropReason::NeighborUnresolved);
+    }
+    *next_hop = host.next_hop;
+    Code::LEARNED
+}
+
+/// Decides again about a packet from inside where `code` says that its source is spoofed: a router of the border table
+/// may have sent on a reply.
+#[inline(always)]
+pub(crate) fn reconsider<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, code: Code) -> Code {
+    if code.is_spoofed() && context.policy.border() != 0 { relayed(context, subject) } else { code }
+}
+
+/// Lets a reply through that a router of the border table sends on: its source is one of the outside, and the frame
+/// comes from where the table sends what is for that client.
+#[inline(never)]
+fn relayed<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    Code::from(try_relayed(context, subject))
+}
+
+#[inline(always)]
+fn try_relayed<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Result<Outcome, DropReason> {
+    let packet = &subject.packet;
+    let (remote, client) = (packet.source, packet.destination);
+    let found = F::route(context.policy.border(), client).ok_or(DropReason::SpoofedSource)?;
+    if found.target != Target::Gateway as u8 || address::find(&F::mapped(&remote)).is_some() {
+        return Err(DropReason::SpoofedSource);
+    }
+    neighbor::outside(context, packet)?;
+    let router = route::router(found.object).ok_or(DropReason::Internal)?;
+    let address = F::unmapped(&router.address);
+    match neighbor::router::<F>(context, router.ifindex, remote, address) {
+        Ok(Found { next_hop, .. }) if proxy::turns_back(context, &next_hop) => {}
+        _ => return Err(DropReason::SpoofedSource),
+    }
+    match neighbor::inside::<F>(context, remote, client)? {
+        // A client behind the router is not the gateway's to deliver to.
+        Some(next_hop) if !proxy::turns_back(context, &next_hop) => {
+            path::untracked(context, subject, &next_hop, Verdict::Reply)
+        }
+        _ => Err(DropReason::SpoofedSource),
     }
 }

@@ -70,6 +70,7 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
             if code.is_open() {
                 // As any other packet from inside; but no EIP is the right one for it.
                 let code = path::from_inside(context, subject);
+                let code = border::reconsider(context, subject, code);
                 if code.is_to_proxy() {
                     return redirect::stray(context, subject).result();
                 }
@@ -332,7 +333,7 @@ fn ask<F: Datapath>(
 }
 
 /// Whether the packet may go in: the host's table must send answers by its EIP, or the table of the proxy host that
-/// they go by, which the packet then goes by, too.
+/// they go by.
 #[inline(always)]
 fn admit<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Result<(), DropReason> {
     path::find_route_back(context, subject).result()?;

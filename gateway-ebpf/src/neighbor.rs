@@ -138,7 +138,8 @@ pub(crate) fn back<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Re
 /// Checks that a packet from the outside does not come from an inside address.
 ///
 /// Through which of several outside interfaces answers come back is up to other routers, all the more where
-/// a route has sent the questions past the host's own routes (loose reverse path check, RFC 3704 2.4).
+/// a route has sent the questions past the host's own routes (loose reverse path check, RFC 3704 2.4). On a one-armed
+/// interface, what is behind a router of its link is outside.
 ///
 /// # Errors
 /// As [`back`].
@@ -146,6 +147,7 @@ pub(crate) fn back<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Re
 pub(crate) fn outside<F: Datapath>(context: &Context<'_>, packet: &Packet<F>) -> Result<(), DropReason> {
     match source(context, packet) {
         Ok(found) if !context.is_inside(u32::from(found.next_hop.slot)) => Ok(()),
+        Err(DropReason::NoRoute) if context.is_one_armed() => Ok(()),
         Err(DropReason::Internal) => Err(DropReason::Internal),
         _ => Err(DropReason::SpoofedSource),
     }

@@ -97,6 +97,12 @@ impl Code {
         self.0 == Self::outcome(Outcome::TO_EIP).0
     }
 
+    /// Whether the source of the packet does not belong where it comes from.
+    #[inline(always)]
+    pub(crate) const fn is_spoofed(self) -> bool {
+        self.0 == Self::drop(DropReason::SpoofedSource).0
+    }
+
     /// Whether this is [`Outcome::TO_PROXY`].
     #[inline(always)]
     pub(crate) const fn is_to_proxy(self) -> bool {
@@ -393,7 +399,7 @@ pub(crate) fn decide<
         return hand_over::<PROXY>(ctx);
     }
     if !code.is_open() && !code.is_to_proxy() {
-        return code.result();
+        return border::reconsider(context, subject, code).result();
     }
     // The elements of a session that was cut are in the way of another one until the sweep has removed them.
     if subject.cut != 0 {
@@ -950,12 +956,11 @@ fn to_inside<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Re
     subject.forth = next_hop;
     find_route_back(context, subject).result()?;
     proxy::beyond(context, subject).result()?;
-    let (found, next_hop) = (subject.route, subject.forth);
+    let found = subject.route;
     match Target::from_number(found.target).ok_or(DropReason::Internal)? {
         Target::Direct | Target::Gateway => {
             count::route(found.counter, context.bytes);
             if context.policy.border() != 0 {
-                subject.forth = next_hop;
                 return Ok(Outcome::TO_BORDER);
             }
             untracked(context, subject, &next_hop, Verdict::Reply)

@@ -186,8 +186,8 @@ pub(crate) fn choose(route: &mut Route, slot: usize) -> Code {
 }
 
 /// For a packet to an inside host, whose own route for the answer is in the subject: where that is one to a proxy,
-/// puts the route that the proxy's host has for the answer in its place, and the way to that host in that of the way
-/// to the client. So what a proxy host sends on without a session of the gateway is answered by it.
+/// puts the route that the proxy's host has for the answer in its place. So what a proxy host sends on without a
+/// session of the gateway may be answered. Which way the packet takes, the border table says.
 #[inline(never)]
 pub(crate) fn beyond<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
     if subject.route.target != Target::Proxy as u8 {
@@ -201,7 +201,7 @@ pub(crate) fn beyond<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F
 
 #[inline(always)]
 fn try_beyond<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Result<(), DropReason> {
-    let Subject { query, route, forth, .. } = subject;
+    let Subject { query, route, .. } = subject;
     let slot = proxy::slot(&F::mapped(&query.source), &F::mapped(&query.destination), context.config.secret);
     let chosen = choose(route, slot);
     if !chosen.is_open() {
@@ -212,7 +212,6 @@ fn try_beyond<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> R
     if host.flags & RESOLVED == 0 {
         return Err(DropReason::NeighborUnresolved);
     }
-    *forth = host.next_hop;
     *route = route::lookup_for(context.policy, u32::from(host.next_hop.slot), &host.address, query)?;
     Ok(())
 }

@@ -20,8 +20,8 @@ use gateway_common::{
 use ipnet::IpNet;
 
 use super::{
-    Binding, Eip, Interface, MAIN_TABLE, Pool, Role, Route, RouteKey, Snapshot, Table, TableKind, Target,
-    Timeouts,
+    Binding, Eip, Interface, MAIN_TABLE, Pool, ProxyMode, Role, Route, RouteKey, Snapshot, Table, TableKind,
+    Target, Timeouts,
     error::{ValueError, closest},
     prefix::{check_unicast, family},
 };
@@ -370,7 +370,7 @@ fn border(state: &Snapshot, table: &Table) -> Result<(), ValueError> {
 }
 
 /// What the routes of a border table can be.
-fn of_border(table: &Table, key: &RouteKey, route: &Route) -> Result<(), ValueError> {
+fn of_border(state: &Snapshot, table: &Table, key: &RouteKey, route: &Route) -> Result<(), ValueError> {
     let name = &table.name;
     if !key.selector.is_any() {
         let field = if key.selector.dport.is_some() { "dport" } else { "proto" };
@@ -379,11 +379,19 @@ fn of_border(table: &Table, key: &RouteKey, route: &Route) -> Result<(), ValueEr
         return Err(ValueError::invalid(field, message).hint("leave out `proto` and `dport`"));
     }
     match &route.target {
-        Target::Direct | Target::Gateway { .. } | Target::Blackhole | Target::Prohibit => Ok(()),
-        target @ (Target::Pool(_) | Target::Eip | Target::Proxy(_) | Target::Host) => {
+        Target::Proxy(proxy) if state.proxies.get(proxy).is_some_and(|proxy| proxy.mode != ProxyMode::L2) => {
+            let message = format!(
+                "border table `{name}` cannot lead replies to proxy `{proxy}`: its hosts are in a tunnel"
+            );
+            Err(ValueError::invalid("via", message).hint("lead them to a proxy of mode `l2`, or to a router"))
+        }
+        Target::Direct | Target::Gateway { .. } | Target::Blackhole | Target::Prohibit | Target::Proxy(_) => {
+            Ok(())
+        }
+        target @ (Target::Pool(_) | Target::Eip | Target::Host) => {
             let message = format!("target `{target}` of border table `{name}` is none for replies");
             Err(ValueError::invalid("via", message)
-                .hint("one of `gateway ADDR [dev IF]`, `direct`, `blackhole`, `prohibit`"))
+                .hint("one of `gateway ADDR [dev IF]`, `proxy NAME`, `direct`, `blackhole`, `prohibit`"))
         }
     }
 }
@@ -455,7 +463,7 @@ fn routes(state: &Snapshot, table: &Table) -> Result<(), Violation> {
     for (key, route) in &table.routes {
         let subject = || Subject::Route(table.name.clone(), *key);
         if table.kind == TableKind::Border {
-            of_border(table, key, route).map_err(|error| at(&subject())(error))?;
+            of_border(state, table, key, route).map_err(|error| at(&subject())(error))?;
         }
         one_route(state, key, route).map_err(|error| at(&subject())(error))?;
         let count = &mut of_family[usize::from(key.prefix.addr().is_ipv6())];

@@ -3,7 +3,9 @@
 use std::{thread::sleep, time::Duration};
 
 use gateway_common::{
-    DropReason::{Blackhole, Malformed, NoRoute, NoSession, SessionTableFull, SpoofedSource, TtlExceeded},
+    DropReason::{
+        Blackhole, Malformed, NoRoute, NoSession, ProxyDown, SessionTableFull, SpoofedSource, TtlExceeded,
+    },
     Verdict::{Direct, Eip, Proxy, Reply, Snat},
 };
 use gateway_tests::{
@@ -13,7 +15,7 @@ use gateway_tests::{
 };
 
 use crate::support::{
-    Lab, POOL, POOL6, ROUTER, ROUTER6, dropped, lab, nat, refused, sent, standard, too_large,
+    Expected, Lab, POOL, POOL6, ROUTER, ROUTER6, dropped, lab, nat, refused, sent, standard, too_large,
 };
 
 const ALL: &str = "0.0.0.0/0";
@@ -511,7 +513,7 @@ fn a_proxy_on_the_link_of_its_clients_works() {
 }
 
 #[test]
-fn answers_to_what_a_host_sends_on_untranslated_come_back_by_it() {
+fn answers_to_what_a_host_sends_on_untranslated_go_straight_to_the_client() {
     let policy = |policy: Policy| through_proxy(policy).table("beyond", &[], "203.0.113.0/24 via direct");
     let Some(mut lab) = standard(policy) else { return };
     let query = udp("10.0.1.2:4000", "203.0.113.10:53");
@@ -519,15 +521,63 @@ fn answers_to_what_a_host_sends_on_untranslated_come_back_by_it() {
     let expected = sent("out0", ROUTER, Direct, &query).by_table("beyond", "203.0.113.0/24", "direct");
     lab.check("in1", &of_host(&lab, &query), expected);
     let answer = udp("203.0.113.10:53", "10.0.1.2:4000");
-    let expected = sent("in1", HOST, Reply, &answer).by_table("beyond", "203.0.113.0/24", "direct");
+    let expected = sent("in0", CLIENT, Reply, &answer).by_table("beyond", "203.0.113.0/24", "direct");
     lab.check("out0", &answer, expected);
-    lab.check("in1", &of_host(&lab, &answer), sent("in0", CLIENT, Reply, &answer).by(ALL, "proxy"));
     // Where the host's table translates, nobody sends to the client's own address.
     lab.check("out0", &udp("192.0.2.77:53", "10.0.1.2:4000"), dropped(NoSession));
 }
 
 #[test]
-fn answers_to_an_eip_of_a_client_behind_a_proxy_come_back_by_its_host() {
+fn the_border_table_leads_answers_back_to_the_host_that_has_the_flow() {
+    let policy = |policy: Policy| {
+        through_proxy(policy)
+            .eip("198.51.100.50", CLIENT)
+            .table("beyond", &[], "203.0.113.0/24 via direct\n203.0.113.128/25 via eip")
+            .border("10.0.1.0/24 via proxy squid")
+    };
+    let Some(mut lab) = standard(policy) else { return };
+    let led = |expected: Expected| expected.by_table("return", "10.0.1.0/24", "proxy");
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    lab.prepare("in0", &query);
+    lab.prepare("in1", &of_host(&lab, &query));
+    let answer = udp("203.0.113.10:53", "10.0.1.2:4000");
+    let expected = sent("in1", HOST, Reply, &answer).by_table("beyond", "203.0.113.0/24", "direct");
+    lab.check("out0", &answer, led(expected));
+    lab.check("in1", &of_host(&lab, &answer), sent("in0", CLIENT, Reply, &answer).by(ALL, "proxy"));
+    let query = udp("10.0.1.2:4000", "203.0.113.200:53");
+    lab.prepare("in0", &query);
+    let gone = sent("out1", "10.9.0.254", Eip, &query.clone().from("198.51.100.50:4000"));
+    lab.check("in1", &of_host(&lab, &query), gone.by_table("beyond", "203.0.113.128/25", "eip"));
+    let answer = udp("203.0.113.200:53", "198.51.100.50:4000");
+    let home = answer.clone().to("10.0.1.2:4000");
+    let expected = sent("in1", HOST, Eip, &home).by_table("beyond", "203.0.113.128/25", "eip");
+    lab.check("out1", &answer, led(expected));
+    lab.check("in1", &of_host(&lab, &home), sent("in0", CLIENT, Reply, &home).by(ALL, "proxy"));
+}
+
+#[test]
+fn replies_that_the_border_table_leads_to_a_proxy_see_its_health_at_once() {
+    let policy =
+        |policy: Policy| nat(policy).proxy("squid", HOST, "closed").border("10.0.1.0/24 via proxy squid");
+    let Some(mut lab) = standard(policy) else { return };
+    lab.open("in0", &udp("10.0.1.2:4000", "203.0.113.10:53"));
+    let answer = udp("203.0.113.10:53", "198.51.100.10:4000");
+    let home = answer.clone().to("10.0.1.2:4000");
+    let led = |expected: Expected| expected.by_table("return", "10.0.1.0/24", "proxy");
+    let back = || led(sent("in1", HOST, Reply, &home).by(ALL, "pool"));
+    lab.check("out0", &answer, back().establishing(POOL));
+    lab.health("squid", HOST, false);
+    lab.check("out0", &answer, led(dropped(ProxyDown)));
+    lab.health("squid", HOST, true);
+    lab.check("out0", &answer, back());
+    // A proxy that lets packets pass without it lets replies go straight.
+    lab.change(|policy| policy.proxy("squid", HOST, "direct"));
+    lab.health("squid", HOST, false);
+    lab.check("out0", &answer, led(sent("in0", CLIENT, Reply, &home).by(ALL, "pool")));
+}
+
+#[test]
+fn answers_to_an_eip_of_a_client_behind_a_proxy_go_straight_to_it() {
     let policy = |policy: Policy| {
         through_proxy(policy).eip("198.51.100.50", CLIENT).table("beyond", &[], "203.0.113.0/24 via eip")
     };
@@ -537,8 +587,6 @@ fn answers_to_an_eip_of_a_client_behind_a_proxy_come_back_by_its_host() {
     let expected = sent("out0", ROUTER, Eip, &query.clone().from("198.51.100.50:4000"));
     lab.check("in1", &of_host(&lab, &query), expected.by_table("beyond", "203.0.113.0/24", "eip"));
     let answer = udp("203.0.113.10:53", "198.51.100.50:4000");
-    let home = answer.clone().to("10.0.1.2:4000");
-    let expected = sent("in1", HOST, Eip, &home).by_table("beyond", "203.0.113.0/24", "eip");
-    lab.check("out0", &answer, expected);
-    lab.check("in1", &of_host(&lab, &home), sent("in0", CLIENT, Reply, &home).by(ALL, "proxy"));
+    let expected = sent("in0", CLIENT, Eip, &answer.clone().to("10.0.1.2:4000"));
+    lab.check("out0", &answer, expected.by_table("beyond", "203.0.113.0/24", "eip"));
 }
