@@ -107,7 +107,7 @@ fn a_refused_command_changes_nothing() -> Result<()> {
 }
 
 /// A TCP connection from `c1` to a server on `api` that sends back what it gets.
-fn echo_connection(rig: &Rig) -> Result<TcpStream> {
+pub(super) fn echo_connection(rig: &Rig) -> Result<TcpStream> {
     let address: SocketAddr = "203.0.113.10:7".parse()?;
     let listener = rig.lab.api.enter(|| TcpListener::bind(address))??;
     thread::spawn(move || {
@@ -121,7 +121,7 @@ fn echo_connection(rig: &Rig) -> Result<TcpStream> {
     Ok(connection)
 }
 
-fn echo(connection: &mut TcpStream) -> Result<()> {
+pub(super) fn echo(connection: &mut TcpStream) -> Result<()> {
     let mut byte = [0; 1];
     connection.write_all(b"x")?;
     connection.read_exact(&mut byte)?;

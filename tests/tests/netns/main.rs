@@ -1,6 +1,7 @@
 //! The gateway between real hosts: real programs through the real daemon, one network a test.
 
 mod address;
+mod border;
 mod change;
 mod connection;
 mod eip;
@@ -15,6 +16,7 @@ mod proxy;
 mod routing_proxy;
 mod snat;
 mod targets;
+mod walk;
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Proxies: squid and haproxy as Debian has them, on hosts that the gateway sends clients through.
 
-mod programs;
+pub(super) mod programs;
 
 use std::{
     collections::BTreeSet,

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Whether a program is there. If not, the calling test is reported as skipped, and should return.
-pub(super) fn installed(name: &str) -> bool {
+pub(crate) fn installed(name: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     let there = env::split_paths(&path).any(|directory| directory.join(name).is_file());
     if !there {
@@ -26,14 +26,14 @@ pub(super) fn installed(name: &str) -> bool {
 
 /// Squid in intercept mode: netfilter of its host redirects connections to it, and it connects to where they were
 /// meant to go, from its host's own address.
-pub(super) struct Squid {
+pub(crate) struct Squid {
     process: Process,
     log: PathBuf,
 }
 
 impl Squid {
     /// Starts it on port 3129 of a node.
-    pub(super) fn start(lab: &Lab, node: &Node) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, node: &Node) -> Result<Self> {
         let directory = directory(lab, node, "squid")?;
         let (at, log) = (directory.display(), directory.join("access.log"));
         // No cache, no pinger, no name server: requests name addresses.
@@ -67,17 +67,17 @@ impl Squid {
     }
 
     /// Sends it a signal.
-    pub(super) fn signal(&self, signal: Signal) -> Result<()> {
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         self.process.signal(signal)
     }
 
     /// Client and server of each request, as soon as there are this many.
-    pub(super) fn flows(&self, count: usize) -> Result<Vec<String>> {
+    pub(crate) fn flows(&self, count: usize) -> Result<Vec<String>> {
         flows(&self.log, count)
     }
 
     /// Addresses of the clients so far.
-    pub(super) fn clients(&self) -> Result<BTreeSet<String>> {
+    pub(crate) fn clients(&self) -> Result<BTreeSet<String>> {
         let first = |line: String| line.split(' ').next().unwrap_or_default().to_owned();
         Ok(flows(&self.log, 0)?.into_iter().map(first).collect())
     }
@@ -85,14 +85,14 @@ impl Squid {
 
 /// Haproxy in TPROXY mode: its host delivers connections to it as they are, and it connects to where they were meant
 /// to go, from the client's address.
-pub(super) struct Haproxy {
+pub(crate) struct Haproxy {
     _process: Process,
     log: PathBuf,
 }
 
 impl Haproxy {
     /// Starts it on port 3130 of a node.
-    pub(super) fn start(lab: &Lab, node: &Node) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, node: &Node) -> Result<Self> {
         let directory = directory(lab, node, "haproxy")?;
         let config = "\
             global\n  log stdout format raw local0\n\
@@ -120,7 +120,7 @@ impl Haproxy {
     }
 
     /// Client and server of each connection, as soon as this many have ended; those of checks are not counted.
-    pub(super) fn flows(&self, count: usize) -> Result<Vec<String>> {
+    pub(crate) fn flows(&self, count: usize) -> Result<Vec<String>> {
         flows(&self.log, count)
     }
 }
