@@ -9,6 +9,7 @@ mod border;
 mod change;
 mod eip;
 mod expiry;
+mod flip;
 mod fragment;
 mod hairpin;
 mod header;

@@ -5,6 +5,7 @@ mod border;
 mod change;
 mod connection;
 mod eip;
+mod flip;
 mod fragment;
 mod frames;
 mod inactive;
