@@ -35,10 +35,12 @@ pub(super) fn list(
     for table in tables {
         let sight = Sight { table, connected, counters };
         match which {
-            Which::Of(prefix) => rows.extend(sight.within(|of| of == *prefix)),
+            Which::Of(prefix) => rows.extend(sight.rows(table.routes.of_prefix(*prefix), |of| of == *prefix)),
             Which::Covering(address) => rows.extend(reasons(sight.covering(*address))),
-            Which::All => rows.extend(sight.within(|_| true)),
-            Which::Within(outer) => rows.extend(sight.within(|prefix| outer.contains(&prefix))),
+            Which::All => rows.extend(sight.rows(table.routes.iter(), |_| true)),
+            Which::Within(outer) => {
+                rows.extend(sight.rows(table.routes.within(*outer), |prefix| outer.contains(&prefix)));
+            }
         }
     }
     Ok(rows)
@@ -98,9 +100,14 @@ struct Sight<'a> {
 }
 
 impl Sight<'_> {
-    /// Routes whose prefix `wanted` takes: by prefix, and within a prefix the one that is asked first.
-    fn within(&self, wanted: impl Fn(IpNet) -> bool) -> Vec<RouteRow> {
-        let mut routes: Vec<_> = self.table.routes.iter().filter(|(key, _)| wanted(key.prefix)).collect();
+    /// Rows of `routes`, with the system routes whose prefix `wanted` takes: by prefix, and within a prefix the one
+    /// that is asked first.
+    fn rows<'a>(
+        &self,
+        routes: impl Iterator<Item = (&'a RouteKey, &'a Route)>,
+        wanted: impl Fn(IpNet) -> bool,
+    ) -> Vec<RouteRow> {
+        let mut routes: Vec<_> = routes.collect();
         // Stable, and nearly sorted already.
         routes.sort_by_cached_key(|(key, _)| (key.prefix, key.selector.precedence()));
         let mut rows: Vec<_> = routes.into_iter().map(|(key, route)| self.row(key, route)).collect();

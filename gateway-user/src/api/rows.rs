@@ -22,7 +22,7 @@ use crate::{
         UNKNOWN_INTERFACE,
     },
     health::{Health, HealthState},
-    model::{Binding, Eip, Pool, Proxy, ProxyHost, Snapshot, Table, prefix::is_ipv6},
+    model::{Binding, Eip, Pool, Proxy, ProxyHost, Snapshot, Table},
 };
 
 /// Packets of tables by kind of target, see [`crate::dataplane::Observe::tables`].
@@ -46,7 +46,6 @@ pub(super) fn find_proxy<'a>(state: &'a Snapshot, name: &str) -> Result<&'a Prox
 
 /// A table.
 pub(super) fn table(table: &Table, counters: &TableCounters) -> TableRow {
-    let routes_ipv6 = table.routes.keys().filter(|key| is_ipv6(&key.prefix)).count();
     let mut sum = Counter::default();
     counters.iter().filter(|((name, _), _)| *name == table.name).for_each(|(_, counter)| sum.add(*counter));
     TableRow {
@@ -54,8 +53,8 @@ pub(super) fn table(table: &Table, counters: &TableCounters) -> TableRow {
         kind: table.kind,
         bindings: table.bindings.iter().map(binding_row).collect(),
         routes: table.routes.len() as u64,
-        routes_ipv4: (table.routes.len() - routes_ipv6) as u64,
-        routes_ipv6: routes_ipv6 as u64,
+        routes_ipv4: table.routes.count(false) as u64,
+        routes_ipv6: table.routes.count(true) as u64,
         packets: sum.packets,
         bytes: sum.bytes,
     }

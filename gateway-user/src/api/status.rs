@@ -236,7 +236,7 @@ fn remarks(current: &Current) -> Vec<Notice> {
         let hint = format!("gwctl route add PREFIX via TARGET table {MAIN_TABLE}");
         remarks.push(notice("the gateway is active and has no route: nothing gets out".to_owned(), &hint));
     }
-    let by_eip = |table: &Arc<Table>| table.routes.values().any(|route| route.target == Target::Eip);
+    let by_eip = |table: &Arc<Table>| table.routes.targets().any(|target| *target == Target::Eip);
     if state.eips.is_empty() && state.tables.values().any(by_eip) {
         let message = "a route says `eip` and no host has one: its packets are dropped (no_eip)".to_owned();
         remarks.push(notice(message, "gwctl eip add ADDR host ADDR"));

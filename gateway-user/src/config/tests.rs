@@ -81,7 +81,7 @@ fn the_sample_loads() {
     assert_eq!(state.tables["main"].routes.len(), 3);
     let servers = &state.tables["servers"];
     assert_eq!(servers.bindings.len(), 2);
-    let targets: Vec<_> = servers.routes.values().map(|route| route.target.to_string()).collect();
+    let targets: Vec<_> = servers.routes.iter().map(|(_, route)| route.target.to_string()).collect();
     assert_eq!(targets, ["gateway 10.0.1.2 dev eth1", "blackhole"]);
 }
 
@@ -332,8 +332,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                     .get(&name)
                     .map_or_else(|| Table::new(&name, TableKind::Egress), |table| (**table).clone());
                 table.bindings.extend(bindings.into_iter().filter(|binding| bound.insert(binding.clone())));
-                table.routes.extend(routes);
-                for route in table.routes.values_mut() {
+                for (key, mut route) in routes {
                     match &mut route.target {
                         Target::Pool(pool) => *pool = "pool-0".to_owned(),
                         Target::Proxy(proxy) => *proxy = "proxy-0".to_owned(),
@@ -344,6 +343,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                         | Target::Prohibit
                         | Target::Host => {}
                     }
+                    table.routes.insert(key, route);
                 }
                 state.tables.insert(name, Arc::new(table));
             }

@@ -386,11 +386,9 @@ fn route_import(state: &mut Snapshot, import: &Import) -> Result<(), ApiError> {
         });
     }
     for prefix in &import.prefixes {
-        let fresh = || Route { target: import.target.clone(), log: false, comment: None };
         let key = RouteKey { prefix: *prefix, selector: Selector::default() };
-        let route = routes.entry(key).or_insert_with(fresh);
-        if route.target != import.target {
-            *route = fresh();
+        if routes.get(&key).is_none_or(|route| route.target != import.target) {
+            routes.insert(key, Route { target: import.target.clone(), log: false, comment: None });
         }
     }
     Ok(())
@@ -499,7 +497,7 @@ fn pool_del(state: &mut Snapshot, name: &str) -> Result<(), ApiError> {
     if !state.pools.contains_key(name) {
         return Err(not_found("pool", name, state.pools.keys().map(String::as_str)));
     }
-    let uses = |route: &Route| matches!(&route.target, Target::Pool(pool) if pool == name);
+    let uses = |target: &Target| matches!(target, Target::Pool(pool) if pool == name);
     if let Some(by) = users(state, uses) {
         return Err(in_use("pool", name, &by).hint("delete those routes or give them another target first"));
     }
@@ -550,7 +548,7 @@ fn interface_del(state: &mut Snapshot, name: &str) -> Result<(), ApiError> {
         return Err(in_use("interface", name, &format!("the binding of table `{table}` from {binding}"))
             .hint(format!("unbind it first: table unbind {table} from {binding}")));
     }
-    let uses = |route: &Route| matches!(&route.target, Target::Gateway { dev: Some(dev), .. } if dev == name);
+    let uses = |target: &Target| matches!(target, Target::Gateway { dev: Some(dev), .. } if dev == name);
     if let Some(by) = users(state, uses) {
         return Err(
             in_use("interface", name, &by).hint("delete those routes or give them another target first")
@@ -560,10 +558,11 @@ fn interface_del(state: &mut Snapshot, name: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The routes for which `concerns` holds, in words; `None` if there is none.
-fn users(state: &Snapshot, concerns: impl Fn(&Route) -> bool) -> Option<String> {
-    let mut users = state.tables.values().flat_map(|table| {
-        table.routes.iter().filter(|(_, route)| concerns(route)).map(move |(key, _)| (table, key))
+/// The routes whose target is such a one, in words; `None` if there is none.
+fn users(state: &Snapshot, concerns: impl Fn(&Target) -> bool) -> Option<String> {
+    let using = state.tables.values().filter(|table| table.routes.targets().any(&concerns));
+    let mut users = using.flat_map(|table| {
+        table.routes.iter().filter(|(_, route)| concerns(&route.target)).map(move |(key, _)| (table, key))
     });
     let (table, key) = users.next()?;
     let one = format!("route {key} of table `{}`", table.name);

@@ -23,7 +23,7 @@ use crate::{
     api::{ApiError, ErrorKind, types::Change},
     dataplane::{Dataplane, Host, Observe},
     health::Health,
-    model::{Snapshot, Violation, validate},
+    model::{Snapshot, Violation, validate, validate_change},
     refused::Refused,
 };
 
@@ -425,7 +425,7 @@ async fn plan(command: Command, state: Arc<Snapshot>) -> Result<Option<Snapshot>
         if next == *state {
             return Ok(None);
         }
-        validate(&next).map_err(|violation| explain(&command, violation))?;
+        validate_change(Some(&*state), &next).map_err(|violation| explain(&command, violation))?;
         Ok(Some(next))
     };
     let fault =

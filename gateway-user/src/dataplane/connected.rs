@@ -60,9 +60,7 @@ impl Connected {
     pub fn unserved(&self, state: &Snapshot) -> Vec<String> {
         let mut unserved = Vec::new();
         for (subnet, interface) in &self.subnets {
-            let has_route = |table: &crate::model::Table| {
-                table.routes.keys().any(|key| is_ipv6(&key.prefix) == is_ipv6(subnet))
-            };
+            let has_route = |table: &crate::model::Table| table.routes.count(is_ipv6(subnet)) > 0;
             let bound = state.table_of(subnet.network(), Some(interface)).map(|(table, _)| table);
             let Some(table) = bound.or_else(|| state.main()) else { continue };
             let in_part = state.tables.values().any(|table| {

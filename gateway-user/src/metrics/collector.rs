@@ -9,7 +9,6 @@ use gateway_common::{
     ABI_VERSION, DropReason, Verdict,
     counter::{Counter, SessionClass, SessionCounters},
 };
-use ipnet::IpNet;
 use prometheus::{
     core::{Collector, Desc},
     proto::{self, LabelPair, Metric, MetricFamily},
@@ -99,9 +98,8 @@ fn desired(out: &mut Families, snapshot: &Snapshot) {
     out.set(&metric::ACTIVE, [], snapshot.active.into());
     out.set(&metric::SESSION_CAPACITY, [], snapshot.capacity.sessions.into());
     for (name, table) in &snapshot.tables {
-        let v4 = table.routes.keys().filter(|key| matches!(key.prefix, IpNet::V4(_))).count();
-        out.set(&metric::ROUTES, [name, "ipv4"], v4 as u64);
-        out.set(&metric::ROUTES, [name, "ipv6"], (table.routes.len() - v4) as u64);
+        out.set(&metric::ROUTES, [name, "ipv4"], table.routes.count(false) as u64);
+        out.set(&metric::ROUTES, [name, "ipv6"], table.routes.count(true) as u64);
     }
 }
 

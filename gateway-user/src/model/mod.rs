@@ -9,6 +9,7 @@ pub mod proxy;
 #[cfg(test)]
 mod reference;
 pub mod route;
+pub mod routes;
 pub mod table;
 pub mod validate;
 pub mod words;
@@ -23,8 +24,9 @@ pub use interface::{AttachMode, Interface, Role};
 pub use pool::{LimitChange, Mapping, PerDestination, Pool, PortRange};
 pub use proxy::{Check, Fail, Proxy, ProxyHost, ProxyMode};
 pub use route::{Proto, Route, RouteKey, RouteWords, Selector, Target};
+pub use routes::{Difference, Routes};
 pub use table::{Binding, Table, TableKind};
-pub use validate::{Subject, Violation, validate};
+pub use validate::{Subject, Violation, validate, validate_change};
 
 /// The table that serves a source without a binding.
 pub const MAIN_TABLE: &str = "main";

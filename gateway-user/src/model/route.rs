@@ -327,16 +327,22 @@ fn check_comment(comment: &str) -> Result<(), ValueError> {
 
 /// Routes as a list, the form they have in the state directory.
 pub(super) mod as_list {
-    use std::collections::BTreeMap;
+    use std::fmt;
 
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+    use serde::{
+        Deserialize, Deserializer, Serialize, Serializer,
+        de::{Error, SeqAccess, Visitor},
+    };
 
-    use super::{Cow, Route, RouteKey, RouteWords};
+    use super::{Cow, RouteWords};
+    use crate::model::Routes;
 
     #[derive(Serialize, Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Entry<'a> {
+        #[serde(borrow)]
         to: Cow<'a, str>,
+        #[serde(borrow)]
         via: Cow<'a, str>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         proto: Option<Cow<'a, str>>,
@@ -349,7 +355,7 @@ pub(super) mod as_list {
     }
 
     pub(in super::super) fn serialize<S: Serializer>(
-        routes: &BTreeMap<RouteKey, Route>,
+        routes: &Routes,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(routes.iter().map(|(key, route)| Entry {
@@ -364,17 +370,31 @@ pub(super) mod as_list {
 
     pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
-    ) -> Result<BTreeMap<RouteKey, Route>, D::Error> {
-        let mut routes = BTreeMap::new();
-        for entry in Vec::<Entry<'_>>::deserialize(deserializer)? {
-            let Entry { to, via, proto, dport, log, comment } = entry;
-            let words = RouteWords { prefix: to, via, proto, dport, domain: None, log, comment };
-            let (key, route) = words.parse().map_err(D::Error::custom)?;
-            if routes.insert(key, route).is_some() {
-                return Err(D::Error::custom(format!("route {key} appears twice")));
-            }
+    ) -> Result<Routes, D::Error> {
+        deserializer.deserialize_seq(List)
+    }
+
+    /// Reads one after the other: a list beside the routes would take as much room again.
+    struct List;
+
+    impl<'de> Visitor<'de> for List {
+        type Value = Routes;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of routes")
         }
-        Ok(routes)
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Routes, A::Error> {
+            let mut routes = Routes::default();
+            while let Some(Entry { to, via, proto, dport, log, comment }) = list.next_element()? {
+                let words = RouteWords { prefix: to, via, proto, dport, domain: None, log, comment };
+                let (key, route) = words.parse().map_err(A::Error::custom)?;
+                if routes.insert(key, route).is_some() {
+                    return Err(A::Error::custom(format!("route {key} appears twice")));
+                }
+            }
+            Ok(routes)
+        }
     }
 }
 

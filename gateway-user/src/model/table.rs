@@ -1,17 +1,12 @@
 //! Tables: routes, and the sources bound to them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::IpAddr,
-    str::FromStr,
-};
+use std::{collections::BTreeSet, fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Proto, Route, RouteKey, Selector,
+    Proto, Route, RouteKey, Routes,
     error::{ValueError, suggest},
 };
 
@@ -50,20 +45,18 @@ pub struct Table {
     pub bindings: BTreeSet<Binding>,
     /// Routes; several with different selectors may share a prefix.
     #[serde(with = "super::route::as_list", default)]
-    pub routes: BTreeMap<RouteKey, Route>,
+    pub routes: Routes,
 }
 
 impl Table {
     /// An empty table.
     pub fn new(name: &str, kind: TableKind) -> Self {
-        Self { name: name.to_owned(), kind, bindings: BTreeSet::new(), routes: BTreeMap::new() }
+        Self { name: name.to_owned(), kind, bindings: BTreeSet::new(), routes: Routes::default() }
     }
 
     /// Routes of exactly `prefix`, the one that is asked first at the front.
     pub fn of_prefix(&self, prefix: IpNet) -> Vec<(&RouteKey, &Route)> {
-        let first = RouteKey { prefix, selector: Selector::default() };
-        let mut routes: Vec<_> =
-            self.routes.range(first..).take_while(|(key, _)| key.prefix == prefix).collect();
+        let mut routes: Vec<_> = self.routes.of_prefix(prefix).collect();
         routes.sort_by_key(|(key, _)| key.selector.precedence());
         routes
     }

@@ -1,9 +1,10 @@
 //! What makes a whole state acceptable: every reference leads somewhere, nothing overlaps, everything fits.
 
 mod proxy;
+mod route;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fmt,
     net::IpAddr,
     time::Duration,
@@ -14,19 +15,17 @@ use gateway_common::{
     interface::MAX_INTERFACES,
     limit::{MAX_BURST, MAX_CONCURRENT, MAX_RATE},
     pool::{FIRST_PORT, MAX_ADDRESSES_PER_POOL, MAX_MSS, MAX_POOL_ADDRESSES, MAX_POOLS, MIN_MSS, MIN_MSS_V6},
-    route::{MAX_BINDINGS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX, MAX_TABLE_SLOTS},
+    route::{MAX_BINDINGS, MAX_TABLE_SLOTS},
 };
 
-use ipnet::IpNet;
-
 use super::{
-    Binding, Eip, Interface, MAIN_TABLE, Pool, ProxyMode, Role, Route, RouteKey, Snapshot, Table, TableKind,
-    Target, Timeouts,
+    Binding, Eip, Interface, MAIN_TABLE, Pool, Role, RouteKey, Snapshot, Table, TableKind, Timeouts,
     error::{ValueError, closest},
     prefix::{check_unicast, family},
 };
 
 pub use proxy::{INTERVALS, MAX_WEIGHT};
+use route::pool_for;
 
 /// Longest name of a gateway, pool or table, in bytes.
 pub const MAX_NAME: usize = 63;
@@ -110,6 +109,11 @@ impl std::error::Error for Violation {}
 
 /// Checks a whole state.
 pub fn validate(state: &Snapshot) -> Result<(), Violation> {
+    validate_change(None, state)
+}
+
+/// Checks what `before`, which is acceptable, was changed to. Of a table, this looks at what has changed.
+pub fn validate_change(before: Option<&Snapshot>, state: &Snapshot) -> Result<(), Violation> {
     gateway(state).map_err(at(&Subject::Gateway))?;
     interfaces(state)?;
     pools(state)?;
@@ -117,8 +121,11 @@ pub fn validate(state: &Snapshot) -> Result<(), Violation> {
     proxy::proxies(state)?;
     tables(state)?;
     bindings(state)?;
-    shared(state)?;
-    state.tables.values().try_for_each(|table| routes(state, table))
+    route::shared(state)?;
+    state.tables.values().try_for_each(|table| {
+        let before = before.and_then(|before| before.tables.get(&table.name));
+        route::routes(state, table, before.map(|before| &**before))
+    })
 }
 
 /// Checks a name that the operator chose.
@@ -369,33 +376,6 @@ fn border(state: &Snapshot, table: &Table) -> Result<(), ValueError> {
     }
 }
 
-/// What the routes of a border table can be.
-fn of_border(state: &Snapshot, table: &Table, key: &RouteKey, route: &Route) -> Result<(), ValueError> {
-    let name = &table.name;
-    if !key.selector.is_any() {
-        let field = if key.selector.dport.is_some() { "dport" } else { "proto" };
-        let message =
-            format!("route {key} of border table `{name}` chooses by more than the client's address");
-        return Err(ValueError::invalid(field, message).hint("leave out `proto` and `dport`"));
-    }
-    match &route.target {
-        Target::Proxy(proxy) if state.proxies.get(proxy).is_some_and(|proxy| proxy.mode != ProxyMode::L2) => {
-            let message = format!(
-                "border table `{name}` cannot lead replies to proxy `{proxy}`: its hosts are in a tunnel"
-            );
-            Err(ValueError::invalid("via", message).hint("lead them to a proxy of mode `l2`, or to a router"))
-        }
-        Target::Direct | Target::Gateway { .. } | Target::Blackhole | Target::Prohibit | Target::Proxy(_) => {
-            Ok(())
-        }
-        target @ (Target::Pool(_) | Target::Eip | Target::Host) => {
-            let message = format!("target `{target}` of border table `{name}` is none for replies");
-            Err(ValueError::invalid("via", message)
-                .hint("one of `gateway ADDR [dev IF]`, `proxy NAME`, `direct`, `blackhole`, `prohibit`"))
-        }
-    }
-}
-
 fn bindings(state: &Snapshot) -> Result<(), Violation> {
     let mut owners: BTreeMap<&Binding, &str> = BTreeMap::new();
     for table in state.tables.values() {
@@ -427,145 +407,6 @@ fn inside(state: &Snapshot, name: &str) -> Result<(), ValueError> {
             .hint("bindings are for interfaces with role `inside` or `both`")),
         None => Err(unknown_interface("iif", state, name)),
     }
-}
-
-/// What the routes of all tables share: routers, and room for selectors.
-fn shared(state: &Snapshot) -> Result<(), Violation> {
-    let mut routers = BTreeSet::new();
-    let mut with_selector = 0;
-    for table in state.tables.values() {
-        for (key, route) in &table.routes {
-            let full = |field, message: String, hint: &str| {
-                let subject = Subject::Route(table.name.clone(), *key);
-                Err(at(&subject)(ValueError::full(field, message).hint(hint)))
-            };
-            if let Target::Gateway { address, dev } = &route.target
-                && routers.insert((address, dev))
-                && routers.len() > MAX_ROUTERS as usize
-            {
-                let message = format!("router {address} is one more than the {MAX_ROUTERS} there can be");
-                return full("via", message, "use fewer routers");
-            }
-            with_selector += u32::from(!key.selector.is_any());
-            if with_selector > MAX_RULES {
-                let message =
-                    format!("route {key} is one more with a selector than the {MAX_RULES} there can be");
-                return full("proto", message, "use ranges of ports, or routes without selectors");
-            }
-        }
-    }
-    Ok(())
-}
-
-fn routes(state: &Snapshot, table: &Table) -> Result<(), Violation> {
-    let mut of_family = [0u32; 2];
-    let mut siblings: Vec<&RouteKey> = Vec::new();
-    for (key, route) in &table.routes {
-        let subject = || Subject::Route(table.name.clone(), *key);
-        if table.kind == TableKind::Border {
-            of_border(state, table, key, route).map_err(|error| at(&subject())(error))?;
-        }
-        one_route(state, key, route).map_err(|error| at(&subject())(error))?;
-        let count = &mut of_family[usize::from(key.prefix.addr().is_ipv6())];
-        *count += 1;
-        if *count > state.capacity.routes {
-            let error = ValueError::full(
-                "prefix",
-                format!(
-                    "table `{}` would have more than {} routes of a family",
-                    table.name, state.capacity.routes
-                ),
-            );
-            return Err(at(&subject())(error.hint("raise capacity.routes in the configuration file")));
-        }
-        if key.selector.is_any() {
-            continue;
-        }
-        siblings.retain(|sibling| sibling.prefix == key.prefix);
-        if let Some(other) = siblings.iter().find(|other| crossing(other, key)) {
-            let error =
-                ValueError::invalid("dport", format!("route {key} and route {other} overlap in part"));
-            let error = error.hint("choose ranges that are apart, or one within the other");
-            return Err(at(&subject())(error));
-        }
-        // The same for all of the prefix: counted at the first.
-        let asked = if siblings.is_empty() { asked(table, key.prefix) } else { 0 };
-        if asked > MAX_RULES_PER_PREFIX as usize {
-            let prefix = key.prefix;
-            let message = format!(
-                "prefix {prefix} would have {asked} routes with selectors, those it falls back to included"
-            );
-            let hint = format!("at most {MAX_RULES_PER_PREFIX}; use ranges of ports");
-            return Err(at(&subject())(ValueError::full("proto", message).hint(hint)));
-        }
-        siblings.push(key);
-    }
-    Ok(())
-}
-
-/// How many routes with selectors a packet to `prefix` is compared with: its own, and as long as no route
-/// takes all the rest, those of the prefixes that cover it.
-fn asked(table: &Table, prefix: IpNet) -> usize {
-    let mut asked = 0;
-    let mut covering = Some(prefix);
-    while let Some(prefix) = covering {
-        let routes = table.of_prefix(prefix);
-        asked += routes.iter().filter(|(key, _)| !key.selector.is_any()).count();
-        if routes.iter().any(|(key, _)| key.selector.is_any()) {
-            break;
-        }
-        covering = prefix.supernet();
-    }
-    asked
-}
-
-/// Whether two port ranges overlap and neither contains the other: which of them wins would be a guess.
-fn crossing(a: &RouteKey, b: &RouteKey) -> bool {
-    match (a.selector.dport, b.selector.dport) {
-        (Some(x), Some(y)) if a.selector.proto == b.selector.proto => {
-            let (x, y) = if x.low <= y.low { (x, y) } else { (y, x) };
-            x.low < y.low && y.low <= x.high && x.high < y.high
-        }
-        _ => false,
-    }
-}
-
-fn one_route(state: &Snapshot, key: &RouteKey, route: &Route) -> Result<(), ValueError> {
-    key.selector.check()?;
-    match &route.target {
-        Target::Direct | Target::Eip | Target::Blackhole | Target::Prohibit | Target::Host => Ok(()),
-        Target::Proxy(name) => proxy::route(state, key, name),
-        Target::Pool(name) => pool_for(state, key, name),
-        Target::Gateway { address, dev } => {
-            check_unicast("via", *address)?;
-            if address.is_ipv4() != key.prefix.addr().is_ipv4() {
-                return Err(ValueError::invalid(
-                    "via",
-                    format!("router {address} is {} and prefix {} is not", family(*address), key.prefix),
-                )
-                .hint("use a router of the same family"));
-            }
-            match dev {
-                Some(dev) if !state.interfaces.contains_key(dev) => Err(unknown_interface("via", state, dev)),
-                _ => Ok(()),
-            }
-        }
-    }
-}
-
-/// The pool has to have an address for the packets of the route.
-fn pool_for(state: &Snapshot, key: &RouteKey, name: &str) -> Result<(), ValueError> {
-    let Some(pool) = state.pools.get(name) else {
-        return Err(unknown("via", "pool", name, "address", state.pools.keys()));
-    };
-    let wanted = key.prefix.addr();
-    if pool.addresses.iter().any(|address| address.is_ipv4() == wanted.is_ipv4()) {
-        return Ok(());
-    }
-    let family = family(wanted);
-    let message = format!("pool `{name}` has no {family} address for the {family} prefix {}", key.prefix);
-    Err(ValueError::invalid("via", message)
-        .hint(format!("add an {family} address to the pool, or use another target")))
 }
 
 /// `noun` `name` does not exist; one with addresses for `keyword` would.

@@ -86,8 +86,8 @@ impl Resolver {
         self.of_targets = snapshot
             .tables
             .values()
-            .flat_map(|table| table.routes.values())
-            .filter_map(|route| match &route.target {
+            .flat_map(|table| table.routes.targets())
+            .filter_map(|target| match target {
                 Target::Gateway { address, dev } => Some((*address, dev.as_deref())),
                 Target::Direct
                 | Target::Pool(_)

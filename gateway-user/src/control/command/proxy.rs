@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, time::Duration};
 use super::{commas, exists, in_use, not_found, users};
 use crate::{
     api::{ApiError, ErrorKind},
-    model::{Check, Fail, Proxy, ProxyHost, ProxyMode, Route, Snapshot, Target},
+    model::{Check, Fail, Proxy, ProxyHost, ProxyMode, Snapshot, Target},
 };
 
 /// What changes of a proxy; what is absent stays.
@@ -96,7 +96,7 @@ pub(super) fn having<'a>(
 /// Removes a proxy that nothing refers to.
 pub(super) fn del(state: &mut Snapshot, name: &str) -> Result<(), ApiError> {
     proxy_mut(state, name)?;
-    let uses = |route: &Route| matches!(&route.target, Target::Proxy(proxy) if proxy == name);
+    let uses = |target: &Target| matches!(target, Target::Proxy(proxy) if proxy == name);
     if let Some(by) = users(state, uses) {
         return Err(in_use("proxy", name, &by).hint("delete those routes or give them another target first"));
     }

@@ -4,7 +4,7 @@
 //! the selectors do not match belongs to the next shorter prefix; so such a prefix carries the rules of its
 //! covering prefixes behind its own. System routes are among the prefixes, see [`Connected`].
 
-use std::{cmp::Ordering, collections::BTreeSet};
+use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use gateway_common::route::MAX_RULES_PER_PREFIX;
@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::{
     dataplane::Connected,
-    model::{RouteKey, Selector, Table, TableKind},
+    model::{Difference, RouteKey, Selector, Table, TableKind},
 };
 
 /// What the elements of a table are made of.
@@ -89,8 +89,8 @@ pub(super) fn element(view: View<'_>, prefix: IpNet) -> Result<Option<Element>> 
     Ok(Some(element))
 }
 
-/// The prefixes whose elements differ between two versions of a table.
-pub(super) fn changed_prefixes(from: View<'_>, to: View<'_>) -> BTreeSet<IpNet> {
+/// The prefixes whose elements differ between two versions of a table; `None`: more than `most`.
+pub(super) fn changed_prefixes(from: View<'_>, to: View<'_>, most: usize) -> Option<BTreeSet<IpNet>> {
     let of_system = |view: View<'_>| -> BTreeSet<IpNet> { system_prefixes(view.connected).collect() };
     let mut changed = BTreeSet::new();
     if from.connected != to.connected {
@@ -98,43 +98,27 @@ pub(super) fn changed_prefixes(from: View<'_>, to: View<'_>) -> BTreeSet<IpNet> 
         changed.extend(before.holes.symmetric_difference(&after.holes));
         changed.extend(of_system(from).symmetric_difference(&of_system(to)));
     }
-    let connected = to.connected;
-    let (from, to) = (from.table, to.table);
-    // Both are in order: one walk, however many there are.
-    let (mut before, mut after) = (from.routes.iter().peekable(), to.routes.iter().peekable());
-    loop {
-        let order = match (before.peek(), after.peek()) {
-            (Some((from, _)), Some((to, _))) => from.cmp(to),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (None, None) => break,
-        };
-        let old = if order == Ordering::Greater { None } else { before.next() };
-        let fresh = if order == Ordering::Less { None } else { after.next() };
-        if old.map(|(_, route)| &route.target) != fresh.map(|(_, route)| &route.target)
-            && let Some((key, _)) = old.or(fresh)
-        {
+    for Difference { key, before, after } in from.table.routes.diff(&to.table.routes) {
+        if before.map(|route| &route.target) != after.map(|route| &route.target) {
             changed.insert(key.prefix);
         }
+        if changed.len() > most {
+            return None;
+        }
     }
-    if changed.is_empty() {
-        return changed;
-    }
-    // A prefix that only has selectors inherits from those that cover it, and so does a hole in a system route.
-    let inheriting: Vec<IpNet> = to
-        .routes
-        .keys()
-        .filter(|key| !key.selector.is_any())
-        .map(|key| key.prefix)
-        .chain(connected.holes.iter().copied())
-        .filter(|prefix| {
-            !to.routes.contains_key(&RouteKey { prefix: *prefix, selector: Selector::default() })
-        })
-        .filter(|prefix| !changed.contains(prefix))
-        .filter(|prefix| covering(*prefix).any(|prefix| changed.contains(&prefix)))
-        .collect();
+    let inheriting: Vec<IpNet> = changed.iter().flat_map(|outer| inheriting(to, *outer)).collect();
     changed.extend(inheriting);
-    changed
+    Some(changed).filter(|changed| changed.len() <= most)
+}
+
+/// The prefixes in `outer` whose elements say in part what those say that cover them: prefixes that only have
+/// selectors, and holes in system routes.
+fn inheriting(View { table, connected }: View<'_>, outer: IpNet) -> impl Iterator<Item = IpNet> {
+    let selective = table.routes.selective_within(Some(outer)).map(|key| key.prefix);
+    let holes = connected.holes.iter().copied().filter(move |hole| outer.contains(hole));
+    selective.chain(holes).filter(|prefix| {
+        !table.routes.contains_key(&RouteKey { prefix: *prefix, selector: Selector::default() })
+    })
 }
 
 /// The prefixes that have elements for the sake of system routes.
@@ -146,15 +130,9 @@ fn is_systems(connected: &Connected, prefix: IpNet) -> bool {
     connected.subnets.contains_key(&prefix) || connected.holes.contains(&prefix)
 }
 
-/// The prefixes that contain `prefix`, from the longest on.
-fn covering(prefix: IpNet) -> impl Iterator<Item = IpNet> {
-    std::iter::successors(prefix.supernet(), IpNet::supernet)
-}
-
 /// The keys of a table's routes to exactly `prefix`.
 fn keys(table: &Table, prefix: IpNet) -> impl Iterator<Item = RouteKey> {
-    let first = RouteKey { prefix, selector: Selector::default() };
-    table.routes.range(first..).map(|(key, _)| *key).take_while(move |key| key.prefix == prefix)
+    table.routes.of_prefix(prefix).map(|(key, _)| *key)
 }
 
 pub(super) fn has_routes(table: &Table, prefix: IpNet) -> bool {
@@ -188,7 +166,7 @@ mod tests {
     fn changed(from: &Table, to: &Table) -> BTreeSet<IpNet> {
         let connected = Connected::default();
         let view = |table| View { table, connected: &connected };
-        changed_prefixes(view(from), view(to))
+        changed_prefixes(view(from), view(to), usize::MAX).expect("any number")
     }
 
     #[test]
@@ -213,11 +191,12 @@ mod tests {
         // A hole follows the routes that cover it, and everything follows a subnet that comes.
         let view = |table| View { table, connected: &connected };
         let empty = table(&[]);
-        let changed = changed_prefixes(view(&empty), view(&before));
-        assert_eq!(changed, BTreeSet::from([default.prefix, net("10.0.1.10/32")]));
+        let changed = changed_prefixes(view(&empty), view(&before), 2);
+        assert_eq!(changed, Some(BTreeSet::from([default.prefix, net("10.0.1.10/32")])));
+        assert_eq!(changed_prefixes(view(&empty), view(&before), 1), None);
         let none = Connected::default();
-        let changed = changed_prefixes(View { table: &after, connected: &none }, view(&after));
-        assert_eq!(changed, BTreeSet::from([subnet, dns.prefix, net("10.0.1.10/32")]));
+        let changed = changed_prefixes(View { table: &after, connected: &none }, view(&after), 3);
+        assert_eq!(changed, Some(BTreeSet::from([subnet, dns.prefix, net("10.0.1.10/32")])));
     }
 
     #[test]

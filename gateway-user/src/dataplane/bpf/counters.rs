@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     dataplane::Connected,
-    model::{RouteKey, Table, Target},
+    model::{Difference, RouteKey, Table, Target},
 };
 
 /// Counters kept back for groups.
@@ -36,6 +36,9 @@ const SHARED: u32 = 2_048;
 
 /// A table and a kind of target.
 type Group = (String, &'static str);
+
+/// A counter that a route has left: table, number and kind of target.
+type Left = (String, u32, &'static str);
 
 pub(super) struct RouteCounters {
     map: PerCpuArray<MapData, Counter>,
@@ -49,6 +52,10 @@ pub(super) struct RouteCounters {
     retired: HashMap<Group, u32>,
     /// Number and group of what a daemon before this one gave away and nobody has claimed yet, by owner.
     inherited: HashMap<u64, (u32, u64)>,
+    /// What the counters were last brought to; `None` after a change that failed, or none yet.
+    settled: Option<(BTreeMap<String, Arc<Table>>, Connected)>,
+    /// The same, while a change goes on.
+    before: Option<(BTreeMap<String, Arc<Table>>, Connected)>,
     numbers: Arc<RwLock<Numbers>>,
 }
 
@@ -69,12 +76,14 @@ impl RouteCounters {
             }
         }
         let (own, shared, retired) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Ok(Self { map, owners, cpus, space, own, shared, retired, inherited, numbers })
+        let (settled, before) = (None, None);
+        Ok(Self { map, owners, cpus, space, own, shared, retired, inherited, settled, before, numbers })
     }
 
     /// See [`Space::begin_change`].
     pub(super) fn begin_change(&mut self) {
         self.space.begin_change();
+        self.before = self.settled.take();
     }
 
     /// The counter of a route whose target is of `kind`.
@@ -112,11 +121,45 @@ impl RouteCounters {
         if !self.inherited.is_empty() {
             self.settle(to)?;
         }
+        let gone = match self.before.take() {
+            Some((before, system)) if system == *connected => self.left(&before, to, connected),
+            _ => self.unknown_to(to, connected),
+        };
+        gone.into_iter().try_for_each(|(table, number, kind)| self.fold(&table, number, kind))?;
+        self.settled = Some((to.clone(), connected.clone()));
+        Ok(())
+    }
+
+    /// Forgets the counters of routes that `before` has and `to` has not, and returns them.
+    fn left(
+        &mut self,
+        before: &BTreeMap<String, Arc<Table>>,
+        to: &BTreeMap<String, Arc<Table>>,
+        connected: &Connected,
+    ) -> Vec<Left> {
+        let mut gone = Vec::new();
+        for (name, table) in before {
+            let Some(own) = self.own.get_mut(name) else { continue };
+            let Some(after) = to.get(name) else {
+                gone.extend(own.drain().map(|(_, (number, kind))| (name.clone(), number, kind)));
+                continue;
+            };
+            let removed = table.routes.diff(&after.routes).filter(|difference| difference.after.is_none());
+            for Difference { key, .. } in removed.filter(|difference| !is_system(connected, difference.key)) {
+                gone.extend(own.remove(key).map(|(number, kind)| (name.clone(), number, kind)));
+            }
+        }
+        self.own.retain(|_, own| !own.is_empty());
+        gone
+    }
+
+    /// Forgets all counters of routes that `to` has not, and returns them.
+    fn unknown_to(&mut self, to: &BTreeMap<String, Arc<Table>>, connected: &Connected) -> Vec<Left> {
         let mut gone = Vec::new();
         self.own.retain(|table, own| {
             own.retain(|key, (number, kind)| {
-                let system = key.selector.is_any() && connected.subnets.contains_key(&key.prefix);
-                let keep = to.get(table).is_some_and(|table| system || table.routes.contains_key(key));
+                let has = |table: &Arc<Table>| is_system(connected, key) || table.routes.contains_key(key);
+                let keep = to.get(table).is_some_and(has);
                 if !keep {
                     gone.push((table.clone(), *number, *kind));
                 }
@@ -124,7 +167,7 @@ impl RouteCounters {
             });
             !own.is_empty()
         });
-        gone.into_iter().try_for_each(|(table, number, kind)| self.fold(&table, number, kind))
+        gone
     }
 
     /// Settles what is left of the daemon before, once the routes have claimed what is theirs: sums are taken
@@ -232,6 +275,11 @@ impl RouteCounters {
         numbers.meaning += 1;
         write(&mut numbers)
     }
+}
+
+/// Whether a route of the system is counted under `key`.
+fn is_system(connected: &Connected, key: &RouteKey) -> bool {
+    key.selector.is_any() && connected.subnets.contains_key(&key.prefix)
 }
 
 // What a digest is of: numbers that are in kernels of running gateways.

@@ -183,8 +183,7 @@ impl Tables {
             && live.source.bindings == table.bindings
         {
             let view = |table| View::of(table, references.connected);
-            let prefixes = compile::changed_prefixes(view(&live.source), view(table));
-            if prefixes.len() <= 1 {
+            if let Some(prefixes) = compile::changed_prefixes(view(&live.source), view(table), 1) {
                 self.replace_element(table, prefixes.first().copied(), references)?;
                 return Ok(None);
             }
@@ -261,9 +260,10 @@ impl Tables {
             let Some(mut live) = self.live.remove(&name) else { continue };
             let table = Arc::clone(&live.source);
             let view = |connected| View::of(&table, connected);
-            let prefixes = compile::changed_prefixes(view(&self.connected), view(references.connected));
-            let written = prefixes
+            let (before, after) = (view(&self.connected), view(references.connected));
+            let written = compile::changed_prefixes(before, after, usize::MAX)
                 .into_iter()
+                .flatten()
                 .try_for_each(|prefix| self.write_element(&mut live, &table, prefix, references));
             self.live.insert(name, live);
             written?;
@@ -580,7 +580,7 @@ fn route_of<'a>(table: &'a Table, key: &RouteKey) -> Result<&'a model::Route> {
 
 /// The routers that routes of `tables` name.
 fn routers_of(tables: &BTreeMap<String, Arc<Table>>) -> impl Iterator<Item = (IpAddr, Option<&String>)> {
-    tables.values().flat_map(|table| table.routes.values()).filter_map(|route| match &route.target {
+    tables.values().flat_map(|table| table.routes.targets()).filter_map(|target| match target {
         Target::Gateway { address, dev } => Some((*address, dev.as_ref())),
         Target::Direct
         | Target::Pool(_)

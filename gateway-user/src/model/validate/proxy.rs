@@ -4,10 +4,10 @@ use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use gateway_common::proxy::{MAX_HOSTS_PER_PROXY, MAX_PROXIES, MAX_PROXY_HOSTS};
 
+use ipnet::IpNet;
+
 use super::{Subject, Violation, at, check_name, pool_for, unknown};
-use crate::model::{
-    Check, Fail, Proxy, ProxyMode, RouteKey, Snapshot, error::ValueError, prefix::check_unicast,
-};
+use crate::model::{Check, Fail, Proxy, ProxyMode, Snapshot, error::ValueError, prefix::check_unicast};
 
 /// The largest weight of a host.
 pub const MAX_WEIGHT: u16 = 256;
@@ -44,7 +44,7 @@ pub(super) fn proxies(state: &Snapshot) -> Result<(), Violation> {
 }
 
 /// Checks a route through the proxy of this name.
-pub(super) fn route(state: &Snapshot, key: &RouteKey, name: &str) -> Result<(), ValueError> {
+pub(super) fn route(state: &Snapshot, prefix: IpNet, name: &str) -> Result<(), ValueError> {
     let Some(proxy) = state.proxies.get(name) else {
         return Err(unknown("via", "proxy", name, "host", state.proxies.keys()));
     };
@@ -56,7 +56,7 @@ pub(super) fn route(state: &Snapshot, key: &RouteKey, name: &str) -> Result<(), 
     };
     for fail in [Some(&proxy.fail), other.map(|other| &other.fail)].into_iter().flatten() {
         if let Fail::Pool(pool) = fail {
-            pool_for(state, key, pool)?;
+            pool_for(state, prefix, pool)?;
         }
     }
     Ok(())
