@@ -7,12 +7,16 @@
 //! ([`Handle::current`]) never wait for writers: they take the state that was published last.
 
 mod command;
+mod saved;
 mod store;
 #[cfg(test)]
 mod tests;
 mod worker;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
@@ -89,10 +93,17 @@ pub struct Control {
 }
 
 enum Message {
-    Change { command: Command, peer: Peer, reply: oneshot::Sender<Result<Change, ApiError>> },
+    Change(Request),
     HostChanged(Host),
     HealthChanged(Health),
     Stop { remove: bool, reply: oneshot::Sender<anyhow::Result<()>> },
+}
+
+/// Somebody's wish, and the way to the answer.
+struct Request {
+    command: Command,
+    peer: Peer,
+    reply: oneshot::Sender<Result<Change, ApiError>>,
 }
 
 /// Puts the saved state, or else that of `base`, in force, and starts to take changes.
@@ -103,16 +114,17 @@ pub async fn start(
     dataplane: Box<dyn Dataplane>,
     host: Host,
     base: Base,
-    store: Store,
+    mut store: Store,
 ) -> anyhow::Result<(Handle, Control)> {
     let observe = dataplane.observe();
-    let Boot { current, base_fingerprint } = boot(&base, &store)?;
+    let Boot { current, base_fingerprint } = boot(&base, &mut store)?;
     let worker = Worker::start(dataplane)?;
     worker.host_changed(host.clone()).await.context("cannot tell the data plane about the host")?;
     worker.apply(None, current.snapshot.clone()).await.context("cannot put the state in force")?;
     let (revision, revisions) = watch::channel(current.revision);
     let current = Arc::new(ArcSwap::from_pointee(current));
     let health: Arc<ArcSwap<Health>> = Arc::default();
+    let store = Arc::new(Mutex::new(store));
     let task = Task { worker, store, base, base_fingerprint, current, revision, health: health.clone() };
     task.save(&task.current.load()).await.context("cannot save the state")?;
     info!(revision = task.current.load().revision, "the data plane has its state");
@@ -133,7 +145,7 @@ impl Handle {
     pub async fn change(&self, command: Command, peer: Peer) -> Result<Change, ApiError> {
         let stopping = || ApiError::new("daemon", ErrorKind::Internal, "the daemon is stopping");
         let (reply, answer) = oneshot::channel();
-        let message = Message::Change { command, peer, reply };
+        let message = Message::Change(Request { command, peer, reply });
         self.messages.send(message).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
     }
@@ -225,7 +237,7 @@ struct Boot {
 }
 
 /// Decides between the saved state and the configuration file.
-fn boot(base: &Base, store: &Store) -> anyhow::Result<Boot> {
+fn boot(base: &Base, store: &mut Store) -> anyhow::Result<Boot> {
     validate(&base.snapshot).context("the configuration is not acceptable")?;
     let current = |snapshot, revision| Current {
         snapshot,
@@ -240,13 +252,12 @@ fn boot(base: &Base, store: &Store) -> anyhow::Result<Boot> {
         current: current(base.snapshot.clone(), revision),
         base_fingerprint: base.fingerprint.clone(),
     };
-    let Some(saved) = store.load()? else { return Ok(from_base(1)) };
+    let Some(saved) = store.load(&base.snapshot)? else { return Ok(from_base(1)) };
     let file_changed = saved.base != base.fingerprint;
     let Some(running) = saved.running else {
         return Ok(from_base(saved.revision + u64::from(file_changed)));
     };
-    let running = running.over(&base.snapshot);
-    if running == *base.snapshot {
+    if *running == *base.snapshot {
         return Ok(from_base(saved.revision));
     }
     validate(&running).map_err(|violation| {
@@ -261,18 +272,16 @@ fn boot(base: &Base, store: &Store) -> anyhow::Result<Boot> {
     } else {
         info!("changes made with gwctl win over the configuration file");
     }
-    let current = Current {
-        config_differs: true,
-        config_changed: file_changed,
-        ..current(Arc::new(running), saved.revision)
-    };
-    Ok(Boot { current, base_fingerprint: saved.base.into_owned() })
+    let current =
+        Current { config_differs: true, config_changed: file_changed, ..current(running, saved.revision) };
+    Ok(Boot { current, base_fingerprint: saved.base })
 }
 
 /// The owner of the desired state.
 struct Task {
     worker: Worker,
-    store: Store,
+    /// Locked by whoever writes, which blocks.
+    store: Arc<Mutex<Store>>,
     base: Base,
     /// Fingerprint of the configuration file that the run-time changes were made on.
     base_fingerprint: String,
@@ -285,19 +294,27 @@ struct Task {
 impl Task {
     /// Runs until it is told to stop, or until the data plane's thread has died.
     async fn run(mut self, mut queue: mpsc::Receiver<Message>) -> anyhow::Error {
+        let mut next = None;
         loop {
-            let message = tokio::select! {
-                message = queue.recv() => message,
-                () = self.worker.ended() => None,
+            let message = if next.is_some() {
+                next.take()
+            } else {
+                tokio::select! {
+                    message = queue.recv() => message,
+                    () = self.worker.ended() => None,
+                }
             };
             match message {
-                Some(Message::Change { command, peer, reply }) => {
-                    let result = self.change(&command, peer).await;
-                    if let Err(refused) = &result {
-                        info!(%peer, %command, code = refused.code, "refused: {refused}");
+                Some(Message::Change(request)) => {
+                    let mut requests = vec![request];
+                    while let (None, Ok(message)) = (&next, queue.try_recv()) {
+                        if let Message::Change(request) = message {
+                            requests.push(request);
+                        } else {
+                            next = Some(message);
+                        }
                     }
-                    // Whoever asked may have gone; the change stands all the same.
-                    let _ = reply.send(result);
+                    self.change(requests).await;
                 }
                 Some(Message::HostChanged(host)) => self.host_changed(host).await,
                 Some(Message::HealthChanged(health)) => self.health_changed(health).await,
@@ -312,53 +329,84 @@ impl Task {
         }
     }
 
-    async fn change(&mut self, command: &Command, peer: Peer) -> Result<Change, ApiError> {
+    /// Makes changes that have come together, one after the other, and saves them together: waiting for the disk is
+    /// most of what a small change costs.
+    async fn change(&mut self, requests: Vec<Request>) {
         let before = self.current.load_full();
-        let Some(next) = plan(command.clone(), before.snapshot.clone()).await? else {
-            return Ok(Change::new(before.revision, false));
+        let fingerprint = self.base_fingerprint.clone();
+        let mut after = (*before).clone();
+        let mut answers = Vec::with_capacity(requests.len());
+        for Request { command, peer, reply } in requests {
+            let result = self.put_in_force(&mut after, &command).await;
+            answers.push((command, peer, reply, result));
+        }
+        let saved = if after.revision == before.revision { Ok(()) } else { self.save(&after).await };
+        let unsaved = match saved {
+            Ok(()) => {
+                self.publish(after);
+                None
+            }
+            Err(error) => {
+                self.base_fingerprint = fingerprint;
+                Some(self.take_back(&before, after, &error).await)
+            }
         };
-        let config_differs = next != *self.base.snapshot;
+        for (command, peer, reply, result) in answers {
+            let result = match (&unsaved, result) {
+                (Some(error), Ok(Change { changed: true, .. })) => Err(error.clone()),
+                (_, result) => result,
+            };
+            match &result {
+                Ok(Change { changed: true, revision, .. }) => info!(%peer, %command, revision, "changed"),
+                Ok(_) => {}
+                Err(refused) => info!(%peer, %command, code = refused.code, "refused: {refused}"),
+            }
+            // Whoever asked may have gone; the change stands all the same.
+            let _ = reply.send(result);
+        }
+    }
+
+    /// Makes a change, which is not saved, of what is in force.
+    async fn put_in_force(&mut self, current: &mut Current, command: &Command) -> Result<Change, ApiError> {
+        let Some(next) = plan(command.clone(), current.snapshot.clone()).await? else {
+            return Ok(Change::new(current.revision, false));
+        };
+        let next = Arc::new(next);
+        if let Err(error) = self.worker.apply(Some(current.snapshot.clone()), next.clone()).await {
+            error!(%command, "rolled back: {error:#}");
+            current.apply_error = Some(format!("{error:#}"));
+            return Err(rolled_back(&error));
+        }
+        let config_differs = *next != *self.base.snapshot;
         if !config_differs {
             self.base_fingerprint.clone_from(&self.base.fingerprint);
         }
-        let after = Current {
-            snapshot: Arc::new(next),
-            revision: before.revision + 1,
+        *current = Current {
+            snapshot: next,
+            revision: current.revision + 1,
             config_differs,
             config_changed: config_differs && self.base_fingerprint != self.base.fingerprint,
             apply_error: None,
-            host_error: before.host_error.clone(),
-            health_error: before.health_error.clone(),
+            ..current.clone()
         };
-        if let Err(error) = self.worker.apply(Some(before.snapshot.clone()), after.snapshot.clone()).await {
-            return Err(self.rolled_back(&before, command, &error));
-        }
-        if let Err(error) = self.save(&after).await {
-            return Err(self.take_back(&before, after, command, &error).await);
-        }
-        let revision = after.revision;
-        self.publish(after);
-        info!(%peer, %command, revision, "changed");
-        Ok(Change::new(revision, true))
+        Ok(Change::new(current.revision, true))
     }
 
-    /// Undoes a change that is in force and could not be saved.
-    async fn take_back(
-        &self,
-        before: &Current,
-        after: Current,
-        command: &Command,
-        cause: &anyhow::Error,
-    ) -> ApiError {
+    /// Undoes what is in force and could not be saved. Returns what to tell those who asked for it.
+    async fn take_back(&self, before: &Current, after: Current, cause: &anyhow::Error) -> ApiError {
         // The file may have been replaced before the failure.
         if let Err(error) = self.save(before).await {
             warn!("cannot save the state that was in force before: {error:#}");
         }
         match self.worker.apply(Some(after.snapshot.clone()), before.snapshot.clone()).await {
-            Ok(()) => self.rolled_back(before, command, cause),
+            Ok(()) => {
+                error!("rolled back: {cause:#}");
+                self.publish(Current { apply_error: Some(format!("{cause:#}")), ..before.clone() });
+                rolled_back(cause)
+            }
             Err(failure) => {
                 // The truth is what the data plane does.
-                error!(%command, "in force, not saved ({cause:#}), and not taken back: {failure:#}");
+                error!("in force, not saved ({cause:#}), and not taken back: {failure:#}");
                 let message = format!("the change is in force but could not be saved: {cause:#}");
                 self.publish(Current { apply_error: Some(message.clone()), ..after });
                 ApiError::new("state", ErrorKind::Internal, message)
@@ -367,22 +415,11 @@ impl Task {
         }
     }
 
-    fn rolled_back(&self, before: &Current, command: &Command, cause: &anyhow::Error) -> ApiError {
-        let message = format!("the change could not be put in force and was rolled back: {cause:#}");
-        error!(%command, "rolled back: {cause:#}");
-        self.publish(Current { apply_error: Some(format!("{cause:#}")), ..before.clone() });
-        ApiError::new("apply", ErrorKind::RolledBack, message)
-            .hint("nothing has changed; see the log of gatewayd for what led to it")
-    }
-
     async fn save(&self, current: &Current) -> anyhow::Result<()> {
         let store = self.store.clone();
-        let fingerprint = self.base_fingerprint.clone();
-        let Current { snapshot, revision, config_differs, .. } = current.clone();
-        let write = move || {
-            let running = config_differs.then_some(&*snapshot);
-            store.save(&Saved::new(revision, &fingerprint, running))
-        };
+        let running = current.config_differs.then(|| current.snapshot.clone());
+        let saved = Saved { revision: current.revision, base: self.base_fingerprint.clone(), running };
+        let write = move || store.lock().unwrap_or_else(PoisonError::into_inner).save(saved);
         tokio::task::spawn_blocking(write).await?
     }
 
@@ -416,6 +453,13 @@ impl Task {
         self.current.store(Arc::new(current));
         self.revision.send_if_modified(|known| std::mem::replace(known, revision) != revision);
     }
+}
+
+/// The answer to those whose change came to nothing.
+fn rolled_back(cause: &anyhow::Error) -> ApiError {
+    let message = format!("the change could not be put in force and was rolled back: {cause:#}");
+    ApiError::new("apply", ErrorKind::RolledBack, message)
+        .hint("nothing has changed; see the log of gatewayd for what led to it")
 }
 
 /// The state after `command`, checked; `None` if that is `state` itself. Large tables take a while.

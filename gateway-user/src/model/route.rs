@@ -326,7 +326,7 @@ fn check_comment(comment: &str) -> Result<(), ValueError> {
 }
 
 /// Routes as a list, the form they have in the state directory.
-pub(super) mod as_list {
+pub(crate) mod as_list {
     use std::fmt;
 
     use serde::{
@@ -354,10 +354,7 @@ pub(super) mod as_list {
         comment: Option<Cow<'a, str>>,
     }
 
-    pub(in super::super) fn serialize<S: Serializer>(
-        routes: &Routes,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(routes: &Routes, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(routes.iter().map(|(key, route)| Entry {
             to: key.prefix.to_string().into(),
             via: route.target.to_string().into(),
@@ -368,9 +365,7 @@ pub(super) mod as_list {
         }))
     }
 
-    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Routes, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Routes, D::Error> {
         deserializer.deserialize_seq(List)
     }
 
