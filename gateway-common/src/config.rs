@@ -193,6 +193,8 @@ pub struct Config {
     pub policy: Policy,
     /// Moves with every change that may alter a decision. Never 0: sessions being removed carry 0.
     pub generation: u32,
+    /// Buckets of the table of IPv4 sessions, see [`crate::table::buckets`].
+    pub buckets: u32,
     /// Idle times.
     pub timeouts: Timeouts,
     /// Secret of the choice of a client's pool address; random per installation.
@@ -208,9 +210,11 @@ pub struct Config {
     /// What becomes of clients' TCP segments that belong to no session: [`NO_SESSION_RESET`] or
     /// [`NO_SESSION_DROP`].
     pub no_session: u32,
+    /// Elements that the table of IPv4 sessions takes, two for a session.
+    pub elements: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 64);
+const _: () = assert!(size_of::<Config>() == 72);
 
 pod!(Config);
 

@@ -2,10 +2,7 @@
 //!
 //! A session has an element under the tuple that the inside sends and one under the tuple that the outside
 //! answers with. Each element holds all that a packet of its direction needs, so the established path does
-//! one lookup and writes one element; neither direction writes the other's cache lines.
-//!
-//! With the 48 bytes that the kernel puts before key and value (`struct htab_elem`), an IPv4 element is
-//! two cache lines: header and key, which do not change, and the value.
+//! one lookup and writes one element. Where elements are kept is told in [`crate::table`].
 //!
 //! # Life of a session
 //!

@@ -30,6 +30,7 @@ use crate::{
     ports,
     session::{self, EEXIST},
     socket,
+    table::ENOSPC,
 };
 
 /// Random ports of an address that are tried before the search through all of them.
@@ -319,7 +320,7 @@ unsafe extern "C" fn attempt<F: Datapath>(_: u32, held: *const *mut xdp_md) -> i
     {
         ports::give_back(ports, port);
     }
-    if error == TAKEN_BY_HOST {
+    if error == TAKEN_BY_HOST || error == ENOSPC {
         return 0;
     }
     scratch.claim.result = error;

@@ -11,7 +11,7 @@ use gateway_common::{
     session::{Cut, MAX_CUTS, Session, Tuple},
 };
 
-use crate::{packet::Frame, route, session};
+use crate::{packet::Frame, route, session, table};
 
 /// A family with its session table and routes.
 pub(crate) trait Datapath: Family {
@@ -160,24 +160,22 @@ impl Datapath for V4 {
 
     #[inline(always)]
     fn session(tuple: &Tuple<Self>) -> Option<*mut Session<Self>> {
-        session::SESSIONS_V4.get_ptr_mut(tuple)
+        table::get_outlined(tuple.words())
     }
 
     #[inline(always)]
     fn session_of(tuple: Tuple<Self>) -> Option<*mut Session<Self>> {
-        let words = tuple.words();
-        // SAFETY: the words are a tuple, and aligned as one.
-        Self::session(unsafe { &*(&raw const words).cast() })
+        table::get(tuple.words())
     }
 
     #[inline(always)]
     fn insert_session(tuple: &Tuple<Self>, session: &Session<Self>) -> Result<(), i32> {
-        session::SESSIONS_V4.insert(tuple, session, session::NOEXIST)
+        table::insert(tuple, session)
     }
 
     #[inline(always)]
     fn remove_session(tuple: &Tuple<Self>) -> Result<(), i32> {
-        session::SESSIONS_V4.remove(tuple)
+        table::remove(tuple)
     }
 
     #[inline(always)]
@@ -295,7 +293,7 @@ impl Datapath for V6 {
     #[inline(always)]
     fn session_of(tuple: Tuple<Self>) -> Option<*mut Session<Self>> {
         let words = tuple.words();
-        // SAFETY: as above.
+        // SAFETY: the words are a tuple, and aligned as one.
         Self::session(unsafe { &*(&raw const words).cast() })
     }
 

@@ -54,6 +54,7 @@ mod session;
 mod socket;
 mod stamp;
 mod sweep;
+mod table;
 mod tcp;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};

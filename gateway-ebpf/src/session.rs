@@ -1,4 +1,4 @@
-//! Maps `SESSIONS_V4` and `SESSIONS_V6`. How a session lives is told in [`gateway_common::session`].
+//! Map `SESSIONS_V6`, and what both families' sessions have in common; [`crate::table`] has those of IPv4. How a session lives is told in [`gateway_common::session`].
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
@@ -16,7 +16,9 @@ use gateway_common::{
     tcp::{self, State},
 };
 
-use crate::{atomic, claim::Claim, family::Datapath, fragment::Note, path::InForce, route::Query};
+use crate::{
+    atomic, claim::Claim, family::Datapath, fragment::Note, path::InForce, route::Query, table::ENOSPC,
+};
 
 /// Update flag: fail where the key exists. The insertion of an outside tuple with it claims the port.
 pub(crate) const NOEXIST: u64 = BPF_NOEXIST as u64;
@@ -30,16 +32,13 @@ const ENOMEM: i32 = -12;
 #[inline(always)]
 pub(crate) fn refusal(error: i32) -> DropReason {
     match error {
-        E2BIG | ENOMEM => DropReason::SessionTableFull,
+        E2BIG | ENOMEM | ENOSPC => DropReason::SessionTableFull,
         _ => DropReason::Internal,
     }
 }
 
-// Capacities are set by the loader. IPv4 is preallocated, so that a new session never waits for memory;
-// IPv6 takes memory as it goes, so that a gateway without IPv6 does not pay for it.
-#[btf_map]
-pub(crate) static SESSIONS_V4: HashMap<Tuple<V4>, Session<V4>, 2_097_152> = HashMap::new();
-
+// The capacity is set by the loader. The table of IPv4 has its memory from the start, so that a new session never
+// waits for it; IPv6 takes memory as it goes, so that a gateway without IPv6 does not pay for it.
 #[btf_map]
 pub(crate) static SESSIONS_V6: HashMap<Tuple<V6>, Session<V6>, 2_097_152, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();

@@ -15,13 +15,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::maps::{self, Array, Map, MapData};
+use aya::{
+    Pod,
+    maps::{self, Array, Map, MapData},
+};
 use gateway_common::{
-    Family as _, V4,
+    V4,
     config::Config,
     fragment::{Datagram, Key, LIFETIME},
     proxy::ProxyMac,
-    session::{SIDE_OUTSIDE, Session, Tuple},
+    table::{Bucket, Fill},
 };
 use gateway_lab::Sandbox;
 use gateway_user::{
@@ -295,18 +298,13 @@ impl Gateway {
         })
     }
 
-    /// Takes elements of the IPv4 session table away, so that sessions do not get them, until they are given
-    /// back by [`Gateway::vacate`].
+    /// Takes room for elements of the IPv4 session table away, so that sessions do not get it, until it is given back by
+    /// [`Gateway::vacate`].
     ///
     /// # Panics
     /// If the kernel refuses it.
     pub fn occupy(&mut self, elements: u16) {
-        // SAFETY: any bytes are a session.
-        let blank: Session<V4> = unsafe { std::mem::zeroed() };
-        for number in 0..elements {
-            let inserted = self.sessions_v4().insert(stray(number), blank, 0);
-            inserted.unwrap_or_else(|error| panic!("an element of the session table: {error:#}"));
-        }
+        self.fill(|fill| fill.elements += u32::from(elements));
     }
 
     /// Gives back what [`Gateway::occupy`] took.
@@ -314,23 +312,44 @@ impl Gateway {
     /// # Panics
     /// If it was not taken.
     pub fn vacate(&mut self, elements: u16) {
-        for number in 0..elements {
-            let removed = self.sessions_v4().remove(&stray(number));
-            removed.unwrap_or_else(|error| panic!("an element of the session table: {error:#}"));
-        }
+        self.fill(|fill| {
+            fill.elements = fill.elements.checked_sub(elements.into()).expect("room that was taken");
+        });
     }
 
-    /// The number of elements in the IPv4 session table.
+    /// The number of elements in the IPv4 session table, which must be what the table says itself, and the room that is
+    /// taken away.
     ///
     /// # Panics
-    /// If it cannot be read.
+    /// If it cannot be read, or the table is not as it should be.
     pub fn elements(&self) -> usize {
-        self.sessions_v4().keys().collect::<Result<Vec<_>, _>>().expect("the keys").len()
+        let config = self.config();
+        let buckets: Array<_, Bucket<V4>> = self.array("SESSIONS_V4");
+        let mut elements = 0;
+        for (index, bucket) in (0..).zip(buckets.iter()) {
+            let bucket = bucket.expect("a bucket");
+            let there = bucket.elements(index, config.secret, config.buckets).count();
+            let tags = bucket.tags.iter().flat_map(|word| word.to_ne_bytes().as_chunks::<2>().0.to_vec());
+            assert_eq!(tags.filter(|tag| *tag != [0, 0]).count(), there, "tags of bucket {index}");
+            assert_eq!((bucket.used as usize, bucket.lock), (there, 0), "bucket {index}");
+            elements += there;
+        }
+        let fill: Array<_, Fill> = self.array("TABLE");
+        let counted = fill.get(&0, 0).expect("the count").elements as usize;
+        assert!(counted >= elements, "{counted} elements are counted and {elements} are there");
+        counted
     }
 
-    fn sessions_v4(&self) -> maps::HashMap<MapData, Tuple<V4>, Session<V4>> {
-        let map = MapData::from_pin(self.map("SESSIONS_V4")).expect("the session table");
-        maps::HashMap::try_from(Map::HashMap(map)).expect("a hash map")
+    fn fill(&mut self, change: impl FnOnce(&mut Fill)) {
+        let mut map: Array<_, Fill> = self.array("TABLE");
+        let mut fill = map.get(&0, 0).expect("the count");
+        change(&mut fill);
+        map.set(0, fill, 0).expect("the count");
+    }
+
+    fn array<T: Pod>(&self, name: &str) -> Array<MapData, T> {
+        let map = MapData::from_pin(self.map(name)).expect("a map");
+        Array::try_from(Map::Array(map)).expect("an array")
     }
 
     /// One slice of the removal of sessions that are idle, and whether the next one is urgent.
@@ -519,20 +538,6 @@ struct AtEnd<'a>(&'a AtomicBool);
 impl Drop for AtEnd<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// A key that no packet has: its protocol is reserved.
-fn stray(number: u16) -> Tuple<V4> {
-    let address = V4::address([0; 4]);
-    Tuple {
-        source: address,
-        destination: address,
-        source_port: number.to_be_bytes(),
-        destination_port: [0; 2],
-        proto: 255,
-        side: SIDE_OUTSIDE,
-        origin: 0,
     }
 }
 

@@ -30,4 +30,5 @@ mod related;
 mod reuse;
 mod route;
 mod support;
+mod table;
 mod tcp;

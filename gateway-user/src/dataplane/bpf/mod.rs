@@ -23,6 +23,7 @@ mod shut;
 mod space;
 mod sweep;
 mod sys;
+mod table;
 mod tables;
 mod trie;
 
@@ -48,6 +49,7 @@ use gateway_common::{
         PROXY_V6, Policy, RELATED_V4, RELATED_V6,
     },
     fragment, limit, ports,
+    table::buckets,
 };
 
 use self::{
@@ -153,8 +155,9 @@ impl BpfDataplane {
             .ok_or_else(|| anyhow!("capacity.sessions {sessions} is more than the kernel can count"))?;
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow!("cannot read {what}: {error}"))?;
         let mut object = Object::parse(OBJECT).context("cannot read the XDP object")?;
-        for name in ["SESSIONS_V4", "SESSIONS_V6"] {
-            object.maps.get_mut(name).context("a session map is missing")?.set_max_entries(elements);
+        let session_buckets = buckets(elements);
+        for (name, entries) in [("SESSIONS_V4", session_buckets), ("SESSIONS_V6", elements)] {
+            object.maps.get_mut(name).context("a session map is missing")?.set_max_entries(entries);
         }
         let destinations = ports::capacity(sessions);
         object.maps.get_mut("PORTS").context("map PORTS is missing")?.set_max_entries(destinations);
@@ -167,7 +170,7 @@ impl BpfDataplane {
         let paths: Vec<_> = object.maps.keys().map(|name| (name.clone(), pins.map(name))).collect();
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
-        loader.map_max_entries("SESSIONS_V4", elements).map_max_entries("SESSIONS_V6", elements);
+        loader.map_max_entries("SESSIONS_V4", session_buckets).map_max_entries("SESSIONS_V6", elements);
         loader.map_max_entries("DESTINATIONS", buckets);
         loader.map_max_entries("PORTS", destinations).map_max_entries("FRAGMENTS", datagrams);
         for (name, path) in &paths {
@@ -196,6 +199,9 @@ impl BpfDataplane {
             config.abi = ABI_VERSION;
             config.generation = FIRST_GENERATION;
             config.secret = random()?;
+            // As many as `open` has made room for.
+            config.elements = capacity.sessions * 2;
+            config.buckets = buckets(config.elements);
             config_map.set(0, config, 0).context("cannot write the configuration")?;
         }
         let half = 1 - config.half.min(1);

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::{Arc, PoisonError, RwLock},
@@ -34,6 +33,7 @@ use super::{
     numbers::{CountedAddress, CountedRoute, Numbers},
     pins::Pins,
     sys::{self, Cursor},
+    table::{SessionTable, Stored},
 };
 use crate::{
     dataplane::{
@@ -61,8 +61,8 @@ pub(super) struct BpfObserve {
     half_open: Array<MapData, u32>,
     proxy_hosts: Array<MapData, ProxyHost>,
     proxy_flows: PerCpuArray<MapData, u64>,
-    sessions_v4: OwnedFd,
-    sessions_v6: OwnedFd,
+    sessions_v4: SessionTable<V4>,
+    sessions_v6: SessionTable<V6>,
     destinations: OwnedFd,
     capacity: u32,
 }
@@ -86,8 +86,8 @@ impl BpfObserve {
             half_open: pins.open("HALF_OPEN")?,
             proxy_hosts: pins.open("PROXY_HOSTS")?,
             proxy_flows: pins.open("PROXY_FLOWS")?,
-            sessions_v4: sys::open_pin(&pins.map("SESSIONS_V4"))?,
-            sessions_v6: sys::open_pin(&pins.map("SESSIONS_V6"))?,
+            sessions_v4: SessionTable::open(pins)?,
+            sessions_v6: SessionTable::open(pins)?,
             destinations: sys::open_pin(&pins.map("DESTINATIONS"))?,
             capacity,
         })
@@ -369,9 +369,9 @@ impl Observe for BpfObserve {
 }
 
 impl BpfObserve {
-    fn read_sessions<F: Family>(
+    fn read_sessions<F: Stored>(
         &self,
-        map: &OwnedFd,
+        table: &SessionTable<F>,
         filter: &mut dyn FnMut(&SessionRow) -> bool,
         limit: usize,
         rows: &mut Vec<SessionRow>,
@@ -381,28 +381,18 @@ impl BpfObserve {
         Session<F>: Pod,
     {
         let mut cursor = Cursor::default();
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        // Answers are looked up one by one, and only for the rows that are shown.
-        let answers = File::from(map.as_fd().try_clone_to_owned()?);
+        let (mut reader, mut elements) = (table.try_clone()?, Vec::new());
         loop {
-            let more = sys::lookup_batch::<Tuple<F>, Session<F>>(
-                map.as_fd(),
-                &mut cursor,
-                &mut keys,
-                &mut values,
-                READ,
-            )
-            .context("cannot read the session table")?;
+            let more = reader.read(&mut cursor, &mut elements, READ)?;
             let now = self.clock.now()?;
-            for (tuple, session) in keys.iter().zip(&values) {
+            for (tuple, session) in &elements {
                 if limit != 0 && rows.len() == limit {
                     return Ok(());
                 }
                 if tuple.side != SIDE_INSIDE || session.generation == DEAD || mapping::is_key(tuple) {
                     continue;
                 }
-                let answer: Option<Session<F>> =
-                    sys::lookup(answers.as_fd(), &tuple.pair(session)).context("cannot read a session")?;
+                let answer = table.find(&tuple.pair(session))?;
                 let row = self.row(now, tuple, session, answer.as_ref());
                 if filter(&row) {
                     rows.push(row);

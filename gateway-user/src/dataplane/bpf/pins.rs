@@ -85,7 +85,10 @@ impl Pins {
     /// Names the first difference and what to do about it.
     pub(super) fn check(&self, object: &Object) -> Result<()> {
         self.check_abi()?;
-        for (name, map) in &object.maps {
+        // The table of IPv6 sessions first: its capacity is what is configured, twice.
+        let mut maps: Vec<_> = object.maps.iter().collect();
+        maps.sort_by_key(|(name, _)| *name != "SESSIONS_V6");
+        for (name, map) in maps {
             let path = self.map(name);
             if !path.exists() {
                 continue;
@@ -106,7 +109,7 @@ impl Pins {
                 if found == wanted {
                     continue;
                 }
-                if property == "capacity" && name.starts_with("SESSIONS") {
+                if property == "capacity" && name == "SESSIONS_V6" {
                     // A session is two elements.
                     return Err(Refused::error(
                         format!(

@@ -1,7 +1,7 @@
 //! The expiry of sessions: walks the tables with a cursor, a slice at a time, and names what looks idle to the
 //! program `sweep`, which looks again and decides.
 //!
-//! The walk reads whole buckets and holds one bucket's lock at a time; a run of the program takes a batch of
+//! The walk reads whole buckets; a run of the program takes a batch of
 //! [`SWEEP_BATCH`] sessions, some microseconds. The packet path never waits longer than that.
 
 use std::{
@@ -35,6 +35,7 @@ use super::{
     observe,
     pins::Pins,
     sys::{self, Cursor},
+    table::{SessionTable, Stored},
 };
 use crate::dataplane::{Sweeper, Swept};
 
@@ -73,10 +74,9 @@ struct Sweep {
 }
 
 struct Walk<F: Family> {
-    map: OwnedFd,
+    table: SessionTable<F>,
     cursor: Cursor,
-    keys: Vec<Tuple<F>>,
-    values: Vec<Session<F>>,
+    elements: Vec<(Tuple<F>, Session<F>)>,
 }
 
 /// The walk through the buckets of destinations.
@@ -94,8 +94,8 @@ impl BpfSweeper {
     pub(super) fn new(program: Arc<Program>, pins: &Pins, timeouts: Timeouts) -> Result<Self> {
         let sweep = Sweep {
             program,
-            v4: Walk::new(sys::open_pin(&pins.map("SESSIONS_V4"))?),
-            v6: Walk::new(sys::open_pin(&pins.map("SESSIONS_V6"))?),
+            v4: Walk::new(SessionTable::open(pins)?),
+            v6: Walk::new(SessionTable::open(pins)?),
             buckets: Buckets::new(sys::open_pin(&pins.map("DESTINATIONS"))?),
             v6_next: false,
             drops: pins.open("DROPS")?,
@@ -158,26 +158,23 @@ impl Sweep {
     }
 }
 
-impl<F: Family> Walk<F>
+impl<F: Stored> Walk<F>
 where
     Tuple<F>: Pod,
     Session<F>: Pod,
 {
-    fn new(map: OwnedFd) -> Self {
-        Self { map, cursor: Cursor::default(), keys: Vec::new(), values: Vec::new() }
+    fn new(table: SessionTable<F>) -> Self {
+        Self { table, cursor: Cursor::default(), elements: Vec::new() }
     }
 
     /// Reads some buckets and has the program look at what may go. Returns `false` at the end of the table, and how
     /// many sessions looked idle.
     fn step(&mut self, program: &Program, timeouts: &Timeouts) -> Result<(bool, usize)> {
-        let more =
-            sys::lookup_batch(self.map.as_fd(), &mut self.cursor, &mut self.keys, &mut self.values, READ)
-                .context("cannot read the session table")?;
+        let more = self.table.read(&mut self.cursor, &mut self.elements, READ)?;
         let now = program.now()?;
         let candidates: Vec<Tuple<F>> = self
-            .keys
+            .elements
             .iter()
-            .zip(&self.values)
             .filter(|(tuple, session)| may_go(now, timeouts, tuple, session))
             .map(|(tuple, _)| *tuple)
             .collect();
