@@ -4,14 +4,14 @@
 //! cover addresses change with them. Both directions ask the table of the inside host: a packet goes in where an
 //! answer to it would go out by a route of target `eip`, so that no answer leaves in another way.
 
-use aya_ebpf::{btf_maps::HashMap, macros::btf_map};
+use aya_ebpf::{btf_maps::HashMap, macros::btf_map, programs::XdpContext};
 use gateway_common::{
     DropReason, Verdict,
     address::{BROADCAST, EIP, LOCAL},
     checksum,
     eip::{EipKey, MAX_EIP_ELEMENTS},
     family::{MappedAddress, NextHop, is_same},
-    parse::{self, Bytes as _, Flow, Fragment, NO_PORT, PROTO_UDP, Packet},
+    parse::{self, Bytes as _, Flow, Fragment, NO_PORT, PROTO_TCP, PROTO_UDP, Packet},
     quote::ICMP_LEN,
     route::Target,
     session::SIDE_INSIDE,
@@ -20,13 +20,13 @@ use gateway_common::{
 use crate::{
     address, border, count,
     family::Datapath,
-    forward,
+    forward, hairpin, inward,
     neighbor::{self, Found},
     packet::Frame,
     path::{self, Code, Context, Outcome},
     proxy, redirect, related,
     route::{self, Query},
-    session::Subject,
+    session::{Subject, TO_EIP, TO_POOL},
 };
 
 #[btf_map]
@@ -58,7 +58,10 @@ fn find<F: Datapath>(key: &EipKey) -> Option<F::Address> {
 /// Sends the packet in the subject on, which `decide` has found to be from an inside host with a route of target
 /// `eip`, or for an EIP.
 #[inline(always)]
-pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropReason> {
+pub(crate) fn forward<F: Datapath, const INWARD: u32>(
+    context: &Context<'_>,
+    ctx: &XdpContext,
+) -> Result<Outcome, DropReason> {
     let subject = F::subject().ok_or(DropReason::Internal)?;
     // SAFETY: the element is this CPU's own and programs do not preempt each other.
     let subject = unsafe { &mut *subject };
@@ -74,7 +77,7 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
                 if code.is_to_proxy() {
                     return redirect::stray(context, subject).result();
                 }
-                let none = code.is_open() || code.is_to_eip();
+                let none = code.is_open() || code.is_to_eip() || code.is_to_hairpin();
                 return if none { Err(DropReason::NoSession) } else { code.result() };
             }
             code.result()?;
@@ -88,6 +91,12 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
     subject.asks = 0;
     if subject.tuple.side == SIDE_INSIDE {
         leave(context, subject, half, &mut new).result()?;
+        if subject.hairpin > TO_EIP {
+            subject.quote.destination = new.source;
+            let port = subject.packet.transport_layer.source_port;
+            inward::turn(subject, new.source, port, inward::BY_EIP);
+            return path::hand_over::<INWARD>(ctx);
+        }
     } else {
         arrive(context, subject, half, &mut new).result()?;
         let Subject { packet, forth, .. } = &mut *subject;
@@ -166,13 +175,17 @@ fn try_take_error<F: Datapath>(
     half: u32,
 ) -> Result<bool, DropReason> {
     let found = address::find(&F::mapped(&subject.packet.destination));
-    if found.is_some_and(|found| found.flags & EIP == 0 || found.flags & (LOCAL | BROADCAST) != 0)
+    if found.is_some_and(|found| found.flags & (LOCAL | BROADCAST) != 0)
         || read_quote(context.frame, subject).is_open()
         || of_host::<F>(&subject.quote.destination, half).is_none()
     {
         return Ok(false);
     }
-    subject.hairpin = u8::from(found.is_some());
+    subject.hairpin = match found {
+        None => 0,
+        Some(found) if found.flags & EIP != 0 => TO_EIP,
+        Some(_) => TO_POOL,
+    };
     neighbor::back(context, &subject.packet)?;
     let Subject { quote, .. } = subject;
     let query = Query::<F> {
@@ -213,7 +226,7 @@ fn find_side<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Co
     }
     count::route(subject.route.counter, context.bytes);
     subject.tuple.side = SIDE_INSIDE;
-    subject.hairpin = 1;
+    subject.hairpin = TO_EIP;
     match Target::from_number(subject.route.target) {
         Some(Target::Eip) => Code::OK,
         Some(Target::None) => Code::drop(DropReason::NoRoute),
@@ -226,7 +239,7 @@ fn find_side<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Co
 }
 
 /// A packet from inside: its source becomes the EIP. One for another EIP goes to that inside host, as if it had come
-/// from outside.
+/// from outside; of one for an address of a pool, this is the first half ([`inward`]).
 #[inline(never)]
 fn leave<F: Datapath>(
     context: &Context<'_>,
@@ -254,13 +267,18 @@ fn try_leave<F: Datapath>(
     // An error is about a packet to the EIP's host, whichever router on the way complains.
     let host = if related::is_error(packet) { subject.quote.destination } else { packet.source };
     new.source = of_host::<F>(&host, half).ok_or(DropReason::NoEip)?;
+    if subject.hairpin > TO_EIP {
+        // For a client of a pool: the second half has the way.
+        forward::check(packet, &hairpin::WAY)?;
+        return Ok(hairpin::WAY);
+    }
     if subject.hairpin == 0 {
         let Found { next_hop, .. } = neighbor::towards::<F>(context, packet.source, packet.destination)?;
         return Ok(next_hop);
     }
     new.destination = host_of::<F>(&packet.destination, half).ok_or(DropReason::NoEip)?;
     let Found { next_hop, .. } = neighbor::towards_inside::<F>(context, packet.source, new.destination)?;
-    ask(context, subject, &next_hop, new.source, new.destination)?;
+    ask(context, subject, u32::from(next_hop.slot), new.source, new.destination)?;
     Ok(next_hop)
 }
 
@@ -300,20 +318,49 @@ fn try_arrive<F: Datapath>(
     }
     let remote = packet.source;
     let Found { next_hop, .. } = neighbor::towards_inside::<F>(context, remote, new.destination)?;
-    ask(context, subject, &next_hop, remote, new.destination)?;
+    ask(context, subject, u32::from(next_hop.slot), remote, new.destination)?;
     Ok(next_hop)
 }
 
-/// Notes what the host's table is to be asked about a packet of `remote` that goes in to `host`, see [`admit`].
+/// The second half of a hairpin: gives the packet in the subject, which comes from a session of another inside host, the
+/// host of the EIP that it is for, and leaves the way there in the subject.
+#[inline(never)]
+pub(crate) fn let_in<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    match try_let_in(context, subject) {
+        Ok(()) => Code::OK,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_let_in<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Result<(), DropReason> {
+    let remote = subject.packet.source;
+    let host = host_of::<F>(&subject.packet.destination, context.policy.eips()).ok_or(DropReason::NoEip)?;
+    subject.forth = neighbor::towards_inside::<F>(context, remote, host)?.next_hop;
+    let slot = u32::from(subject.forth.slot);
+    ask(context, subject, slot, remote, host)?;
+    admit(context, subject)?;
+    count::route(subject.route.counter, context.bytes);
+    subject.mtu = subject.forth.mtu;
+    forward::check(&subject.packet, &subject.forth)?;
+    subject.packet.destination = host;
+    if related::is_error(&subject.packet) {
+        subject.quote.source = host;
+    }
+    Ok(())
+}
+
+/// Notes what the host's table is to be asked about a packet of `remote` that goes in to `host` through `slot`, see
+/// [`admit`].
 #[inline(always)]
 fn ask<F: Datapath>(
     context: &Context<'_>,
     subject: &mut Subject<F>,
-    next_hop: &NextHop,
+    slot: u32,
     remote: F::Address,
     host: F::Address,
 ) -> Result<(), DropReason> {
-    if !context.is_inside(u32::from(next_hop.slot)) {
+    if !context.is_inside(slot) {
         return Err(DropReason::NoRoute);
     }
     let Subject { packet, quote, query, .. } = subject;
@@ -322,7 +369,9 @@ fn ask<F: Datapath>(
     if related::is_error(packet) {
         query.destination = if subject.tuple.side == SIDE_INSIDE { remote } else { quote.destination };
         query.proto = quote.proto;
-        query.port = shown(quote.destination_port);
+        // The identifier of an echo is no port.
+        let ports = matches!(quote.proto, PROTO_TCP | PROTO_UDP);
+        query.port = if ports { shown(quote.destination_port) } else { NO_PORT };
     } else {
         query.destination = remote;
         query.proto = packet.proto;

@@ -1,36 +1,38 @@
-//! Hairpins (RFC 4787 REQ-9, RFC 5382 REQ-8): packets from inside for the address and port of an
-//! endpoint-independent mapping: programs `hairpin_v4` and `hairpin_v6`.
+//! Hairpins (RFC 4787 REQ-9, RFC 5382 REQ-8): packets from inside for an address that stands for another inside host, an
+//! EIP or the address and port of an endpoint-independent mapping: programs `hairpin_v4` and `hairpin_v6`.
 //!
-//! Such a packet goes out and comes in, and so has two sessions. The first is that of its sender, with the
-//! mapping as the outside host: it gives the packet an address of the pool as its source. The second is that of
-//! the mapping's client, with this address as the outside host. Answers take the same two the other way round.
-//! Both clients see each other as hosts on the outside do, and each client's table decides as for those.
+//! Such a packet goes out and comes in. The first half is that of its sender, by a session here or by his EIP
+//! ([`crate::eip`]), and gives the packet the source that he has outside. The second half ([`inward`]) is that of who
+//! it is for, by his EIP, or by his session or mapping. Answers take the same two the other way round. Both hosts see
+//! each other as hosts on the outside do, and each one's own table decides as for those.
 //!
-//! The inside element of such a session has the next hop [`LOOP`], its outside element the flag [`HAIRPIN`]; both
-//! stay [`session::STALE`], so that all packets come by here: none may leave by the first session alone, and what
-//! comes from outside, with an address of a pool as its source, is of neither. The policy is asked for each packet.
+//! The inside element of a session of a hairpin has the next hop [`LOOP`], its outside element the flag [`HAIRPIN`];
+//! both stay [`session::STALE`], so that all packets come by here: none may leave by the first half alone, and what
+//! comes from outside, with an address of the gateway as its source, is of neither. The policy is asked for each packet.
 
+use aya_ebpf::programs::XdpContext;
 use gateway_common::{
-    DropReason, Verdict,
+    DropReason,
     family::NextHop,
     mapping::{self as layout, HAIRPIN, LOOP},
-    parse::{self, Fragment},
-    session::{SIDE_INSIDE, SIDE_OUTSIDE, Session},
+    parse::Fragment,
+    session::{SIDE_INSIDE, Session},
 };
 
 use crate::{
     count,
     family::Datapath,
-    mapping,
+    forward, fragment, inward, mapping, mss,
     neighbor::{self, Found},
     open,
     path::{self, Code, Context, Outcome},
-    pool,
+    pool, proxy,
     route::Query,
-    session::{self, Subject},
+    session::{self, Subject, TO_MAPPING},
+    tcp,
 };
 
-/// The way out of a hairpin's first session.
+/// The way out of the first half.
 pub(crate) const WAY: NextHop = NextHop { slot: LOOP, mtu: u16::MAX, ethernet: [0; 3] };
 
 /// Whether this is a session of a hairpin, looked at from `side`.
@@ -39,94 +41,128 @@ pub(crate) fn is_one<F: Datapath>(session: &Session<F>, side: u8) -> bool {
     if side == SIDE_INSIDE { session.next_hop.slot == LOOP } else { session.flags & HAIRPIN != 0 }
 }
 
-/// Sends the packet in the subject through both sessions. A session that is not there is opened; `decide` has
-/// checked source and route then.
+/// Takes the packet in the subject through its sender's session. One that is not there is opened; `decide` has checked
+/// source and route then.
 #[inline(always)]
-pub(crate) fn turn<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropReason> {
+pub(crate) fn turn<F: Datapath, const INWARD: u32>(
+    context: &Context<'_>,
+    ctx: &XdpContext,
+) -> Result<Outcome, DropReason> {
     let subject = F::subject().ok_or(DropReason::Internal)?;
     // SAFETY: the element is this CPU's own and programs do not preempt each other.
     let subject = unsafe { &mut *subject };
-    if !matches!(subject.packet.fragment, Fragment::Whole) {
-        return Err(DropReason::FragmentUnmatched);
-    }
-    if F::session(&subject.tuple).is_none() {
-        let code = begin(context, subject);
-        if code.is_open() {
-            go_on(context, subject).result()?;
-        } else {
-            code.result()?;
-        }
+    let known = F::session(&subject.tuple).is_some();
+    let code = if known { Code::OPEN } else { begin(context, subject) };
+    if code.is_open() {
+        follow(context, subject).result()?;
     } else {
-        go_on(context, subject).result()?;
+        code.result()?;
     }
-    read_again(context, subject).result()?;
-    if F::session(&subject.tuple).is_some() {
-        return go_on(context, subject).result().map(turned);
-    }
-    if !mapping::may_open(&subject.packet) {
-        return Err(DropReason::NoSession);
-    }
-    let code = mapping::let_in(context, subject, 1);
-    if !code.is_open() {
-        return code.result();
-    }
-    let code = mapping::enter(context, subject);
-    if !code.is_open() {
-        return code.result().map(turned);
-    }
-    go_on(context, subject).result().map(turned)
+    path::hand_over::<INWARD>(ctx)
 }
 
-/// What a packet is counted as: it came from inside and was translated.
-#[inline(always)]
-fn turned(outcome: Outcome) -> Outcome {
-    Outcome { verdict: Verdict::Snat, ..outcome }
-}
-
-/// Opens the first session, if there is a mapping to go to.
+/// Opens the sender's session, if there is somebody to go to. [`Code::OPEN`]: there is one by now.
 #[inline(never)]
 fn begin<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
     let packet = &subject.packet;
-    let key = layout::claim_key(packet.destination, packet.transport_layer.destination_port, packet.proto);
-    if subject.cut != 0 || F::session(&key).is_none() {
+    if subject.hairpin == TO_MAPPING {
+        let key =
+            layout::claim_key(packet.destination, packet.transport_layer.destination_port, packet.proto);
+        if !mapping::may_open(packet) || F::session(&key).is_none() {
+            return Code::drop(DropReason::NoSession);
+        }
+    }
+    if subject.cut != 0 {
         return Code::drop(DropReason::NoSession);
     }
-    subject.forth = WAY;
-    if !pool::is_endpoint_independent(subject.route.object) {
-        return open::open(context, subject);
+    if matches!(packet.fragment, Fragment::First) {
+        let taught = fragment::teach(context, subject);
+        if taught.result().is_err() {
+            return taught;
+        }
     }
-    let held = mapping::take(context, subject);
-    if held.is_open() { mapping::enter(context, subject) } else { held }
+    let entered = if pool::is_endpoint_independent(subject.route.object) {
+        let held = mapping::take(context, subject);
+        if held.is_open() { mapping::enter(context, subject) } else { held }
+    } else {
+        open::enter(context, subject)
+    };
+    if entered.is_open() || entered.result().is_err() {
+        return entered;
+    }
+    let Some(scratch) = F::scratch() else { return Code::drop(DropReason::Internal) };
+    // SAFETY: the scratch element is this CPU's own.
+    let session = unsafe { &(*scratch).inside_session };
+    inward::turn(subject, session.translated, session.translated_port, inward::BY_SESSION);
+    Code::OK
 }
 
-/// Reads the packet as the first session has made it, as one from outside.
-#[inline(never)]
-fn read_again<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
-    let Some(link) = parse::link(context.frame) else { return Code::drop(DropReason::Truncated) };
-    let read = path::read(context.frame, link.network, subject);
-    subject.tuple.side = SIDE_OUTSIDE;
-    subject.cut = 0;
-    read
+/// Takes the packet in the subject half its way, through the session of its key, if the policy still allows it. The way
+/// out of a session from outside is left in the subject.
+///
+/// Two functions, for their stack.
+#[inline(always)]
+pub(crate) fn follow<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    let asked = ask(context, subject);
+    if asked.result().is_ok() { pass(context, subject) } else { asked }
 }
 
-/// Sends the packet through the session of the key in the subject, if the policy still allows it.
+/// Does to the session, and to the packet in the subject, what a packet of it does, and writes nothing.
 #[inline(never)]
-fn go_on<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+fn pass<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
     let Some(session) = F::session(&subject.tuple) else { return Code::drop(DropReason::NoSession) };
     // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
-    let session = unsafe { &mut *session };
-    match ask(context, subject, session) {
+    match try_pass(context, subject, unsafe { &mut *session }) {
+        Ok(()) => Code::OK,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_pass<F: Datapath>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+    session: &mut Session<F>,
+) -> Result<(), DropReason> {
+    subject.mtu = session.next_hop.mtu;
+    if matches!(subject.packet.fragment, Fragment::First) {
+        fragment::teach(context, subject).result()?;
+    }
+    forward::check(&subject.packet, &session.next_hop)?;
+    tcp::read_stamp(context, subject);
+    tcp::admit_anew(context, subject, session).result()?;
+    tcp::track(context, subject, session).result()?;
+    mss::clamp_of(context, subject, session);
+    tcp::note_stamp(context, subject, session);
+    path::seen(context, &subject.packet, session, subject.tuple.side);
+    let (translated, port) = (session.translated, session.translated_port);
+    if subject.tuple.side == SIDE_INSIDE {
+        inward::turn(subject, translated, port, inward::BY_SESSION);
+        return Ok(());
+    }
+    subject.packet.destination = translated;
+    subject.packet.transport_layer.destination_port = port;
+    subject.forth = session.next_hop;
+    Ok(())
+}
+
+/// Asks the policy, and for the way in.
+#[inline(never)]
+fn ask<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Code {
+    let Some(session) = F::session(&subject.tuple) else { return Code::drop(DropReason::NoSession) };
+    // SAFETY: as in `pass`.
+    match try_ask(context, subject, unsafe { &mut *session }) {
         Ok(counter) => {
             count::route(counter, context.bytes);
-            path::follow(context, subject, session)
+            Code::OK
         }
         Err(reason) => Code::drop(reason),
     }
 }
 
-/// Asks the policy, and for the way in. Returns the counter of the route.
+/// Returns the counter of the route.
 #[inline(always)]
-fn ask<F: Datapath>(
+fn try_ask<F: Datapath>(
     context: &Context<'_>,
     subject: &Subject<F>,
     session: &mut Session<F>,
@@ -135,17 +171,25 @@ fn ask<F: Datapath>(
     if !is_one(session, tuple.side) || !session::revive(tuple, session) {
         return Err(DropReason::NoSession);
     }
-    if path::keeps_address(tuple, session) == 0 {
+    if path::keeps_ends(tuple, session) == 0 {
         session::cut(tuple, session);
         return Err(DropReason::NoSession);
     }
     let inside = tuple.side == SIDE_INSIDE;
+    let origin = if inside { tuple.origin } else { session.ingress };
     let (slot, source, destination) = if inside {
-        let Found { next_hop, .. } = neighbor::back(context, packet)?;
-        session.ingress = next_hop.slot;
-        (u32::from(next_hop.slot), packet.source, packet.destination)
+        if origin == 0 {
+            neighbor::back(context, packet)?;
+        }
+        session.ingress = context.ingress.slot as u16;
+        (context.ingress.slot, packet.source, packet.destination)
     } else {
-        match neighbor::towards::<F>(context, packet.source, session.translated) {
+        let way = if origin == 0 {
+            neighbor::towards::<F>(context, packet.source, session.translated)
+        } else {
+            proxy::towards(origin).map(|next_hop| Found { next_hop, learned: false })
+        };
+        match way {
             // As in `path::confirm`.
             Err(DropReason::NeighborUnresolved) => {}
             way => session.next_hop = way?.next_hop,
@@ -155,8 +199,8 @@ fn ask<F: Datapath>(
     if !context.is_inside(slot) {
         return Err(DropReason::NoSession);
     }
-    let query = Query::<F> { source, destination, proto: packet.proto, port: packet.server_port(inside) };
-    match path::allow(context, slot, subject.tuple.origin, &query) {
+    let query = Query::<F> { source, destination, proto: tuple.proto, port: session::server_port(tuple) };
+    match path::allow(context, slot, origin, &query) {
         Ok(counter) => {
             session.counter = counter;
             Ok(counter)

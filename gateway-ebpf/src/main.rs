@@ -4,8 +4,8 @@
 //! calls `decide_v4` or `decide_v6` for all others; these have a stack and a verifier budget of their own.
 //! [`path`] reads like the checklist of all three. `related_v4` and `related_v6` continue with ICMP errors about
 //! packets of sessions, `eip_v4` and `eip_v6` with packets to and from EIPs, `map_v4` and `map_v6` with flows of
-//! endpoint-independent mappings, `hairpin_v4` and `hairpin_v6` with those between two inside hosts, `proxy_v4` and
-//! `proxy_v6` with what goes to proxy hosts.
+//! endpoint-independent mappings, `hairpin_v4` and `hairpin_v6` with those between two inside hosts, whose second half
+//! is that of `inward_v4` and `inward_v6`, `proxy_v4` and `proxy_v6` with what goes to proxy hosts.
 //! `sweep` removes sessions that the daemon suspects to be idle; it runs on the daemon's demand only.
 #![no_std]
 #![no_main]
@@ -34,6 +34,7 @@ mod fib;
 mod forward;
 mod fragment;
 mod hairpin;
+mod inward;
 mod limit;
 mod mapping;
 mod mss;
@@ -61,8 +62,8 @@ use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use gateway_common::{
     DropReason, V4, V6, Verdict,
     config::{
-        Config, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6, PROXY_V4, PROXY_V6, RELATED_V4,
-        RELATED_V6,
+        Config, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, INWARD_V4, INWARD_V6, MAP_V4, MAP_V6, PROXY_V4,
+        PROXY_V6, RELATED_V4, RELATED_V6,
     },
     interface::NO_SLOT,
 };
@@ -115,7 +116,7 @@ pub fn related_v4(ctx: XdpContext) -> u32 {
         &ctx,
         InForce::of_subject::<V4>,
         lost_device,
-        |context| related::forward::<V4>(context),
+        |context| related::forward::<V4, INWARD_V4>(context, &ctx),
         |_, _| xdp_action::XDP_DROP,
     )
 }
@@ -127,7 +128,7 @@ pub fn related_v6(ctx: XdpContext) -> u32 {
         &ctx,
         InForce::of_subject::<V6>,
         lost_device,
-        |context| related::forward::<V6>(context),
+        |context| related::forward::<V6, INWARD_V6>(context, &ctx),
         |_, _| xdp_action::XDP_DROP,
     )
 }
@@ -139,7 +140,7 @@ pub fn eip_v4(ctx: XdpContext) -> u32 {
         &ctx,
         InForce::of_subject::<V4>,
         lost_device,
-        |context| eip::forward::<V4>(context),
+        |context| eip::forward::<V4, INWARD_V4>(context, &ctx),
         refuse::answer::<V4>,
     )
 }
@@ -151,7 +152,7 @@ pub fn eip_v6(ctx: XdpContext) -> u32 {
         &ctx,
         InForce::of_subject::<V6>,
         lost_device,
-        |context| eip::forward::<V6>(context),
+        |context| eip::forward::<V6, INWARD_V6>(context, &ctx),
         refuse::answer::<V6>,
     )
 }
@@ -180,28 +181,51 @@ pub fn map_v6(ctx: XdpContext) -> u32 {
     )
 }
 
-/// Sends IPv4 packets from inside to mappings of inside hosts. Nobody is told of those dropped: half translated,
-/// they are not what their sender sent.
+/// The first half of the way from inside to an inside host, by a session of the sender's, for IPv4.
 #[xdp]
 pub fn hairpin_v4(ctx: XdpContext) -> u32 {
     enter(
         &ctx,
         InForce::of_subject::<V4>,
         lost_device,
-        |context| hairpin::turn::<V4>(context),
-        |_, _| xdp_action::XDP_DROP,
+        |context| hairpin::turn::<V4, INWARD_V4>(context, &ctx),
+        refuse::answer::<V4>,
     )
 }
 
-/// Sends IPv6 packets from inside to mappings of inside hosts.
+/// The first half of the way from inside to an inside host, by a session of the sender's, for IPv6.
 #[xdp]
 pub fn hairpin_v6(ctx: XdpContext) -> u32 {
     enter(
         &ctx,
         InForce::of_subject::<V6>,
         lost_device,
-        |context| hairpin::turn::<V6>(context),
-        |_, _| xdp_action::XDP_DROP,
+        |context| hairpin::turn::<V6, INWARD_V6>(context, &ctx),
+        refuse::answer::<V6>,
+    )
+}
+
+/// The second half of the way from inside to an inside host, by an EIP, a session or a mapping, for IPv4.
+#[xdp]
+pub fn inward_v4(ctx: XdpContext) -> u32 {
+    enter(
+        &ctx,
+        InForce::of_subject::<V4>,
+        lost_device,
+        |context| inward::forward::<V4>(context),
+        inward::refuse::<V4>,
+    )
+}
+
+/// The second half of the way from inside to an inside host, for IPv6.
+#[xdp]
+pub fn inward_v6(ctx: XdpContext) -> u32 {
+    enter(
+        &ctx,
+        InForce::of_subject::<V6>,
+        lost_device,
+        |context| inward::forward::<V6>(context),
+        inward::refuse::<V6>,
     )
 }
 

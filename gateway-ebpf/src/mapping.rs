@@ -56,7 +56,6 @@ use crate::{
     open,
     path::{self, Code, Context, Outcome},
     pool, ports, rewrite,
-    route::{self, Query},
     session::{self, EEXIST, Scratch, Subject},
     socket, tcp,
 };
@@ -83,7 +82,7 @@ pub(crate) fn open<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropRe
     // SAFETY: the element is this CPU's own and programs do not preempt each other.
     let subject = unsafe { &mut *subject };
     if subject.tuple.side == SIDE_OUTSIDE {
-        let code = let_in(context, subject, 0);
+        let code = let_in::<F, false>(context, subject);
         if !code.is_open() {
             return code.result();
         }
@@ -103,10 +102,28 @@ pub(crate) fn open<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropRe
         }
     }
     let code = enter(context, subject);
-    if !code.is_open() {
-        return code.result();
+    if code.is_open() {
+        return path::follow_other(context, subject).result();
     }
-    path::follow_other(context, subject).result()
+    code.result()?;
+    send(context, subject)
+}
+
+/// Sends the packet whose session was entered on its way.
+#[inline(always)]
+fn send<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<Outcome, DropReason> {
+    let place = F::scratch().ok_or(DropReason::Internal)?;
+    // SAFETY: the scratch element is this CPU's own.
+    let scratch = unsafe { &*place };
+    let Subject { packet, tuple, back, forth, .. } = subject;
+    let (session, next_hop, verdict) = if tuple.side == SIDE_OUTSIDE {
+        (&scratch.outside_session, back, Verdict::Reply)
+    } else {
+        (&scratch.inside_session, forth, Verdict::Snat)
+    };
+    rewrite::translate(context.frame, packet, session, tuple.side)?;
+    forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
+    Ok(Outcome { verdict, slot: u32::from(next_hop.slot) })
 }
 
 /// Holds the mapping of a packet from inside, and leaves its address and port in the scratch element.
@@ -246,10 +263,13 @@ fn point<F: Datapath>(scratch: &mut Scratch<F>) -> i32 {
 /// Holds the mapping that a packet from outside has met, if its client may be reached from there, and leaves the
 /// ways and the client in subject and scratch element. [`Code::OPEN`]: done.
 ///
-/// `turned` is 1 where the packet is from inside and has been out by another session, see [`hairpin`].
+/// `TURNED`: the packet is from inside and has gone the first half of its way, see [`hairpin`].
 #[inline(never)]
-pub(crate) fn let_in<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, turned: u32) -> Code {
-    match try_let_in(context, subject, turned != 0) {
+pub(crate) fn let_in<F: Datapath, const TURNED: bool>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+) -> Code {
+    match try_let_in::<F, TURNED>(context, subject) {
         Ok(None) => Code::OPEN,
         Ok(Some(outcome)) => Code::outcome(outcome),
         Err(reason) => Code::drop(reason),
@@ -257,10 +277,9 @@ pub(crate) fn let_in<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F
 }
 
 #[inline(always)]
-fn try_let_in<F: Datapath>(
+fn try_let_in<F: Datapath, const TURNED: bool>(
     context: &Context<'_>,
     subject: &mut Subject<F>,
-    turned: bool,
 ) -> Result<Option<Outcome>, DropReason> {
     let place = F::scratch().ok_or(DropReason::Internal)?;
     // SAFETY: the scratch element is this CPU's own.
@@ -284,34 +303,33 @@ fn try_let_in<F: Datapath>(
     }
     scratch.claim.chosen = u32::from(owner.pool_address);
     scratch.claim.of_host = 0;
-    if !turned {
+    if !TURNED {
         neighbor::outside(context, packet)?;
     }
     let Found { next_hop, learned } = neighbor::towards::<F>(context, packet.source, client)?;
-    let slot = u32::from(next_hop.slot);
-    if !context.is_inside(slot) {
+    if !context.is_inside(u32::from(next_hop.slot)) {
         return Err(DropReason::NoSession);
     }
-    let query = Query::<F> {
-        source: client,
-        destination: packet.source,
-        proto: packet.proto,
-        port: packet.server_port(false),
-    };
-    let route = route::lookup(context.policy, slot, &query)?;
+    subject.back = next_hop;
+    subject.learned = u8::from(learned);
+    subject.mtu = next_hop.mtu;
+    let Subject { packet, query, back, forth, .. } = &mut *subject;
+    query.source = client;
+    query.destination = packet.source;
+    query.proto = packet.proto;
+    query.port = packet.server_port(false);
+    *forth = *back;
+    path::find_route_back(context, subject).result()?;
+    let Subject { packet, route, forth, back, .. } = &mut *subject;
     if route.target != Target::Pool as u8 || route.object != number {
         return Err(DropReason::NoSession);
     }
     count::route(route.counter, context.bytes);
-    subject.mtu = next_hop.mtu;
-    forward::check(packet, &next_hop)?;
-    subject.forth =
-        if turned { hairpin::WAY } else { neighbor::towards::<F>(context, client, packet.source)?.next_hop };
-    subject.back = next_hop;
-    subject.learned = u8::from(learned);
-    subject.route = route;
+    forward::check(packet, back)?;
+    *forth =
+        if TURNED { hairpin::WAY } else { neighbor::towards::<F>(context, client, packet.source)?.next_hop };
     // The next look at the claim comes before the policy is asked again, so it is asked whose it is.
-    scratch.inside = mapping::pointer_key(client, client_port, packet.proto, number);
+    scratch.inside = mapping::pointer_key(client, client_port, subject.packet.proto, number);
     if belongs(owner, &client, client_port, number) && hold(owner) {
         Ok(None)
     } else {
@@ -319,22 +337,19 @@ fn try_let_in<F: Datapath>(
     }
 }
 
-/// Enters the session of the packet in the subject, for the mapping in the scratch element, which is held, and
-/// sends the packet on its way. [`Code::OPEN`]: the session is there by now.
+/// Enters the session of the packet in the subject, for the mapping in the scratch element, which is held: the session
+/// is in the scratch element, too. [`Code::OPEN`]: another CPU has entered it.
 #[inline(never)]
 pub(crate) fn enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Code {
     match try_enter(context, subject) {
-        Ok(Some(outcome)) => Code::outcome(outcome),
-        Ok(None) => Code::OPEN,
+        Ok(true) => Code::OK,
+        Ok(false) => Code::OPEN,
         Err(reason) => Code::drop(reason),
     }
 }
 
 #[inline(always)]
-fn try_enter<F: Datapath>(
-    context: &Context<'_>,
-    subject: &Subject<F>,
-) -> Result<Option<Outcome>, DropReason> {
+fn try_enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<bool, DropReason> {
     let place = F::scratch().ok_or(DropReason::Internal)?;
     // SAFETY: the scratch element is this CPU's own.
     let scratch = unsafe { &mut *place };
@@ -369,19 +384,13 @@ fn try_enter<F: Datapath>(
     };
     if !matches!(result, Ok(true)) {
         give_back(scratch);
-        result?;
-        return Ok(None);
+        return result;
     }
-    let (session, next_hop, verdict) = if inward {
-        (&scratch.outside_session, &subject.back, Verdict::Reply)
-    } else {
+    if !inward {
         count::pool(scratch.claim.chosen, |pool| pool.attempts += 1);
-        (&scratch.inside_session, &subject.forth, Verdict::Snat)
-    };
+    }
     mss::clamp(context, packet, (&subject.forth, &subject.back), scratch.claim.chosen);
-    rewrite::translate(context.frame, packet, session, subject.tuple.side)?;
-    forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
-    Ok(Some(Outcome { verdict, slot: u32::from(next_hop.slot) }))
+    Ok(true)
 }
 
 /// Enters both elements. `false`: another CPU has opened the session.

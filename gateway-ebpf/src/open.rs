@@ -31,6 +31,36 @@ pub(crate) fn open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> 
 
 #[inline(always)]
 fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<Option<Outcome>, DropReason> {
+    if !try_enter(context, subject)? {
+        return Ok(None);
+    }
+    let Subject { packet, forth: next_hop, .. } = subject;
+    let place = F::scratch().ok_or(DropReason::Internal)?;
+    // SAFETY: the scratch element is this CPU's own.
+    let scratch = unsafe { &mut *place };
+    rewrite::translate(context.frame, packet, &scratch.inside_session, SIDE_INSIDE)?;
+    forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
+    claim::make_room(packet);
+    Ok(Some(Outcome { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) }))
+}
+
+/// Opens a session for a packet from the inside, which stays as it is: the session is in the scratch element.
+/// [`Code::OPEN`]: there is one by now.
+#[inline(never)]
+pub(crate) fn enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Code {
+    match try_enter(context, subject) {
+        Ok(true) => {
+            claim::make_room(&subject.packet);
+            Code::OK
+        }
+        Ok(false) => Code::OPEN,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+/// `false`: another CPU has opened the session.
+#[inline(always)]
+fn try_enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<bool, DropReason> {
     let Subject { packet, tuple, route, forth: next_hop, .. } = subject;
     forward::check(packet, next_hop)?;
     let place = F::scratch().ok_or(DropReason::Internal)?;
@@ -53,14 +83,11 @@ fn try_open<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
         claim::give_back(scratch);
         tcp::leave(state);
         // Another CPU opened the session with an earlier packet of this flow?
-        return if error == EEXIST { Ok(None) } else { Err(session::refusal(error)) };
+        return if error == EEXIST { Ok(false) } else { Err(session::refusal(error)) };
     }
     count::pool(scratch.claim.chosen, |pool| pool.attempts += 1);
     mss::clamp(context, packet, (next_hop, &subject.back), scratch.claim.chosen);
-    rewrite::translate(context.frame, packet, &scratch.inside_session, SIDE_INSIDE)?;
-    forward::readdress::<F>(context.frame, packet.network(), next_hop)?;
-    claim::make_room(packet);
-    Ok(Some(Outcome { verdict: Verdict::Snat, slot: u32::from(next_hop.slot) }))
+    Ok(true)
 }
 
 /// Begins the session of the inside tuple `inside`: all that is known before it has an address and a port.

@@ -10,7 +10,8 @@
 //!                -> none, from inside    -> source, route, target: open a session, forward, or eip
 //!                -> none, from outside   -> a pool's address, an EIP, an inside host, or the host's business
 //!                -> none, of a pool with endpoint-independent mappings -> mapping
-//!                -> to such a mapping, from inside -> hairpin
+//!                -> from inside to such a mapping, or to an EIP by a pool -> hairpin -> inward
+//!                -> from inside to a pool's address, by an EIP -> eip -> inward
 //!                -> of a session that a proxy host has, or to a proxy -> redirect
 //! ```
 
@@ -26,7 +27,7 @@ use gateway_common::{
         Flow, Fragment, PROTO_TCP, Packet,
     },
     route::{SYSTEM, Target},
-    session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, Tuple},
+    session::{DEAD, SIDE_INSIDE, SIDE_OUTSIDE, Session, Tuple},
 };
 
 use crate::{
@@ -38,7 +39,7 @@ use crate::{
     packet::Frame,
     pool, proxy, related, rewrite,
     route::{self, Query},
-    session::{self, Subject},
+    session::{self, Subject, TO_EIP, TO_MAPPING, TO_POOL},
     tcp,
 };
 
@@ -57,8 +58,8 @@ impl Outcome {
 
     /// Not decided yet: for the program of EIPs.
     const TO_EIP: Self = Self { verdict: Verdict::Eip, slot: NO_SLOT };
-    /// For a mapping of another inside host: [`hairpin`] goes on.
-    const TO_MAPPING: Self = Self { verdict: Verdict::Snat, slot: NO_SLOT };
+    /// For another inside host, by a session: [`hairpin`] goes on.
+    const TO_HAIRPIN: Self = Self { verdict: Verdict::Snat, slot: NO_SLOT };
     /// For a proxy host: [`crate::redirect`] goes on.
     const TO_PROXY: Self = Self { verdict: Verdict::Proxy, slot: NO_SLOT };
     /// An answer to an untranslated packet: the border table says where it goes.
@@ -85,10 +86,10 @@ impl Code {
         self.0 == Self::LEARNED.0
     }
 
-    /// Whether this is [`Outcome::TO_MAPPING`].
+    /// Whether this is [`Outcome::TO_HAIRPIN`].
     #[inline(always)]
-    const fn is_to_mapping(self) -> bool {
-        self.0 == Self::outcome(Outcome::TO_MAPPING).0
+    pub(crate) const fn is_to_hairpin(self) -> bool {
+        self.0 == Self::outcome(Outcome::TO_HAIRPIN).0
     }
 
     /// Whether this is [`Outcome::TO_EIP`].
@@ -288,7 +289,7 @@ pub(crate) fn fast(context: &Context<'_>, ctx: &XdpContext) -> Result<Outcome, D
 
 /// Continues in another program. The index is a constant, so that the JIT makes a direct jump of it.
 #[inline(always)]
-fn hand_over<const PROGRAM: u32>(ctx: &XdpContext) -> Result<Outcome, DropReason> {
+pub(crate) fn hand_over<const PROGRAM: u32>(ctx: &XdpContext) -> Result<Outcome, DropReason> {
     // SAFETY: nothing of this program needs to be dropped.
     unsafe { PROGRAMS.tail_call(ctx, PROGRAM) };
     // The call returns only where the program is missing.
@@ -300,6 +301,7 @@ fn hand_over<const PROGRAM: u32>(ctx: &XdpContext) -> Result<Outcome, DropReason
 /// for packets to them from inside, `PROXY` that for what goes to proxy hosts.
 ///
 /// The stages are functions of their own, so that each gives its stack back.
+#[expect(clippy::too_many_lines, reason = "a checklist is read in one piece")]
 #[inline(always)]
 pub(crate) fn decide<
     F: Datapath,
@@ -359,16 +361,18 @@ pub(crate) fn decide<
             subject.redirected = 1;
             return hand_over::<PROXY>(ctx);
         }
-        if hairpin::is_one(session, subject.tuple.side) {
+        if !hairpin::is_one(session, subject.tuple.side) {
+            let confirmed = look(context, subject, session);
+            if !confirmed.is_open() {
+                confirmed.result()?;
+                count::route(session.counter, context.bytes);
+                return follow_known(context, subject, session);
+            }
+        } else if subject.tuple.side == SIDE_OUTSIDE {
             // From outside, nobody sends with an address of a pool.
-            let inside = subject.tuple.side == SIDE_INSIDE;
-            return if inside { hand_over::<TURN>(ctx) } else { Err(DropReason::NoSession) };
-        }
-        let confirmed = look(context, subject, session);
-        if !confirmed.is_open() {
-            confirmed.result()?;
-            count::route(session.counter, context.bytes);
-            return follow_known(context, subject, session);
+            return Err(DropReason::NoSession);
+        } else if session.generation != DEAD {
+            return hand_over::<TURN>(ctx);
         }
         subject.cut = 1;
     }
@@ -392,7 +396,7 @@ pub(crate) fn decide<
     if code.is_to_eip() {
         return hand_over::<EIP_STAGE>(ctx);
     }
-    if code.is_to_mapping() {
+    if code.is_to_hairpin() {
         return hand_over::<TURN>(ctx);
     }
     if code.is_to_proxy() && subject.cut == 0 {
@@ -514,7 +518,7 @@ fn is_confirmed<F: Datapath>(context: &Context<'_>, session: &Session<F>, side: 
 
 /// The key of the packet's session.
 #[inline(always)]
-fn tuple<F: Datapath>(packet: &Packet<F>, side: u8) -> Tuple<F> {
+pub(crate) fn tuple<F: Datapath>(packet: &Packet<F>, side: u8) -> Tuple<F> {
     Tuple {
         source: packet.source,
         destination: packet.destination,
@@ -549,6 +553,24 @@ pub(crate) fn established<F: Datapath>(
     side: u8,
 ) -> Result<Outcome, DropReason> {
     forward::check(packet, &session.next_hop)?;
+    seen(context, packet, session, side);
+    if session.is_proxied() {
+        forward::age(context.frame, packet, session.network_delta)?;
+    } else {
+        rewrite::translate(context.frame, packet, session, side)?;
+    }
+    forward::readdress::<F>(context.frame, packet.network(), &session.next_hop)?;
+    Ok(Outcome { verdict: verdict(session, side), slot: u32::from(session.next_hop.slot) })
+}
+
+/// Notes a packet in its session.
+#[inline(always)]
+pub(crate) fn seen<F: Datapath>(
+    context: &Context<'_>,
+    packet: &Packet<F>,
+    session: &mut Session<F>,
+    side: u8,
+) {
     let now = config::now(context.config);
     if session.last_seen != now {
         session.last_seen = now;
@@ -558,13 +580,6 @@ pub(crate) fn established<F: Datapath>(
     }
     session.packets += 1;
     session.bytes += u64::from(packet.length);
-    if session.is_proxied() {
-        forward::age(context.frame, packet, session.network_delta)?;
-    } else {
-        rewrite::translate(context.frame, packet, session, side)?;
-    }
-    forward::readdress::<F>(context.frame, packet.network(), &session.next_hop)?;
-    Ok(Outcome { verdict: verdict(session, side), slot: u32::from(session.next_hop.slot) })
 }
 
 /// What becomes of a packet of a session.
@@ -577,7 +592,7 @@ pub(crate) fn verdict<F: Datapath>(session: &Session<F>, side: u8) -> Verdict {
     }
 }
 
-/// As [`follow`], where a SYN may begin another connection on a closed session. Not in `follow`, whose stack hairpins
+/// As [`follow`], where a SYN may begin another connection on a closed session. Not in `follow`, whose stack others
 /// need.
 #[inline(always)]
 fn follow_known<F: Datapath>(
@@ -647,11 +662,19 @@ fn confirm<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, session
     }
 }
 
-/// Whether the session's pool address is still in its pool: 1, else 0.
+/// Whether the session's pool address is still in its pool, and its server where it was when the session began, outside
+/// or behind an address of the gateway: 1, else 0.
 #[inline(never)]
-pub(crate) fn keeps_address<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) -> u64 {
-    let address = if tuple.side == SIDE_INSIDE { session.translated } else { tuple.destination };
-    u64::from(pool::owns(session.pool_address, &F::mapped(&address)))
+pub(crate) fn keeps_ends<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) -> u64 {
+    let inside = tuple.side == SIDE_INSIDE;
+    let (address, server) =
+        if inside { (session.translated, tuple.destination) } else { (tuple.destination, tuple.source) };
+    let found = address::find(&F::mapped(&server));
+    let turns = found.is_some_and(|found| found.flags & (POOL | EIP) != 0);
+    u64::from(
+        pool::owns(session.pool_address, &F::mapped(&address))
+            && turns == hairpin::is_one(session, tuple.side),
+    )
 }
 
 #[inline(always)]
@@ -665,7 +688,7 @@ fn try_confirm<F: Datapath>(
         return Ok(Code::OPEN);
     }
     let inside = tuple.side == SIDE_INSIDE;
-    if keeps_address(tuple, session) == 0 {
+    if keeps_ends(tuple, session) == 0 {
         session::cut(tuple, session);
         return Err(DropReason::NoSession);
     }
@@ -802,11 +825,11 @@ fn try_from_inside<F: Datapath>(
             return Ok(Some(Outcome::HOST));
         }
         subject.hairpin = if found.flags & EIP != 0 {
-            1
-        } else if found.flags & MAPPING != 0 && mapping::may_open(packet) {
-            2
+            TO_EIP
+        } else if found.flags & MAPPING != 0 {
+            TO_MAPPING
         } else {
-            return Err(DropReason::NoSession);
+            TO_POOL
         };
     }
     if subject.tuple.origin == 0 {
@@ -828,10 +851,14 @@ fn try_from_inside<F: Datapath>(
         Target::Prohibit => Err(DropReason::Prohibited),
         Target::Host => Ok(Some(Outcome::HOST)),
         Target::Proxy if subject.hairpin == 0 => Ok(Some(Outcome::TO_PROXY)),
-        Target::Pool if subject.hairpin == 2 => Ok(Some(Outcome::TO_MAPPING)),
-        Target::Eip if subject.hairpin != 2 => Ok(Some(Outcome::TO_EIP)),
+        Target::Pool if subject.hairpin == TO_EIP || subject.hairpin == TO_MAPPING => {
+            open::may_open(packet)?;
+            subject.forth = hairpin::WAY;
+            Ok(Some(Outcome::TO_HAIRPIN))
+        }
+        Target::Eip => Ok(Some(Outcome::TO_EIP)),
         // The other host would answer from its own address.
-        Target::Eip | Target::Proxy => Err(DropReason::NoSession),
+        Target::Proxy => Err(DropReason::NoSession),
         Target::Direct | Target::Gateway | Target::Pool if subject.hairpin != 0 => Err(DropReason::NoSession),
         Target::Direct => {
             let Found { next_hop, .. } = neighbor::towards::<F>(context, packet.source, packet.destination)?;

@@ -23,7 +23,7 @@ use gateway_common::{
 use crate::{
     border, count,
     family::Datapath,
-    forward, hairpin,
+    forward, hairpin, inward,
     neighbor::{self, Found},
     packet::Frame,
     path::{self, Code, Context, Outcome},
@@ -70,16 +70,19 @@ pub(crate) fn find<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>)
     if origin != 0 {
         proxy::take_side(&mut subject.tuple, origin);
     }
-    match F::session(&subject.tuple) {
-        // SAFETY: the pointer is to a map value. Errors do not go by two sessions.
-        Some(session) if !hairpin::is_one(unsafe { &*session }, subject.tuple.side) => Code::OK,
-        _ => Code::OPEN,
-    }
+    let Some(session) = F::session(&subject.tuple) else { return Code::OPEN };
+    // SAFETY: the pointer is to a map value.
+    let turns = hairpin::is_one(unsafe { &*session }, subject.tuple.side);
+    // From outside, nobody complains about a hairpin.
+    if turns && subject.tuple.side == SIDE_OUTSIDE { Code::OPEN } else { Code::OK }
 }
 
 /// Sends the error in the subject to the other side of the session that [`find`] has found.
 #[inline(always)]
-pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropReason> {
+pub(crate) fn forward<F: Datapath, const INWARD: u32>(
+    context: &Context<'_>,
+    ctx: &XdpContext,
+) -> Result<Outcome, DropReason> {
     let subject = F::subject().ok_or(DropReason::Internal)?;
     // SAFETY: the element is this CPU's own and programs do not preempt each other.
     let subject = unsafe { &mut *subject };
@@ -87,6 +90,10 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
     // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
     let session = unsafe { &*session };
     verify(context.frame, subject).result()?;
+    if hairpin::is_one(session, subject.tuple.side) {
+        turn(context, subject, session).result()?;
+        return path::hand_over::<INWARD>(ctx);
+    }
     way(context, subject, session).result()?;
     if subject.tuple.side == SIDE_OUTSIDE && session.ingress == 0 && !session.is_proxied() {
         let Subject { packet, forth, .. } = &mut *subject;
@@ -180,6 +187,186 @@ fn try_way<F: Datapath>(
     };
     let counter = path::allow(context, inside_slot, origin, &query)?;
     Ok((next_hop, counter))
+}
+
+/// The first half of a hairpin: the error comes from the address that the sender of what it quotes knows.
+#[inline(never)]
+fn turn<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>, session: &Session<F>) -> Code {
+    match try_turn(context, subject, session) {
+        Ok(()) => Code::OK,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_turn<F: Datapath>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+    session: &Session<F>,
+) -> Result<(), DropReason> {
+    let Subject { packet, tuple, .. } = &*subject;
+    if !session::is_live(tuple, session) {
+        return Err(DropReason::NoSession);
+    }
+    if tuple.origin == 0 {
+        neighbor::back(context, packet)?;
+    }
+    if path::keeps_ends(tuple, session) == 0 {
+        return Err(DropReason::NoSession);
+    }
+    let counter =
+        allow(context, tuple, (tuple.source, tuple.destination), context.ingress.slot, tuple.origin)?;
+    count::route(counter, context.bytes);
+    forward::check(packet, &hairpin::WAY)?;
+    let Subject { packet, quote, quoted, .. } = &mut *subject;
+    let port = packet.transport_layer.source_port;
+    *quoted = *quote;
+    quote.destination = session.translated;
+    quote.destination_port = session.translated_port;
+    inward::turn(subject, session.translated, port, inward::BY_SESSION);
+    Ok(())
+}
+
+/// Asks the policy of `client`, behind `slot`, about packets of the session of `tuple`.
+#[inline(always)]
+fn allow<F: Datapath>(
+    context: &Context<'_>,
+    tuple: &Tuple<F>,
+    (client, server): (F::Address, F::Address),
+    slot: u32,
+    origin: u16,
+) -> Result<u32, DropReason> {
+    let query = Query::<F> {
+        source: client,
+        destination: server,
+        proto: tuple.proto,
+        port: session::server_port(tuple),
+    };
+    path::allow(context, slot, origin, &query)
+}
+
+/// Before the second half of a hairpin: where the first was an EIP, the quote is read again, because a session is
+/// known by more than addresses.
+#[inline(never)]
+pub(crate) fn read_again<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    if subject.half != inward::BY_EIP {
+        return Code::OK;
+    }
+    let Subject { packet, quote, quoted, .. } = subject;
+    let end = packet.network() + usize::from(packet.length);
+    let Some(read) = F::quote(context.frame, packet.transport() + ICMP_LEN, end) else {
+        return Code::drop(DropReason::NoSession);
+    };
+    let eip = quote.destination;
+    *quoted = read;
+    *quote = read;
+    quote.destination = eip;
+    Code::OK
+}
+
+/// The second half of a hairpin: the error goes to the client of the session that the quoted packet came by.
+#[inline(never)]
+pub(crate) fn let_in<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
+    match try_let_in(context, subject) {
+        Ok(()) => Code::OK,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_let_in<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Result<(), DropReason> {
+    subject.tuple = subject.quote.answer(SIDE_OUTSIDE);
+    let Subject { packet, tuple, .. } = &*subject;
+    let session = F::session(tuple).ok_or(DropReason::NoSession)?;
+    // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
+    let session = unsafe { &*session };
+    if !hairpin::is_one(session, SIDE_OUTSIDE)
+        || !session::is_live(tuple, session)
+        || path::keeps_ends(tuple, session) == 0
+    {
+        return Err(DropReason::NoSession);
+    }
+    let (client, origin) = (session.translated, session.ingress);
+    let way = if origin == 0 {
+        neighbor::towards::<F>(context, packet.source, client).map(|found| found.next_hop)
+    } else {
+        proxy::towards(origin)
+    };
+    let next_hop = match way {
+        // As in `path::confirm`.
+        Err(DropReason::NeighborUnresolved) => session.next_hop,
+        way => way?,
+    };
+    let slot = u32::from(next_hop.slot);
+    if !context.is_inside(slot) {
+        return Err(DropReason::NoSession);
+    }
+    let counter = allow(context, tuple, (client, tuple.source), slot, origin)?;
+    count::route(counter, context.bytes);
+    forward::check(packet, &next_hop)?;
+    subject.forth = next_hop;
+    subject.packet.destination = client;
+    subject.quote.source = client;
+    subject.quote.source_port = session.translated_port;
+    Ok(())
+}
+
+/// Makes the error in the frame, which is as sent, the one in the subject: other addresses, and those and the ports of
+/// what it quotes.
+#[inline(never)]
+pub(crate) fn exchange<F: Datapath>(frame: &Frame<'_>, subject: &Subject<F>) -> Code {
+    match try_exchange(frame, subject) {
+        Ok(()) => Code::OK,
+        Err(reason) => Code::drop(reason),
+    }
+}
+
+#[inline(always)]
+fn try_exchange<F: Datapath>(frame: &Frame<'_>, subject: &Subject<F>) -> Result<(), DropReason> {
+    let Subject { packet, sent, quote, quoted, .. } = subject;
+    let (network, transport) = (usize::from(quote.network), usize::from(quote.transport));
+    let outer = inward::readdress(frame, sent, packet)?;
+    let addresses = checksum::combine(
+        checksum::delta(F::sum(&quoted.source), F::sum(&quote.source)),
+        checksum::delta(F::sum(&quoted.destination), F::sum(&quote.destination)),
+    );
+    let number = |port| u32::from(u16::from_be_bytes(port));
+    let ports = checksum::combine(
+        checksum::delta(number(quoted.source_port), number(quote.source_port)),
+        checksum::delta(number(quoted.destination_port), number(quote.destination_port)),
+    );
+    let mut icmp = checksum::combine(addresses, ports);
+    if F::IS_V4 {
+        icmp = checksum::combine(icmp, change(frame, network + HEADER_CHECKSUM, addresses, 0)?);
+    } else {
+        icmp = checksum::combine(icmp, outer);
+    }
+    let is_icmp = !matches!(quote.proto, PROTO_TCP | PROTO_UDP);
+    if quote.checksum != 0 {
+        let delta = if F::IS_V4 && is_icmp { ports } else { checksum::combine(addresses, ports) };
+        let changed = change(frame, usize::from(quote.checksum), delta, u32::from(quote.proto == PROTO_UDP))?;
+        icmp = checksum::combine(icmp, changed);
+    }
+    F::write_address(frame, network + F::SOURCE, quote.source)?;
+    F::write_address(frame, network + F::DESTINATION, quote.destination)?;
+    let ([s0, s1], [d0, d1]) = (quote.source_port, quote.destination_port);
+    if is_icmp {
+        // Of a query and its answer, one has the identifier as its source port and the other as its destination port.
+        frame.write(transport + IDENTIFIER, u16::from_ne_bytes([s0 | d0, s1 | d1]))?;
+    } else {
+        frame.write(transport, u32::from_ne_bytes([s0, s1, d0, d1]))?;
+    }
+    frame.update_checksum(packet.transport() + CHECKSUM, icmp)
+}
+
+/// Changes a checksum in the quote by `delta`, that of UDP where `udp` is not 0. Returns by how much that changes a sum
+/// over it.
+#[inline(always)]
+fn change(frame: &Frame<'_>, at: usize, delta: u16, udp: u32) -> Result<u16, DropReason> {
+    let old = u16::from_be(frame.read(at).ok_or(DropReason::Truncated)?);
+    let new = if udp == 0 { checksum::apply(old, delta) } else { checksum::apply_udp(old, delta) };
+    frame.write(at, new.to_be())?;
+    Ok(checksum::delta(old.into(), new.into()))
 }
 
 /// Rewrites outer header and quote, and the checksums by how much that changes them (RFC 1624).

@@ -9,9 +9,9 @@ use gateway_common::{
 use crate::{family::Datapath, forward, fragment, packet::Frame};
 
 pub(crate) const TCP_CHECKSUM: usize = 16;
-const UDP_CHECKSUM: usize = 6;
-const ICMP_CHECKSUM: usize = 2;
-const ICMP_ID: usize = 4;
+pub(crate) const UDP_CHECKSUM: usize = 6;
+pub(crate) const ICMP_CHECKSUM: usize = 2;
+pub(crate) const ICMP_ID: usize = 4;
 
 /// Rewrites the packet's source (from the inside) or destination (from the outside) as `session` says.
 #[inline(always)]

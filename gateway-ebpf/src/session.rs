@@ -97,6 +97,12 @@ pub(crate) struct Subject<F: Datapath> {
     pub(crate) note: Note,
     /// For an ICMP error about a packet of a session: that packet.
     pub(crate) quote: Quote<F>,
+    /// For the second half of a hairpin: the packet as its sender has sent it, and it is in the frame.
+    pub(crate) sent: Packet<F>,
+    /// And what it quotes there.
+    pub(crate) quoted: Quote<F>,
+    /// And what the first half was, [`crate::inward::BY_SESSION`] or [`crate::inward::BY_EIP`].
+    pub(crate) half: u8,
     /// For a packet to an inside host without a session: what its table is asked.
     pub(crate) query: Query<F>,
     /// 1 where it has to be.
@@ -107,7 +113,7 @@ pub(crate) struct Subject<F: Datapath> {
     pub(crate) back: NextHop,
     /// For a new session, for an ICMP error and for an EIP: the way out.
     pub(crate) forth: NextHop,
-    /// Where the packet is from inside, 1: it is for an EIP; 2: it is for a mapping. Else 0.
+    /// Where the packet is from inside, whom it is for: 0, [`TO_EIP`], [`TO_MAPPING`] or [`TO_POOL`].
     pub(crate) hairpin: u8,
     /// For a new session: 1 where the way back is only what the packet has shown.
     pub(crate) learned: u8,
@@ -120,6 +126,13 @@ pub(crate) struct Subject<F: Datapath> {
     /// MTU of the way out, for the sender of a packet that is too large for it.
     pub(crate) mtu: u16,
 }
+
+/// [`Subject::hairpin`]: an EIP.
+pub(crate) const TO_EIP: u8 = 1;
+/// [`Subject::hairpin`]: an address of a pool with endpoint-independent mappings.
+pub(crate) const TO_MAPPING: u8 = 2;
+/// [`Subject::hairpin`]: an address of another pool, where only answers are for somebody.
+pub(crate) const TO_POOL: u8 = 3;
 
 #[btf_map]
 pub(crate) static SUBJECT_V4: PerCpuArray<Subject<V4>, 1> = PerCpuArray::new();

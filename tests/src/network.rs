@@ -174,6 +174,15 @@ impl Network {
         self.route(to, device, router);
     }
 
+    /// Gives a device another MTU.
+    ///
+    /// # Panics
+    /// If there is none of this name.
+    pub fn set_mtu(&mut self, name: &str, mtu: u16) {
+        let device = self.devices.iter_mut().find(|device| device.name == name);
+        device.unwrap_or_else(|| panic!("the network has no device {name}")).mtu = mtu;
+    }
+
     /// Devices in the order of their ifindexes.
     pub fn devices(&self) -> &[Device] {
         &self.devices

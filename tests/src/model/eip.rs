@@ -7,6 +7,7 @@ use gateway_user::model::{Role, Target};
 
 use super::{
     Action, Arrival, Model, Step, fits,
+    hairpin::turn,
     nat::{NextHop, Side},
     policy::{self, Question},
     way::faces,
@@ -104,6 +105,16 @@ impl Model {
         // An error is about a packet to whom the EIP stands for.
         let host = quoted.map_or(ip.source, |quoted| quoted.destination.0);
         let eip = self.state.eips.values().find(|eip| eip.host == host).ok_or(DropReason::NoEip)?.address;
+        if self.is_pool_address(ip.destination) {
+            let half = turn(arrival);
+            fits(ip, &half)?;
+            // Others than these have no session.
+            if quoted.is_none() && ip.flow().is_none() && ip.fragment != Fragment::Later {
+                return Err(DropReason::NoSession.into());
+            }
+            let action = self.exchange(arrival, ip, quoted, (eip, ip.destination), Side::Inside, &half)?;
+            return self.inward(arrival, action);
+        }
         let Some(other) = self.state.eips.get(&ip.destination).map(|other| other.host) else {
             let next_hop = self.towards(ip.destination)?;
             return self.exchange(arrival, ip, quoted, (eip, ip.destination), Side::Inside, &next_hop);
@@ -113,6 +124,16 @@ impl Model {
         let quoted_to_eip = quoted.map(|quoted| quoted.to(eip));
         self.admit(ip, quoted_to_eip.as_ref(), &next_hop, eip, other)?;
         self.exchange(arrival, ip, quoted, (eip, other), Side::Inside, &next_hop)
+    }
+
+    /// The second half of a hairpin, to an EIP.
+    pub(super) fn let_in(&mut self, arrival: &Arrival<'_>, ip: &Ip) -> Step<Action> {
+        let quoted = may_pass(arrival, ip)?;
+        let host = self.state.eips[&ip.destination].host;
+        let next_hop = self.way_in(host)?;
+        let found = self.admit(ip, quoted.as_ref(), &next_hop, ip.source, host)?;
+        self.count_route(&found, arrival);
+        self.exchange(arrival, ip, quoted.as_ref(), (ip.source, host), Side::Outside, &next_hop)
     }
 
     fn way_in(&self, host: IpAddr) -> Step<NextHop> {

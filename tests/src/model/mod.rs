@@ -7,6 +7,7 @@
 
 mod eip;
 mod fragment;
+mod hairpin;
 mod nat;
 mod neighbor;
 mod policy;
@@ -30,6 +31,7 @@ use crate::{
     packet::Mac,
 };
 use fragment::Datagrams;
+use hairpin::turn;
 use nat::{Direction, Nat, NextHop, Side};
 use neighbor::Discovery;
 use policy::{Found, Question};
@@ -70,8 +72,12 @@ pub struct Model {
 struct Arrival<'a> {
     frame: &'a [u8],
     ingress: Device,
+    /// Length of the frame as it arrived.
+    length: usize,
     /// What the programs sent on or back, if they did.
     output: Option<&'a [u8]>,
+    /// Where the programs have the session of a flow, for one whose packet they did not send on.
+    places: &'a dyn Fn(u8, Place, Place) -> Option<Place>,
 }
 
 /// What becomes of a packet that is not dropped.
@@ -136,12 +142,19 @@ impl Model {
     }
 
     /// Decides about a frame that came in through `ingress`. `output` is what the programs sent on or back, if
-    /// they did.
+    /// they did; `places` tells what they have given the flow of a protocol between a client and a server.
     ///
     /// # Errors
     /// If they chose an address or a port that they may not choose.
-    pub fn packet(&mut self, ingress: &str, frame: &[u8], output: Option<&[u8]>) -> Result<Decision, String> {
-        let arrival = Arrival { frame, ingress: self.network.find(ingress).clone(), output };
+    pub fn packet(
+        &mut self,
+        ingress: &str,
+        frame: &[u8],
+        output: Option<&[u8]>,
+        places: &dyn Fn(u8, Place, Place) -> Option<Place>,
+    ) -> Result<Decision, String> {
+        let ingress_device = self.network.find(ingress).clone();
+        let arrival = Arrival { frame, ingress: ingress_device, length: frame.len(), output, places };
         let unchanged =
             |verdict, reason| Decision { verdict, reason, egress: None, frame: frame.to_vec(), answer: None };
         let decision = match self.path(&arrival) {
@@ -215,11 +228,14 @@ impl Model {
             return if local { Ok(Action::Pass) } else { Err(DropReason::Malformed.into()) };
         }
         let side = self.side(ingress, ip.destination);
-        if let Some(action) = self.related(arrival, &ip, side)? {
+        if let Some(action) = self.related(arrival, &ip, side, false)? {
             return Ok(action);
         }
         let ip = self.datagrams.complete(ip, side)?;
         let session = self.nat.find(&ip, side);
+        if let Some(id) = session.filter(|id| self.nat.session(*id).turns) {
+            return self.of_hairpin(arrival, &ip, side, id);
+        }
         match (session.filter(|id| !self.nat.session(*id).cut), side) {
             (Some(id), _) => self.established(arrival, &ip, side, id),
             (None, Side::Inside) => self.inside(arrival, &ip, session.is_some()),
@@ -232,7 +248,7 @@ impl Model {
         let session = self.nat.session(id);
         let generation = session.directions[side as usize].generation;
         let moved = side == Side::Inside && session.ingress != arrival.ingress.name;
-        if moved || generation != Some(self.generation) {
+        if moved || session.turns || generation != Some(self.generation) {
             self.confirm(arrival, ip, side, id)?;
         }
         let session = self.nat.session(id).clone();
@@ -273,7 +289,7 @@ impl Model {
     /// Looks again at a session that was confirmed under another policy. It stays on the pool it has.
     fn confirm(&mut self, arrival: &Arrival<'_>, ip: &Ip, side: Side, id: u64) -> Step<()> {
         let session = self.nat.session(id).clone();
-        if !self.is_of_pool(&session) {
+        if !self.keeps_ends(&session) {
             self.nat.session_mut(id).cut = true;
             return Err(DropReason::NoSession.into());
         }
@@ -281,7 +297,7 @@ impl Model {
             Side::Inside => {
                 self.reverse_path(arrival, ip)?;
                 arrival.ingress.name.clone_into(&mut self.nat.session_mut(id).ingress);
-                self.towards(session.server.0)
+                if session.turns { Ok(turn(arrival)) } else { self.towards(session.server.0) }
             }
             Side::Outside => self.towards(session.client.0),
         };
@@ -296,6 +312,9 @@ impl Model {
             Side::Inside => arrival.ingress.name.to_owned(),
             Side::Outside => next_hop.device.clone(),
         };
+        if session.turns && !faces(self.network.find(&device), Side::Inside) {
+            return Err(DropReason::NoSession.into());
+        }
         let (client, server, proto) = (session.client.0, session.server.0, session.proto);
         // Also for a later fragment, which does not show it.
         let port = matches!(proto, 6 | 17).then_some(session.server.1);
@@ -340,9 +359,6 @@ impl Model {
         if self.is_the_hosts(ip.destination) {
             return Ok(Action::Pass);
         }
-        if self.is_pool_address(ip.destination) {
-            return Err(DropReason::NoSession.into());
-        }
         if let Some(action) = self.error_of_eip(arrival, ip)? {
             return Ok(action);
         }
@@ -362,10 +378,12 @@ impl Model {
             Target::Host => Ok(Action::Pass),
             Target::Proxy(proxy) => unreachable!("the model knows no proxy {proxy}"),
             Target::Eip => self.by_eip(arrival, ip),
-            // For an EIP: its host would answer from its own address.
-            Target::Direct | Target::Gateway { .. } | Target::Pool(_) if self.is_eip(ip.destination) => {
+            // For another inside host, who would answer from its own address.
+            Target::Direct | Target::Gateway { .. } if self.is_own(ip.destination) => {
                 Err(DropReason::NoSession.into())
             }
+            // No pool of the model lets in whom its clients have not called.
+            Target::Pool(_) if self.is_pool_address(ip.destination) => Err(DropReason::NoSession.into()),
             Target::Direct => {
                 let next_hop = self.towards(ip.destination)?;
                 if found.system && !faces(self.network.find(&next_hop.device), Side::Inside) {
@@ -381,14 +399,16 @@ impl Model {
             }
             Target::Pool(pool) => {
                 may_open(ip)?;
-                let forth = self.towards(ip.destination)?;
+                let turns = self.is_eip(ip.destination);
+                let forth = if turns { turn(arrival) } else { self.towards(ip.destination)? };
                 if cut {
                     return Err(DropReason::NoSession.into());
                 }
                 self.datagrams.teach(ip, Side::Inside)?;
                 fits(ip, &forth)?;
                 let pool = self.state.pools[pool].clone();
-                self.open(arrival, ip, &pool, &found, [forth, back])
+                let action = self.open(arrival, ip, &pool, &found, [forth, back])?;
+                if turns { self.inward(arrival, action) } else { Ok(action) }
             }
         }
     }
@@ -417,12 +437,19 @@ impl Model {
             Direction { generation, next_hop, route, packets: 0, bytes: 0 }
         };
         let directions = [(generations.0, forth), (generations.1, back)].map(direction);
-        let chosen = arrival.output.and_then(|output| chosen(ip, output)).ok_or_else(|| {
+        let turns = self.is_eip(ip.destination);
+        let given = match arrival.output {
+            Some(output) if !turns => chosen(ip, output),
+            // What the second half makes of the packet is looked at later.
+            _ => (arrival.places)(ip.proto, (ip.source, ip.ports.0), (ip.destination, ip.ports.1)),
+        };
+        let chosen = given.ok_or_else(|| {
             Stop::Illegal(format!("pool {} has a port free, and the packet got none", pool.name))
         })?;
         let ingress = arrival.ingress.name;
         let id = self.nat.open(pool, ip, chosen, ingress, directions).map_err(Stop::Illegal)?;
         let opened = self.nat.session_mut(id);
+        opened.turns = turns;
         opened.seen(Side::Inside, ip);
         if let Kind::Tcp(segment) = ip.kind
             && let Some(step) = tcp::step(State::Refused, 0, Side::Inside as u8, &segment)
@@ -508,6 +535,16 @@ impl Model {
         pool.is_some_and(|pool| pool.addresses.contains(&session.translated.0))
     }
 
+    /// Whether the session's address is still its pool's, and its server on the side where it was.
+    fn keeps_ends(&self, session: &Session) -> bool {
+        self.is_of_pool(session) && self.is_own(session.server.0) == session.turns
+    }
+
+    /// Whether an address stands for inside hosts.
+    fn is_own(&self, address: IpAddr) -> bool {
+        self.is_pool_address(address) || self.is_eip(address)
+    }
+
     fn is_the_hosts(&self, address: IpAddr) -> bool {
         self.network.is_local(address) || self.network.is_broadcast(address)
     }
@@ -546,8 +583,8 @@ impl Model {
     }
 
     fn count_route(&mut self, found: &Found, arrival: &Arrival<'_>) {
-        self.counters.packet(counters::route(&found.table, &found.key), arrival.frame.len());
-        self.counters.packet(counters::table(&found.table, &found.target), arrival.frame.len());
+        self.counters.packet(counters::route(&found.table, &found.key), arrival.length);
+        self.counters.packet(counters::table(&found.table, &found.target), arrival.length);
     }
 }
 

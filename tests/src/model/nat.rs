@@ -52,6 +52,8 @@ pub struct Session {
     pub server: Place,
     /// Its element is in the table, and no packet may use it any more.
     pub cut: bool,
+    /// Whether the server is an inside host, behind an address of the gateway.
+    pub(super) turns: bool,
     pub(super) state: State,
     /// See [`gateway_common::tcp::Step::mark`].
     pub(super) mark: u32,
@@ -169,6 +171,7 @@ impl Nat {
             translated: chosen,
             server,
             cut: false,
+            turns: false,
             state: State::Established,
             mark: 0,
             pool: pool.name.clone(),

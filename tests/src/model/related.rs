@@ -7,18 +7,30 @@ use gateway_user::model::Target;
 
 use super::{
     Action, Arrival, Model, Step, Stop, fits,
+    hairpin::turn,
     nat::{Place, Side},
     policy::{self, Question},
+    way::faces,
     wire::{self, Fragment, Ip, Kind, Quoted},
 };
 
 impl Model {
-    /// What becomes of an error about a packet of a session; `None`: it is none.
-    pub(super) fn related(&mut self, arrival: &Arrival<'_>, ip: &Ip, side: Side) -> Step<Option<Action>> {
+    /// What becomes of an error about a packet of a session; `None`: it is none. `turned`: it has gone the first half of
+    /// its way to another inside host.
+    pub(super) fn related(
+        &mut self,
+        arrival: &Arrival<'_>,
+        ip: &Ip,
+        side: Side,
+        turned: bool,
+    ) -> Step<Option<Action>> {
         let Some(quoted) = quoted(arrival.frame, ip) else { return Ok(None) };
         let Some(id) = self.nat.find_flow(quoted.proto, quoted.destination, quoted.source, side) else {
             return Ok(None);
         };
+        if side == Side::Outside && self.nat.session(id).turns != turned {
+            return Ok(None);
+        }
         if !wire::is_sound_error(arrival.frame, ip, &quoted) {
             return Err(DropReason::BadChecksum.into());
         }
@@ -31,16 +43,19 @@ impl Model {
         }
         let direction = &session.directions[side as usize];
         let (mut next_hop, mut route) = (direction.next_hop.clone(), direction.route.clone());
-        if direction.generation != Some(self.generation) {
-            if !self.is_of_pool(&session) {
+        if session.turns || direction.generation != Some(self.generation) {
+            if !(if session.turns { self.keeps_ends(&session) } else { self.is_of_pool(&session) }) {
                 return Err(DropReason::NoSession.into());
             }
             let to = if side == Side::Inside { session.server.0 } else { session.client.0 };
-            match self.towards(to) {
+            match if session.turns && side == Side::Inside { Ok(turn(arrival)) } else { self.towards(to) } {
                 Err(Stop::Drop(DropReason::NeighborUnresolved)) => {}
                 way => next_hop = way?,
             }
             let device = if side == Side::Inside { arrival.ingress.name } else { &next_hop.device };
+            if session.turns && !faces(self.network.find(device), Side::Inside) {
+                return Err(DropReason::NoSession.into());
+            }
             let port = matches!(session.proto, 6 | 17).then_some(session.server.1);
             let (client, server, proto) = (session.client.0, session.server.0, session.proto);
             route =
@@ -80,7 +95,8 @@ impl Model {
         let from = self.network.find(&next_hop.device).mac();
         let ends = (from, next_hop.mac);
         let frame = wire::forward_error(arrival.frame, ip, quoted, side == Side::Inside, place, ends);
-        Ok(Action::Send { verdict, egress: next_hop.device, frame })
+        let action = Action::Send { verdict, egress: next_hop.device, frame };
+        if session.turns && side == Side::Inside { self.inward(arrival, action) } else { Ok(action) }
     }
 }
 

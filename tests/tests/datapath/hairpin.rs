@@ -3,12 +3,12 @@
 use std::{thread, time::Duration};
 
 use gateway_common::{
-    DropReason::{self, NoRoute, NoSession},
+    DropReason::{FragmentUnmatched, NoRoute, NoSession},
     Verdict::Snat,
 };
 use gateway_tests::{
     gateway::Action,
-    packet::{ACK, FIN, Packet, SYN, icmp_error, ip, tcp, udp},
+    packet::{ACK, FIN, Packet, SYN, Transport, ip, tcp, udp},
 };
 
 use crate::support::{Lab, POOL, dropped, nat, sent, standard};
@@ -114,12 +114,6 @@ fn who_does_not_meet() {
     // Nobody sends from outside with the addresses of a pool.
     lab.prepare("in0", &udp("10.0.1.2:4000", "198.51.100.10:5000"));
     lab.check("out0", &udp("198.51.100.10:5000", "198.51.100.10:4000"), dropped(NoSession));
-    // An error about a packet of two sessions goes nowhere.
-    let quoted = udp("198.51.100.10:4000", "10.0.3.2:5000").frame();
-    let mac = lab.network().find("in1").mac();
-    let error = icmp_error(&quoted, 14, (mac, ip("10.0.3.2")), DropReason::TtlExceeded, 0);
-    let error = Packet { source: ip("10.0.3.2"), destination_mac: [0; 6], ..error };
-    lab.check("in1", &error, dropped(NoSession));
     // The caller's table, and that of the callee.
     let call = udp("10.0.1.2:4000", "198.51.100.10:5000");
     lab.change(|policy| policy.table("callers", &["10.0.1.0/24"], "192.0.2.0/24 via pool nat"));
@@ -134,6 +128,56 @@ fn who_does_not_meet() {
         )
     });
     assert_eq!(lab.prepare("in0", &other).action, Action::Drop);
+}
+
+#[test]
+fn errors_go_through_both_sessions() {
+    let Some(mut lab) = meeting() else { return };
+    let call = udp("10.0.1.2:4000", "198.51.100.10:5000");
+    lab.prepare("in0", &call);
+    let arrived = call.clone().from("198.51.100.10:4000").to("10.0.3.2:5000").ttl(3);
+    for length in [28, 1000] {
+        let complains = error("10.0.3.2", &arrived, length);
+        let told = error("198.51.100.10", &call.clone().ttl(3), length);
+        lab.check("in1", &complains, turned("in0", "10.0.1.2", &told));
+        // The caller about the answer.
+        let answer = udp("10.0.3.2:5000", "198.51.100.10:4000").ttl(3);
+        let complains =
+            error("10.0.1.2", &answer.clone().from("198.51.100.10:5000").to("10.0.1.2:4000"), length);
+        let told = error("198.51.100.10", &answer, length);
+        lab.check("in0", &complains, turned("in1", "10.0.3.2", &told));
+    }
+    // From outside, nobody complains about it.
+    let forged = error("203.0.113.7", &call.from("198.51.100.10:4000").ttl(3), 1000);
+    lab.check("out0", &forged, dropped(NoSession));
+}
+
+/// A "port unreachable" of `from` about `quoted`.
+fn error(from: &str, quoted: &Packet, length: usize) -> Packet {
+    let quote = quoted.frame()[14..].iter().copied().take(length).collect::<Vec<_>>();
+    Packet::new(ip(from), quoted.source, Transport::Icmp { kind: 3, code: 3, rest: [0; 4] }).payload(quote)
+}
+
+#[test]
+fn datagrams_in_fragments_go_through_both_sessions() {
+    let Some(mut lab) = meeting() else { return };
+    let call = udp("10.0.1.2:4000", "198.51.100.10:5000");
+    lab.prepare("in0", &call);
+    let call = Packet { identification: 7, ..call }.payload((0..120).collect::<Vec<u8>>());
+    let fragments = call.fragments(&[40, 80]);
+    lab.check("in0", &fragments[2], dropped(FragmentUnmatched).by(ALL, "pool"));
+    let mut number = 0;
+    for (nth, fragment) in fragments.iter().enumerate() {
+        let outcome = lab.prepare("in0", fragment);
+        assert_eq!(outcome.action, Action::Redirect, "fragment {nth}");
+        let given = u32::from(u16::from_be_bytes([outcome.frame[18], outcome.frame[19]]));
+        number = if nth == 0 { given } else { number };
+        let whole = call.clone().from("198.51.100.10:4000").to("10.0.3.2:5000").identification(number);
+        let wanted = whole.fragments(&[40, 80]).swap_remove(nth).ttl(fragment.ttl - 2);
+        let wanted =
+            wanted.macs(lab.network().find("in1").mac(), gateway_tests::network::mac(ip("10.0.3.2")));
+        assert_eq!(outcome.frame, wanted.frame(), "fragment {nth}");
+    }
 }
 
 #[test]

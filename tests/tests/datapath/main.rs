@@ -12,6 +12,7 @@ mod expiry;
 mod flip;
 mod fragment;
 mod hairpin;
+mod hairpin_eip;
 mod header;
 mod inbound;
 mod limit;

@@ -127,7 +127,16 @@ impl Run {
         let outcome = self.gateway.run(device, frame);
         let sent =
             matches!(outcome.action, Action::Tx | Action::Redirect).then_some(outcome.frame.as_slice());
-        let decision = match self.model.packet(device, frame, sent) {
+        let (gateway, model) = (&self.gateway, &mut self.model);
+        let places = |proto, client, server| {
+            let mut rows = gateway.sessions().into_iter();
+            let row = rows.find(|row| {
+                (row.proto, (row.source, row.source_port), (row.destination, row.destination_port))
+                    == (proto, client, server)
+            })?;
+            Some((row.translated, row.translated_port))
+        };
+        let decision = match model.packet(device, frame, sent, &places) {
             Ok(decision) => decision,
             Err(illegal) => return Err((format!("  {illegal}\n"), Some((frame.to_vec(), outcome.frame)))),
         };

@@ -8,6 +8,7 @@ mod eip;
 mod flip;
 mod fragment;
 mod frames;
+mod hairpin;
 mod inactive;
 mod limit;
 mod mapping;

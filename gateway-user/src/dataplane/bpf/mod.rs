@@ -45,8 +45,8 @@ use aya_obj::{Object, programs::XdpAttachType};
 use gateway_common::{
     ABI_VERSION,
     config::{
-        self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, MAP_V4, MAP_V6, PROXY_V4,
-        PROXY_V6, Policy, RELATED_V4, RELATED_V6,
+        self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, INWARD_V4, INWARD_V6,
+        MAP_V4, MAP_V6, PROXY_V4, PROXY_V6, Policy, RELATED_V4, RELATED_V6,
     },
     fragment, limit, ports,
     table::buckets,
@@ -76,7 +76,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ga
 const ENTRY: &str = "gateway";
 const SWEEP: &str = "sweep";
 /// Programs that are tail called, with their elements of `PROGRAMS`.
-const STAGES: [(&str, u32); 12] = [
+const STAGES: [(&str, u32); 14] = [
     ("decide_v4", DECIDE_V4),
     ("decide_v6", DECIDE_V6),
     ("related_v4", RELATED_V4),
@@ -89,6 +89,8 @@ const STAGES: [(&str, u32); 12] = [
     ("hairpin_v6", HAIRPIN_V6),
     ("proxy_v4", PROXY_V4),
     ("proxy_v6", PROXY_V6),
+    ("inward_v4", INWARD_V4),
+    ("inward_v6", INWARD_V6),
 ];
 
 /// How long a session is kept whose connection was refused: repeated SYNs that were under way are refused by
