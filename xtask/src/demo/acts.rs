@@ -11,26 +11,33 @@ use gateway_lab::{Finished, Node, Process};
 use serde_json::Value;
 
 use super::{
-    Demo,
+    Demo, bounds,
     reading::route_rows,
     stage::{self, act, human, proof},
+    walk,
 };
 
 /// The address of the server `api`.
-const API: &str = "203.0.113.10";
+pub(super) const API: &str = "203.0.113.10";
 /// The address of the server `web`.
-const WEB: &str = "192.0.2.10";
+pub(super) const WEB: &str = "192.0.2.10";
 
 /// Plays every act.
 pub(crate) fn play(demo: &mut Demo) -> Result<()> {
     let begin = Instant::now();
     picture(demo);
-    inactive(demo)?;
+    walk::inactive(demo)?;
     let before = demo.series()?;
-    closed(demo)?;
+    walk::closed(demo)?;
+    walk::trusted(demo)?;
+    walk::through_the_proxy(demo)?;
+    walk::and_back(demo)?;
+    walk::back_again(demo)?;
     one_address(demo)?;
     two_addresses(demo)?;
+    bounds::limited(demo)?;
     refused(demo)?;
+    bounds::proxy_dies(demo)?;
     other_ways_out(demo)?;
     accounts(demo)?;
     metrics(demo, &before)?;
@@ -57,44 +64,9 @@ fn picture(demo: &Demo) {
     ));
 }
 
-fn inactive(demo: &mut Demo) -> Result<()> {
-    act(
-        1,
-        "Inactive: everything as before",
-        "gatewayd attaches its XDP programs and only watches. Packets go the way the host's own stack sends \
-         them: the server sees the client's own address.",
-    );
-    stage::command("gw", "gatewayd --config gateway.toml");
-    demo.daemon.start_again(&[])?;
-    demo.gwctl("interface show")?;
-    ping(&demo.lab.c1, API)?;
-    let seen = curl_seen(demo, &demo.lab.c1, "api", API)?;
-    ensure!(seen == "10.0.1.2", "the server should have seen 10.0.1.2 and saw {seen}");
-    proof("The server saw 10.0.1.2: an inactive gateway changes nothing.");
-    Ok(())
-}
-
-fn closed(demo: &Demo) -> Result<()> {
-    act(
-        2,
-        "Active, and no route: closed",
-        "From here on nothing leaves without a route. What is dropped is counted, by reason.",
-    );
-    let before = demo.daemon.drops("no_route")?;
-    demo.gwctl("activate")?;
-    let said = on(&demo.lab.c1, &format!("ping -c 3 -i 0.2 -W 1 {API}"))?;
-    stage::output(last_lines(&said.stdout, 2).trim_start());
-    ensure!(!said.success(), "a ping went through an active gateway without a route");
-    demo.gwctl("stats drops")?;
-    let dropped = demo.daemon.drops("no_route")? - before;
-    ensure!(dropped >= 3, "3 echo requests were sent and no_route counts {dropped}");
-    proof(&format!("Nothing came back, and no_route counts {dropped} packets more."));
-    Ok(())
-}
-
 fn one_address(demo: &Demo) -> Result<()> {
     act(
-        3,
+        6,
         "One route, one pool address",
         "Source NAT in XDP. 198.51.100.10 is on no host: the gateway itself answers ARP for it.",
     );
@@ -127,7 +99,7 @@ fn one_address(demo: &Demo) -> Result<()> {
 
 fn two_addresses(demo: &Demo) -> Result<()> {
     act(
-        4,
+        7,
         "Another destination, a pool of two addresses",
         "A client keeps the address it was given (RFC 4787, paired pooling); the clients share the pool.",
     );
@@ -174,7 +146,7 @@ fn two_addresses(demo: &Demo) -> Result<()> {
 
 fn refused(demo: &Demo) -> Result<()> {
     act(
-        5,
+        9,
         "Saying no: blackhole is silent, prohibit answers",
         "The longest prefix wins, so one host of an allowed network can be shut off.",
     );
@@ -203,7 +175,7 @@ fn refused(demo: &Demo) -> Result<()> {
 
 fn other_ways_out(demo: &Demo) -> Result<()> {
     act(
-        6,
+        11,
         "Other ways out: a leased line, and IPv6",
         "A route can name the router: packets for web take the leased line, with their own source address. \
          IPv6 is routed by the same tables.",
@@ -230,7 +202,7 @@ fn other_ways_out(demo: &Demo) -> Result<()> {
 
 fn accounts(demo: &Demo) -> Result<()> {
     act(
-        7,
+        12,
         "What went where",
         "Every packet is counted by interface, by route, and by reason if it was dropped.",
     );
@@ -243,7 +215,7 @@ fn accounts(demo: &Demo) -> Result<()> {
 
 fn metrics(demo: &Demo, before: &BTreeMap<String, f64>) -> Result<()> {
     act(
-        8,
+        13,
         "The metrics that moved",
         "From Prometheus's page, before act 2 and now; counters of packets and connections only.",
     );
@@ -271,7 +243,7 @@ fn metrics(demo: &Demo, before: &BTreeMap<String, f64>) -> Result<()> {
 
 fn daemon_dies(demo: &mut Demo) -> Result<()> {
     act(
-        9,
+        14,
         "kill -9 under load",
         "Programs, maps and links are pinned in the kernel. The daemon is killed while a TCP and a UDP stream \
          run, and started again; neither stream may notice.",
@@ -320,7 +292,7 @@ fn daemon_dies(demo: &mut Demo) -> Result<()> {
 }
 
 /// Pings and shows the summary.
-fn ping(client: &Node, server: &str) -> Result<()> {
+pub(super) fn ping(client: &Node, server: &str) -> Result<()> {
     let said = on(client, &format!("ping -c 3 -i 0.2 -W 1 {server}"))?.ok()?;
     stage::output(last_lines(&said, 2).trim_start());
     ensure!(said.contains(" 0% packet loss"), "echo replies were lost");
@@ -328,7 +300,7 @@ fn ping(client: &Node, server: &str) -> Result<()> {
 }
 
 /// Asks a server for the address it sees, and checks its answer against its log.
-fn curl_seen(demo: &Demo, client: &Node, name: &str, server: &str) -> Result<String> {
+pub(super) fn curl_seen(demo: &Demo, client: &Node, name: &str, server: &str) -> Result<String> {
     let said = on(client, &format!("curl -sS --max-time 5 http://{server}/"))?.ok()?;
     stage::output(&said);
     let told = said.trim().rsplit_once(':').map(|(address, _)| address.to_owned());
@@ -339,7 +311,7 @@ fn curl_seen(demo: &Demo, client: &Node, name: &str, server: &str) -> Result<Str
 }
 
 /// Runs a program on a host, to its end, and shows the command.
-fn on(node: &Node, line: &str) -> Result<Finished> {
+pub(super) fn on(node: &Node, line: &str) -> Result<Finished> {
     show(node, line);
     node.run(&line.split_whitespace().collect::<Vec<_>>())
 }

@@ -3,8 +3,10 @@
 //! Every act says what it promises and stops the demo when the promise is not kept, so the demo is a test.
 
 mod acts;
+mod bounds;
 mod reading;
 mod stage;
+mod walk;
 
 use std::{path::PathBuf, time::Duration};
 

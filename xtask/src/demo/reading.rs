@@ -88,10 +88,10 @@ impl Demo {
     }
 }
 
-/// Rows of a table of routes: counters, and bits a second since `before`.
+/// Rows of a table of the routes that have been used: counters, and bits a second since `before`.
 pub(crate) fn route_rows(before: &[Route], now: &[Route], seconds: f64) -> Vec<Vec<String>> {
     let head = ["ROUTE", "TARGET", "PACKETS", "BYTES", "BIT/S"].map(str::to_owned).to_vec();
-    let rows = now.iter().map(|route| {
+    let rows = now.iter().filter(|route| route.packets > 0.0).map(|route| {
         let earlier = before.iter().find(|earlier| earlier.prefix == route.prefix);
         let rate = earlier.map_or(0.0, |earlier| (route.bytes - earlier.bytes) * 8.0 / seconds);
         vec![route.prefix.clone(), route.via.clone(), human(route.packets), human(route.bytes), human(rate)]
