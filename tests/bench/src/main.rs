@@ -18,6 +18,7 @@ mod open;
 mod path;
 mod ports;
 mod report;
+mod routes;
 mod scale;
 mod single;
 mod statistic;
@@ -95,6 +96,8 @@ enum Figure {
     Expiry,
     /// Established sessions lost while more new flows come than there is room for
     Flood,
+    /// A million routes: loading, changing, and what packets feel of them
+    Routes,
     /// Instructions that the verifier looks at
     Verifier,
 }
@@ -110,6 +113,7 @@ impl Figure {
             Self::Throughput => throughput::measure(options),
             Self::Expiry => expiry::measure(options),
             Self::Flood => flood::measure(options),
+            Self::Routes => routes::measure(options),
             Self::Verifier => verifier::measure(options),
         }
     }
