@@ -29,12 +29,9 @@
 //!   pointer is rewritten in place under [`DEAD`], by one at a time. A packet never deletes it. The sweep does,
 //!   with the claim that it shows.
 //! * *A session's outside element* can be there already. It is the flow's own where another CPU is opening the
-//!   session, which is then used; or it belongs to a flow from before the pool was endpoint-independent.
+//!   session, which is then used, or is known to come to what this CPU would have entered; or it belongs to a flow from before the pool was endpoint-independent.
 //! * *The daemon* neither reads nor writes counts; they are pinned with the sessions.
 
-use core::ffi::c_void;
-
-use aya_ebpf::helpers::generated::bpf_loop;
 use gateway_common::{
     DropReason, Verdict,
     address::LOCAL,
@@ -59,9 +56,6 @@ use crate::{
     session::{self, EEXIST, Scratch, Subject},
     socket, tcp,
 };
-
-/// Lookups until another CPU has entered the second element of a session, some microseconds.
-const PATIENCE: u32 = 128;
 
 /// Whether a packet from outside is of a kind that may open a session: ICMP replies to nobody's query may not.
 #[inline(always)]
@@ -338,7 +332,7 @@ fn try_let_in<F: Datapath, const TURNED: bool>(
 }
 
 /// Enters the session of the packet in the subject, for the mapping in the scratch element, which is held: the session
-/// is in the scratch element, too. [`Code::OPEN`]: another CPU has entered it.
+/// is in the scratch element, too, also where another CPU is just entering it. [`Code::OPEN`]: it is there already.
 #[inline(never)]
 pub(crate) fn enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Code {
     match try_enter(context, subject) {
@@ -375,32 +369,35 @@ fn try_enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result
         Ok((state, mark)) => tcp::admit(context.config, state).and_then(|()| {
             open::begin(context, subject, &inside, state, scratch);
             let entered = insert(context, subject, mark, scratch);
-            if !matches!(entered, Ok(true)) {
+            if !matches!(entered, Ok(Entered::New)) {
                 tcp::leave(state);
             }
             entered
         }),
         Err(reason) => Err(reason),
     };
-    if !matches!(result, Ok(true)) {
+    if !matches!(result, Ok(Entered::New)) {
         give_back(scratch);
-        return result;
     }
-    if !inward {
+    let entered = result?;
+    if matches!(entered, Entered::Known) {
+        return Ok(false);
+    }
+    if !inward && matches!(entered, Entered::New) {
         count::pool(scratch.claim.chosen, |pool| pool.attempts += 1);
     }
     mss::clamp(context, packet, (&subject.forth, &subject.back), scratch.claim.chosen);
     Ok(true)
 }
 
-/// Enters both elements. `false`: another CPU has opened the session.
+/// Enters both elements, unless another CPU does.
 #[inline(always)]
 fn insert<F: Datapath>(
     context: &Context<'_>,
     subject: &Subject<F>,
     mark: u32,
     scratch: &mut Scratch<F>,
-) -> Result<bool, DropReason> {
+) -> Result<Entered, DropReason> {
     let Subject { packet, tuple, .. } = subject;
     let Scratch { inside, outside, outside_session: answer, towards, claim, .. } = scratch;
     claim.adopt(packet, &inside.source, claim.chosen);
@@ -427,50 +424,62 @@ fn insert<F: Datapath>(
     let error = claim::insert(scratch);
     if error != 0 {
         limit::take_back(&scratch.towards, limit);
-        return if error == EEXIST { await_other(subject, scratch) } else { Err(session::refusal(error)) };
+        return if error == EEXIST {
+            meet_other(context, subject, mark, scratch)
+        } else {
+            Err(session::refusal(error))
+        };
     }
     match open::finish(context, subject, mark, scratch) {
-        Ok(()) => Ok(true),
+        Ok(()) => Ok(Entered::New),
         Err(error) => {
             let _ = F::remove_session(&scratch.outside);
             limit::take_back(&scratch.towards, limit);
-            if error == EEXIST { Ok(false) } else { Err(session::refusal(error)) }
+            if error == EEXIST { Ok(Entered::Known) } else { Err(session::refusal(error)) }
         }
     }
 }
 
-/// There is an outside element. `Ok`: it is this flow's, and its session is there by now.
+/// There is an outside element. `Ok`: it is this flow's, and its session is there by now, or will be in a moment: where
+/// the other CPU has not entered the inside element yet, this packet goes on as one of the session without it. To wait
+/// for it would be to wait for whatever has interrupted that CPU.
 #[inline(always)]
-fn await_other<F: Datapath>(subject: &Subject<F>, scratch: &mut Scratch<F>) -> Result<bool, DropReason> {
+fn meet_other<F: Datapath>(
+    context: &Context<'_>,
+    subject: &Subject<F>,
+    mark: u32,
+    scratch: &mut Scratch<F>,
+) -> Result<Entered, DropReason> {
     let Scratch { inside, outside, .. } = scratch;
-    if let Some(other) = F::session(outside) {
-        // SAFETY: the pointer is to a map value.
-        let other = unsafe { &*other };
-        if !is_same(&F::mapped(&other.translated), &F::mapped(&inside.source))
-            || other.translated_port != inside.source_port
-        {
-            return Err(exhausted(scratch.claim.chosen));
-        }
+    let other = F::session(outside).ok_or(DropReason::NoSession)?;
+    // SAFETY: the pointer is to a map value.
+    let other = unsafe { &*other };
+    if !is_same(&F::mapped(&other.translated), &F::mapped(&inside.source))
+        || other.translated_port != inside.source_port
+    {
+        return Err(exhausted(scratch.claim.chosen));
     }
-    if subject.cut == 0 {
-        // SAFETY: the callback has the signature that the helper calls.
-        unsafe { bpf_loop(PATIENCE, look::<F> as *mut c_void, core::ptr::null_mut(), 0) };
-        if let Some(session) = F::session(inside) {
-            // SAFETY: the pointer is to a map value.
-            let generation = unsafe { (&raw const (*session).generation).read_volatile() };
-            if generation != DEAD {
-                return Ok(false);
-            }
-        }
+    if subject.cut != 0 {
+        return Err(DropReason::NoSession);
     }
-    Err(DropReason::NoSession)
+    let Some(session) = F::session(inside) else {
+        open::complete(context, subject, mark, scratch);
+        return Ok(Entered::Soon);
+    };
+    // SAFETY: the pointer is to a map value.
+    let generation = unsafe { (&raw const (*session).generation).read_volatile() };
+    if generation == DEAD { Err(DropReason::NoSession) } else { Ok(Entered::Known) }
 }
 
-/// Ends the loop when the inside element is there.
-unsafe extern "C" fn look<F: Datapath>(_: u32, _: *mut c_void) -> i64 {
-    let Some(scratch) = F::scratch() else { return 1 };
-    // SAFETY: the scratch element is this CPU's own.
-    i64::from(F::session(unsafe { &(*scratch).inside }).is_some())
+/// What became of a session that was to be entered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entered {
+    /// It is there.
+    New,
+    /// Another CPU has entered it.
+    Known,
+    /// Another CPU is entering it.
+    Soon,
 }
 
 /// The client's port is another flow's towards this server: there is no other for it.

@@ -135,6 +135,21 @@ pub(crate) fn finish<F: Datapath>(
     mark: u32,
     scratch: &mut Scratch<F>,
 ) -> Result<(), i32> {
+    complete(context, subject, mark, scratch);
+    F::insert_session(&scratch.inside, &scratch.inside_session)?;
+    count::session(subject.packet.proto, |sessions| sessions.created += 1);
+    count::pool(scratch.claim.chosen, |pool| pool.opened += 1);
+    Ok(())
+}
+
+/// Completes the inside element of a session from its outside element.
+#[inline(always)]
+pub(crate) fn complete<F: Datapath>(
+    context: &Context<'_>,
+    subject: &Subject<F>,
+    mark: u32,
+    scratch: &mut Scratch<F>,
+) {
     let Subject { packet, tuple, forth: next_hop, .. } = subject;
     let claim = &scratch.claim;
     let translated = scratch.outside.destination;
@@ -157,10 +172,6 @@ pub(crate) fn finish<F: Datapath>(
     forward.packets = first;
     forward.bytes = first * u64::from(packet.length);
     forward.mark = mark;
-    F::insert_session(&scratch.inside, forward)?;
-    count::session(packet.proto, |sessions| sessions.created += 1);
-    count::pool(claim.chosen, |pool| pool.opened += 1);
-    Ok(())
 }
 
 /// Whether a packet may open a session.
