@@ -249,6 +249,7 @@ fn daemon_dies(demo: &mut Demo) -> Result<()> {
          run, and started again; neither stream may notice.",
     );
     let seconds = demo.seconds().max(6);
+    let unread = Demo::unread(&demo.lab.api)?;
     let udp = format!("iperf3 --client {API} --udp --bitrate 20M --length 1000 --time {seconds} --json");
     let udp = start(&demo.lab.c1, &udp)?;
     let tcp = format!("iperf3 --client {WEB} --bitrate 100M --time {seconds} --json");
@@ -275,7 +276,9 @@ fn daemon_dies(demo: &mut Demo) -> Result<()> {
     let sum = &udp["end"]["sum"];
     let (lost, sent) = (sum["lost_packets"].as_f64(), sum["packets"].as_f64());
     let (lost, sent) = lost.zip(sent).context("iperf3 reports no UDP packets")?;
-    ensure!(lost == 0.0, "{lost} of {sent} UDP packets were lost");
+    // What arrived while iperf3 had no processor to read it on is not lost on the way.
+    let unread = Demo::unread(&demo.lab.api)? - unread;
+    ensure!(lost <= unread, "{} of {sent} UDP packets were lost", lost - unread);
     let intervals = tcp["intervals"].as_array().context("iperf3 reports no intervals")?;
     let stalled = intervals.iter().filter(|interval| interval["sum"]["bytes"].as_f64() == Some(0.0)).count();
     ensure!(stalled == 0, "the TCP stream stood still in {stalled} of {} seconds", intervals.len());

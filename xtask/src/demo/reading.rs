@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result};
+use gateway_lab::Node;
 use serde_json::Value;
 
 use super::{Demo, stage::human};
@@ -75,6 +76,15 @@ impl Demo {
         let clients =
             text.lines().filter_map(|line| Some(line.split(' ').next()?.rsplit_once(':')?.0.to_owned()));
         Ok(clients.collect())
+    }
+
+    /// UDP packets that arrived at a host and found the buffer of their socket full.
+    pub(crate) fn unread(host: &Node) -> Result<f64> {
+        let text = host.ok(&["cat", "/proc/net/snmp"])?;
+        let mut lines = text.lines().filter(|line| line.starts_with("Udp:")).map(str::split_whitespace);
+        let (names, values) = lines.next().zip(lines.next()).context("no UDP in /proc/net/snmp")?;
+        let found = names.zip(values).find(|(name, _)| *name == "RcvbufErrors");
+        found.and_then(|(_, value)| value.parse().ok()).context("no RcvbufErrors in /proc/net/snmp")
     }
 
     /// Every series of the gateway by name and labels.
