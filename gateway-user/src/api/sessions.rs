@@ -28,6 +28,7 @@ pub(super) struct Filter {
     proto: Option<Proto>,
     dport: Option<u16>,
     pool: Option<String>,
+    proxy: Option<String>,
     state: Option<String>,
 }
 
@@ -97,6 +98,7 @@ impl SessionQuery {
                 proto: self.proto.as_deref().map(str::parse).transpose()?,
                 dport: self.dport,
                 pool: self.pool.clone(),
+                proxy: self.proxy.clone(),
                 state: self.state.clone(),
             },
             sort: choice("sort", self.sort.as_deref(), &sorts)?,
@@ -165,6 +167,10 @@ impl Filter {
             && self.proto.is_none_or(|proto| Proto::from_number(row.proto) == Some(proto))
             && self.dport.is_none_or(|port| row.destination_port == port)
             && self.pool.as_ref().is_none_or(|pool| row.pool.as_ref() == Some(pool))
+            && self
+                .proxy
+                .as_ref()
+                .is_none_or(|proxy| row.proxy.as_ref().is_some_and(|(name, _)| name == proxy))
             && self.state.as_ref().is_none_or(|state| row.state == state)
     }
 }

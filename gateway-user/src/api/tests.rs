@@ -411,6 +411,8 @@ async fn sessions_are_filtered_sorted_counted_and_cut() {
     assert_eq!(ports("proto=tcp").await, [4000, 4003, 4004]);
     assert_eq!(ports("from=10.0.1.1&state=established").await, [4004]);
     assert_eq!(ports("to=192.0.2.0/24").await, [0u16; 0]);
+    assert_eq!(ports("proxy=squid").await, [4005]);
+    assert_eq!(ports("proxy=other").await, [0u16; 0]);
     assert_eq!(ports("dport=443&pool=nat&limit=1").await, [4000]);
     let counts = async |query: &str| daemon.get(&format!("/v1/sessions/count{query}")).await["items"].clone();
     assert_eq!(counts("").await, json!([{"count": 6}]));

@@ -11,7 +11,8 @@ pub(super) enum Verb {
     #[command(
         aliases = ["list", "ls"],
         after_help = "gwctl session show from 10.0.1.0/24 dport 443\n\
-                      gwctl session show sort bytes limit 10"
+                      gwctl session show sort bytes limit 10\n\
+                      gwctl session show proxy squid"
     )]
     Show(Show),
     /// Count sessions
@@ -37,6 +38,9 @@ pub(super) struct Selectors {
     /// Only through this pool
     #[arg(long, value_name = "POOL")]
     pool: Option<String>,
+    /// Only through this proxy
+    #[arg(long, value_name = "PROXY")]
+    proxy: Option<String>,
     /// Only in this state
     #[arg(long, value_name = "opening|established|closing|closed|active|replied")]
     state: Option<String>,
@@ -90,7 +94,7 @@ impl Show {
 }
 
 impl From<Selectors> for SessionQuery {
-    fn from(Selectors { from, to, proto, dport, pool, state }: Selectors) -> Self {
-        Self { from, to, proto, dport, pool, state, ..Self::default() }
+    fn from(Selectors { from, to, proto, dport, pool, proxy, state }: Selectors) -> Self {
+        Self { from, to, proto, dport, pool, proxy, state, ..Self::default() }
     }
 }

@@ -132,7 +132,7 @@ fn every_form_of_every_command_is_read() {
         stats pools
         stats interfaces
         stats maps
-        session show from 10.0.0.0/8 to 203.0.113.7 proto tcp dport 443 pool nat state established sort bytes limit 10
+        session show from 10.0.0.0/8 to 203.0.113.7 proto tcp dport 443 pool nat proxy squid state established sort bytes limit 10
         session count by destination proto udp
         export
         completion zsh

@@ -28,6 +28,9 @@ pub struct SessionQuery {
     /// Pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
+    /// Proxy, whichever host of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
     /// State, see [`SessionRow::state`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
