@@ -32,6 +32,7 @@ const PACKETS: u64 = 100_000;
 
 /// What random packets must run into, each of it, for the test to mean something.
 const EXPECTED: &[&str] = &[
+    "hairpin of a session",
     "verdict direct",
     "verdict drop",
     "verdict eip",

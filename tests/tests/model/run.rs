@@ -253,9 +253,16 @@ fn summary(counters: &Counters) -> Counters {
     let counted = counters.filter(|name| name.starts_with("traffic ") || name.starts_with("drops "));
     counted.rename(|name| match name.rsplit_once(' ') {
         Some(("drops", reason)) => format!("drops {reason}"),
+        Some((way, "snat")) if is_within(way) => "hairpin of a session".to_owned(),
         Some((_, verdict)) => format!("verdict {verdict}"),
         None => name.to_owned(),
     })
+}
+
+/// Whether both devices of `traffic IN > OUT` are those of the inside.
+fn is_within(way: &str) -> bool {
+    let mut devices = way.split(' ').filter(|word| !matches!(*word, "traffic" | ">"));
+    devices.all(|device| device.starts_with("in"))
 }
 
 /// Which address of a pool counts a flow that got no port is the choice of the programs: attempts and errors
