@@ -12,6 +12,7 @@ use gateway_common::{
     proxy::{MAX_HOSTS_PER_PROXY, MAX_PROXIES, MAX_PROXY_HOSTS},
     route::{MAX_ROUTE_COUNTERS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX, Route},
     session::{Session, Tuple},
+    table,
 };
 
 use super::{
@@ -78,7 +79,7 @@ fn reference() -> String {
     ] {
         let _ = writeln!(page, "| {what} | {limit} |");
     }
-    let v4 = 2 * (ELEMENT_HEADER + size_of::<Tuple<V4>>() + size_of::<Session<V4>>());
+    let v4 = table::buckets(2 * capacity.sessions) as usize * size_of::<table::Bucket<V4>>();
     let v6 = 2 * (ELEMENT_HEADER + size_of::<Tuple<V6>>() + size_of::<Session<V6>>());
     let destination = ELEMENT_HEADER + size_of::<Destination>().next_multiple_of(8) + size_of::<Ports>();
     let destinations = ports::capacity(capacity.sessions);
@@ -88,16 +89,16 @@ fn reference() -> String {
     let _ = write!(
         page,
         "\n## Memory\n\n\
-         A session takes two elements of a kernel hash map, and the map two buckets of 16 bytes for it: {} bytes for IPv4, all of it\n\
-         taken when the gateway starts, and {} for IPv6, of which the buckets are taken at the start and the rest as sessions come.\n\
-         The default capacity takes {} MiB for IPv4 and {} MiB for IPv6 buckets.\n\n\
+         A session takes two elements. For IPv4 that is {} bytes, all of it taken when the gateway starts, and for IPv6 {}, of\n\
+         which 32 are taken at the start and the rest as sessions come. The default capacity takes {} MiB for IPv4 and {} MiB for\n\
+         IPv6.\n\n\
          Towards a destination that uses many ports of an address, these are kept in {} bytes; there is room for {} such\n\
          destinations at the default capacity, {} MiB.\n\n\
          Each destination with sessions takes {} bytes more for each address of a pool, as they come, and room for them 16 bytes\n\
          a session, {} MiB.\n",
-        v4 + 32,
+        v4 / capacity.sessions as usize,
         v6 + 32,
-        ((v4 + 32) * capacity.sessions as usize) >> 20,
+        v4 >> 20,
         (32 * capacity.sessions as usize) >> 20,
         destination,
         destinations,
