@@ -20,7 +20,7 @@ pub const fn tick_shift(jiffy: u64) -> u32 {
 }
 
 /// Elements of `PROGRAMS`.
-pub const PROGRAM_COUNT: u32 = 14;
+pub const PROGRAM_COUNT: u32 = 16;
 /// Element of `PROGRAMS`: program `decide_v4`.
 pub const DECIDE_V4: u32 = 0;
 /// Element of `PROGRAMS`: program `decide_v6`.
@@ -49,6 +49,10 @@ pub const PROXY_V6: u32 = 11;
 pub const INWARD_V4: u32 = 12;
 /// Element of `PROGRAMS`: program `inward_v6`.
 pub const INWARD_V6: u32 = 13;
+/// Element of `PROGRAMS`: program `decapsulate`.
+pub const DECAPSULATE: u32 = 14;
+/// Element of `PROGRAMS`: program `encapsulate`.
+pub const ENCAPSULATE: u32 = 15;
 
 /// Server port whose UDP sessions have an idle time of their own.
 pub const DNS_PORT: u16 = 53;

@@ -29,6 +29,7 @@ pub mod route;
 pub mod session;
 pub mod table;
 pub mod tcp;
+pub mod tunnel;
 pub mod verdict;
 
 pub use family::{Family, V4, V6};

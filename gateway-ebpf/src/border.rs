@@ -166,12 +166,12 @@ fn try_relayed<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> 
     let router = route::router(found.object).ok_or(DropReason::Internal)?;
     let address = F::unmapped(&router.address);
     match neighbor::router::<F>(context, router.ifindex, remote, address) {
-        Ok(Found { next_hop, .. }) if proxy::turns_back(context, &next_hop) => {}
+        Ok(Found { next_hop, .. }) if proxy::turns_back(context, subject.tuple.origin, &next_hop) => {}
         _ => return Err(DropReason::SpoofedSource),
     }
     match neighbor::inside::<F>(context, remote, client)? {
         // A client behind the router is not the gateway's to deliver to.
-        Some(next_hop) if !proxy::turns_back(context, &next_hop) => {
+        Some(next_hop) if !proxy::turns_back(context, subject.tuple.origin, &next_hop) => {
             path::untracked(context, subject, &next_hop, Verdict::Reply)
         }
         _ => Err(DropReason::SpoofedSource),

@@ -5,7 +5,8 @@
 //! [`path`] reads like the checklist of all three. `related_v4` and `related_v6` continue with ICMP errors about
 //! packets of sessions, `eip_v4` and `eip_v6` with packets to and from EIPs, `map_v4` and `map_v6` with flows of
 //! endpoint-independent mappings, `hairpin_v4` and `hairpin_v6` with those between two inside hosts, whose second half
-//! is that of `inward_v4` and `inward_v6`, `proxy_v4` and `proxy_v6` with what goes to proxy hosts.
+//! is that of `inward_v4` and `inward_v6`, `proxy_v4` and `proxy_v6` with what goes to proxy hosts. `encapsulate`
+//! puts frames into tunnels, and `decapsulate` takes them out.
 //! `sweep` removes sessions that the daemon suspects to be idle; it runs on the daemon's demand only.
 #![no_std]
 #![no_main]
@@ -57,15 +58,17 @@ mod stamp;
 mod sweep;
 mod table;
 mod tcp;
+mod tunnel;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use gateway_common::{
     DropReason, V4, V6, Verdict,
     config::{
-        Config, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, INWARD_V4, INWARD_V6, MAP_V4, MAP_V6, PROXY_V4,
-        PROXY_V6, RELATED_V4, RELATED_V6,
+        Config, EIP_V4, EIP_V6, ENCAPSULATE, HAIRPIN_V4, HAIRPIN_V6, INWARD_V4, INWARD_V6, MAP_V4, MAP_V6,
+        PROXY_V4, PROXY_V6, RELATED_V4, RELATED_V6,
     },
     interface::NO_SLOT,
+    tunnel::host_of,
 };
 
 use crate::{
@@ -253,6 +256,32 @@ pub fn proxy_v6(ctx: XdpContext) -> u32 {
     )
 }
 
+/// Takes frames of proxy hosts out of their tunnels. What is not the gateway's to take out goes on as it is.
+#[xdp]
+pub fn decapsulate(ctx: XdpContext) -> u32 {
+    // First of all: what is counted is the frame inside.
+    let origin = tunnel::unwrap(&Frame::new(&ctx));
+    enter(
+        &ctx,
+        InForce::now,
+        lost_device,
+        |context| path::out_of_tunnel(context, &ctx, origin),
+        |_, _| xdp_action::XDP_DROP,
+    )
+}
+
+/// Puts frames into the tunnels of the proxy hosts that they go to.
+#[xdp]
+pub fn encapsulate(ctx: XdpContext) -> u32 {
+    enter(
+        &ctx,
+        InForce::decided,
+        lost_device,
+        |context| tunnel::encapsulate(context),
+        |_, _| xdp_action::XDP_DROP,
+    )
+}
+
 /// Retires and removes sessions, see [`gateway_common::session`]. Its packet is a list of tuples.
 #[xdp]
 pub fn sweep(ctx: XdpContext) -> u32 {
@@ -286,11 +315,19 @@ fn enter(
     let result = if in_force.is_active() { decide(&context) } else { Ok(Outcome::HOST) };
     let reason = match result {
         Ok(outcome) => {
+            if let Some(host) = host_of(outcome.slot) {
+                tunnel::towards(host, outcome.verdict);
+                path::call::<ENCAPSULATE>(ctx);
+            }
             let action = if outcome.slot == NO_SLOT {
                 xdp_action::XDP_PASS
             } else {
                 forward::send(ingress, outcome.slot)
             };
+            // What says that a packet was dropped: that packet is counted.
+            if matches!(outcome.verdict, Verdict::Drop) {
+                return action;
+            }
             if action != xdp_action::XDP_DROP {
                 count::traffic(ingress.slot, outcome.slot, outcome.verdict, context.bytes);
                 return action;
@@ -301,7 +338,12 @@ fn enter(
     };
     count::traffic(ingress.slot, NO_SLOT, Verdict::Drop, context.bytes);
     count::drop(reason, context.bytes);
-    refuse(&context, reason)
+    let action = refuse(&context, reason);
+    if action == tunnel::BACK {
+        path::call::<ENCAPSULATE>(ctx);
+        return xdp_action::XDP_DROP;
+    }
+    action
 }
 
 /// The program is on a device that the gateway does not know, such as a port of a bond.

@@ -13,7 +13,7 @@ use crate::{
     family::Datapath,
     forward, mss,
     path::{Code, Context, Outcome},
-    rewrite,
+    proxy, rewrite,
     session::{self, EEXIST, Scratch, Subject},
     tcp,
 };
@@ -158,7 +158,7 @@ pub(crate) fn complete<F: Datapath>(
     *forward = scratch.outside_session;
     forward.generation = if next_hop.slot == LOOP { session::STALE } else { context.generation };
     // The client's packets come from where its answers go (strict reverse path check).
-    forward.ingress = subject.back.slot;
+    forward.ingress = proxy::ingress(context, &subject.back);
     forward.next_hop = *next_hop;
     forward.translated = translated;
     forward.translated_port = port;

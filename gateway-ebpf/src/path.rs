@@ -3,6 +3,7 @@
 //! ```text
 //! fast:    parse -> session, confirmed -> translate -> send
 //!                -> anything else      -> decide
+//!                -> UDP that may be a tunnel -> out_of_tunnel -> as above, for the frame inside
 //! decide:  parse -> the host's own business
 //!                -> an ICMP error about a packet of a session -> related
 //!                -> a later fragment -> what its first one has shown
@@ -19,7 +20,7 @@ use aya_ebpf::{btf_maps::ProgramArray, macros::btf_map, programs::XdpContext};
 use gateway_common::{
     DropReason, V4, V6, Verdict,
     address::{BROADCAST, EIP, LOCAL, MAPPING, POOL},
-    config::{Config, DECIDE_V4, DECIDE_V6, PROGRAM_COUNT, Policy},
+    config::{Config, DECAPSULATE, DECIDE_V4, DECIDE_V6, PROGRAM_COUNT, Policy},
     family::NextHop,
     interface::{INSIDE, Interface, NO_SLOT, OUTSIDE, PROXIES},
     parse::{
@@ -28,6 +29,7 @@ use gateway_common::{
     },
     route::{SYSTEM, Target},
     session::{DEAD, SIDE_INSIDE, SIDE_OUTSIDE, Session, Tuple},
+    tunnel::host_of,
 };
 
 use crate::{
@@ -36,11 +38,11 @@ use crate::{
     forward, fragment, hairpin, mapping, mss,
     neighbor::{self, Found},
     open,
-    packet::Frame,
+    packet::{Frame, mac_words},
     pool, proxy, related, rewrite,
     route::{self, Query},
     session::{self, Subject, TO_EIP, TO_MAPPING, TO_POOL},
-    tcp,
+    tcp, tunnel,
 };
 
 /// What the program does with a packet that it does not drop.
@@ -64,6 +66,14 @@ impl Outcome {
     const TO_PROXY: Self = Self { verdict: Verdict::Proxy, slot: NO_SLOT };
     /// An answer to an untranslated packet: the border table says where it goes.
     const TO_BORDER: Self = Self { verdict: Verdict::Reply, slot: NO_SLOT };
+    /// Perhaps a frame in a tunnel: [`out_of_tunnel`] goes on.
+    const TO_TUNNEL: Self = Self { verdict: Verdict::Direct, slot: NO_SLOT };
+
+    /// Whether this is [`Outcome::TO_TUNNEL`].
+    #[inline(always)]
+    const fn is_to_tunnel(self) -> bool {
+        self.slot == NO_SLOT && matches!(self.verdict, Verdict::Direct)
+    }
 }
 
 /// The result of a stage that is a function of its own. The verifier wants every bit of a returned register to
@@ -191,6 +201,13 @@ impl InForce {
         }
     }
 
+    /// For a program that sends what was decided: the gateway was active, and must not be found inactive half-way.
+    #[inline(always)]
+    pub(crate) fn decided(config: &Config) -> Self {
+        let InForce { generation, policy } = Self::now(config);
+        Self { generation, policy: policy.with_active(true) }
+    }
+
     /// Whether the gateway decides packets.
     #[inline(always)]
     pub(crate) const fn is_active(self) -> bool {
@@ -245,10 +262,10 @@ impl<'a> Context<'a> {
         Ok(first == u32::from_ne_bytes([m0, m1, m2, m3]) && rest == u16::from_ne_bytes([m4, m5]))
     }
 
-    /// Whether the interface in `slot` faces clients.
+    /// Whether the interface in `slot` faces clients, or the slot is the tunnel of a proxy host, which is one of them.
     #[inline(always)]
     pub(crate) fn is_inside(&self, slot: u32) -> bool {
-        self.config.inside_slots & (1 << (slot & 31)) != 0
+        self.config.inside_slots & (1 << (slot & 31)) != 0 || host_of(slot).is_some()
     }
 }
 
@@ -263,21 +280,23 @@ pub(crate) fn fast(context: &Context<'_>, ctx: &XdpContext) -> Result<Outcome, D
     let ethertype = context.frame.read::<u16>(12).ok_or(DropReason::Truncated)?;
     match u16::from_be(ethertype) {
         ETHERTYPE_IPV4 => match fast_of::<V4>(context)? {
+            Some(outcome) if outcome.is_to_tunnel() => hand_over::<DECAPSULATE>(ctx),
             Some(outcome) => Ok(outcome),
-            None => hand_over::<DECIDE_V4>(ctx),
+            None => decide_instead::<DECIDE_V4>(ctx),
         },
         ETHERTYPE_IPV6 => match fast_of::<V6>(context)? {
+            Some(outcome) if outcome.is_to_tunnel() => hand_over::<DECAPSULATE>(ctx),
             Some(outcome) => Ok(outcome),
-            None => hand_over::<DECIDE_V6>(ctx),
+            None => decide_instead::<DECIDE_V6>(ctx),
         },
-        ETHERTYPE_ARP => hand_over::<DECIDE_V4>(ctx),
+        ETHERTYPE_ARP => decide_instead::<DECIDE_V4>(ctx),
         ETHERTYPE_VLAN | ETHERTYPE_QINQ => {
             let link = parse::link(context.frame).ok_or(DropReason::Truncated)?;
             match link.ethertype {
                 // A tagged frame belongs to the VLAN device, which is an interface of its own.
                 _ if link.vlan => Ok(Outcome::HOST),
-                ETHERTYPE_IPV4 | ETHERTYPE_ARP => hand_over::<DECIDE_V4>(ctx),
-                ETHERTYPE_IPV6 => hand_over::<DECIDE_V6>(ctx),
+                ETHERTYPE_IPV4 | ETHERTYPE_ARP => decide_instead::<DECIDE_V4>(ctx),
+                ETHERTYPE_IPV6 => decide_instead::<DECIDE_V6>(ctx),
                 // More tags than are looked through: the host's stack would take them all off and forward.
                 ETHERTYPE_VLAN | ETHERTYPE_QINQ => Err(DropReason::Malformed),
                 _ => Ok(Outcome::HOST),
@@ -287,13 +306,52 @@ pub(crate) fn fast(context: &Context<'_>, ctx: &XdpContext) -> Result<Outcome, D
     }
 }
 
-/// Continues in another program. The index is a constant, so that the JIT makes a direct jump of it.
+/// A frame that has come out of a tunnel, with the origin that [`tunnel::unwrap`] has found: it goes on as [`fast`] has
+/// it. Where it has come out of none, `decide` knows what to do with it.
+#[inline(always)]
+pub(crate) fn out_of_tunnel(
+    context: &Context<'_>,
+    ctx: &XdpContext,
+    origin: Result<u16, DropReason>,
+) -> Result<Outcome, DropReason> {
+    let origin = origin?;
+    tunnel::came_from(origin);
+    let is_v4 = context.frame.read::<u16>(12).ok_or(DropReason::Truncated)? == ETHERTYPE_IPV4.to_be();
+    if origin != 0 {
+        // It was addressed to the gateway's end of the tunnel; a frame on a link is to its device.
+        context.frame.write(0, mac_words(context.ingress.mac))?;
+        let found = if is_v4 {
+            fast_ip::<V4, { From::Tunnel as u8 }>(context, origin)?
+        } else {
+            fast_ip::<V6, { From::Tunnel as u8 }>(context, origin)?
+        };
+        if let Some(outcome) = found {
+            return Ok(outcome);
+        }
+    }
+    if is_v4 { hand_over::<DECIDE_V4>(ctx) } else { hand_over::<DECIDE_V6>(ctx) }
+}
+
+/// Continues in the program `PROGRAM` of `decide` with a frame as it came.
+#[inline(always)]
+fn decide_instead<const PROGRAM: u32>(ctx: &XdpContext) -> Result<Outcome, DropReason> {
+    tunnel::came_from(0);
+    hand_over::<PROGRAM>(ctx)
+}
+
+/// Continues in another program.
 #[inline(always)]
 pub(crate) fn hand_over<const PROGRAM: u32>(ctx: &XdpContext) -> Result<Outcome, DropReason> {
+    call::<PROGRAM>(ctx);
+    Err(DropReason::Internal)
+}
+
+/// Continues in another program, and returns only where that is missing. The index is a constant, so that the JIT makes
+/// a direct jump of it.
+#[inline(always)]
+pub(crate) fn call<const PROGRAM: u32>(ctx: &XdpContext) {
     // SAFETY: nothing of this program needs to be dropped.
     unsafe { PROGRAMS.tail_call(ctx, PROGRAM) };
-    // The call returns only where the program is missing.
-    Err(DropReason::Internal)
 }
 
 /// Decides a packet of family `F` (with IPv4: or ARP) that has no confirmed session. `RELATED` is the program for
@@ -464,29 +522,44 @@ fn take_side_of_origin<F: Datapath>(subject: &mut Subject<F>) -> u64 {
     0
 }
 
-/// [`fast`] for an IP packet; `None` where it takes a decision. Where no hosts of proxies are behind the interface,
-/// nobody looks for them.
+/// Where frames come from.
+#[repr(u8)]
+enum From {
+    /// A link without hosts of proxies: nobody looks for them.
+    Link,
+    /// A link with hosts of proxies.
+    ProxyLink,
+    /// The tunnel of such a host.
+    Tunnel,
+}
+
+/// [`fast`] for an IP packet; `None` where it takes a decision. `FROM` is a [`From`], `origin` that of a frame that
+/// comes from a tunnel.
 #[inline(always)]
-fn fast_ip<F: Datapath, const PROXIES: bool>(context: &Context<'_>) -> Result<Option<Outcome>, DropReason> {
+fn fast_ip<F: Datapath, const FROM: u8>(
+    context: &Context<'_>,
+    origin: u16,
+) -> Result<Option<Outcome>, DropReason> {
     let Some(packet) = F::parse_plain(context.frame)? else { return Ok(None) };
     if !context.is_addressed()? || !packet.is_trackable() {
         return Ok(None);
     }
     let mut key = tuple(&packet, side(context, &packet));
-    if PROXIES {
-        let origin = proxy::origin(context);
-        if origin != 0 {
-            proxy::take_side(&mut key, origin);
-        }
+    let origin = if FROM == From::ProxyLink as u8 { proxy::origin_on_link(context) } else { origin };
+    if FROM != From::Link as u8 && origin != 0 {
+        proxy::take_side(&mut key, origin);
     }
     let side = key.side;
-    let Some(session) = F::session_of(key) else { return Ok(None) };
+    let Some(session) = F::session_of(key) else {
+        let tunnelled = FROM != From::Tunnel as u8 && tunnel::may_be_one(&packet);
+        return Ok(tunnelled.then_some(Outcome::TO_TUNNEL));
+    };
     // SAFETY: the pointer is to a map value; see `gateway_common::session` for its life time.
     let session = unsafe { &mut *session };
     if !is_confirmed(context, session, side)
         || !tcp::goes_on(&packet, session)
         || forward::check(&packet, &session.next_hop).is_err()
-        || (session.is_proxied() && side == SIDE_INSIDE && !proxy::goes_on(context, session))
+        || (session.is_proxied() && side == SIDE_INSIDE && !proxy::goes_on(context, origin, session))
     {
         return Ok(None);
     }
@@ -503,9 +576,9 @@ fn fast_ip<F: Datapath, const PROXIES: bool>(context: &Context<'_>) -> Result<Op
 #[inline(always)]
 fn fast_of<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropReason> {
     if context.ingress.flags & PROXIES == 0 {
-        fast_ip::<F, false>(context)
+        fast_ip::<F, { From::Link as u8 }>(context, 0)
     } else {
-        fast_ip::<F, true>(context)
+        fast_ip::<F, { From::ProxyLink as u8 }>(context, 0)
     }
 }
 
@@ -787,9 +860,11 @@ fn try_ask<F: Datapath>(
 fn from_proxy_host<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
     let packet = &subject.packet;
     match neighbor::inside::<F>(context, packet.source, packet.destination) {
-        Ok(Some(next_hop)) if proxy::turns_back(context, &next_hop) => Code::drop(DropReason::NoRoute),
+        Ok(Some(next_hop)) if proxy::turns_back(context, subject.tuple.origin, &next_hop) => {
+            Code::drop(DropReason::NoRoute)
+        }
         Ok(Some(next_hop)) => Code::from(untracked(context, subject, &next_hop, Verdict::Reply)),
-        Ok(None) => match proxy::back(context) {
+        Ok(None) => match proxy::back(context, subject.tuple.origin) {
             Ok(next_hop) => {
                 subject.back = next_hop;
                 // The first answer asks again where the host is.
@@ -878,7 +953,8 @@ fn try_from_inside<F: Datapath>(
             open::may_open(packet)?;
             subject.forth = neighbor::towards::<F>(context, packet.source, packet.destination)?.next_hop;
             subject.mtu = subject.forth.mtu;
-            if subject.tuple.origin != 0 && proxy::turns_back(context, &subject.forth) {
+            let origin = subject.tuple.origin;
+            if origin != 0 && proxy::turns_back(context, origin, &subject.forth) {
                 return Err(DropReason::NoRoute);
             }
             Ok(None)
@@ -894,7 +970,8 @@ fn leave<F: Datapath>(
     next_hop: &NextHop,
     verdict: Verdict,
 ) -> Result<Option<Outcome>, DropReason> {
-    if subject.tuple.origin != 0 && proxy::turns_back(context, next_hop) {
+    let origin = subject.tuple.origin;
+    if origin != 0 && proxy::turns_back(context, origin, next_hop) {
         return Err(DropReason::NoRoute);
     }
     untracked(context, subject, next_hop, verdict).map(Some)

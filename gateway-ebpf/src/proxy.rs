@@ -18,6 +18,7 @@ use gateway_common::{
     },
     route::{Route, Target},
     session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, Tuple},
+    tunnel as common,
 };
 
 use crate::{
@@ -26,6 +27,7 @@ use crate::{
     path::{Code, Context},
     route,
     session::Subject,
+    tunnel,
 };
 
 #[btf_map]
@@ -40,9 +42,18 @@ static PROXY_MACS: HashMap<ProxyMac, u32, { MAX_PROXY_HOSTS as usize }> = HashMa
 /// Proxies that one packet may be sent to in turn: that of the route, and the one that stands in for it.
 const IN_TURN: u32 = 2;
 
-/// Whose frame it is, see [`Tuple::origin`]. Asked only where hosts of proxies are behind the interface.
+/// Whose frame it is, see [`Tuple::origin`].
 #[inline(always)]
 pub(crate) fn origin(context: &Context<'_>) -> u16 {
+    match tunnel::origin() {
+        0 => origin_on_link(context),
+        origin => origin,
+    }
+}
+
+/// [`origin`] of a frame that did not come out of a tunnel. Asked only where hosts of proxies are behind the interface.
+#[inline(always)]
+pub(crate) fn origin_on_link(context: &Context<'_>) -> u16 {
     if context.ingress.flags & interface::PROXIES == 0 {
         return 0;
     }
@@ -53,6 +64,13 @@ pub(crate) fn origin(context: &Context<'_>) -> u16 {
         Some(host) => proxy::origin(*host as u16),
         None => 0,
     }
+}
+
+/// The slot that the session of a packet whose way back is `back` takes packets of the inside from: that of the way,
+/// or where packets of the tunnel arrive.
+#[inline(always)]
+pub(crate) fn ingress(context: &Context<'_>, back: &NextHop) -> u16 {
+    if common::host_of(u32::from(back.slot)).is_some() { context.ingress.slot as u16 } else { back.slot }
 }
 
 /// Completes the key of a packet that `origin` sends: it goes out, or back to a client whose flow was sent there.
@@ -85,13 +103,16 @@ pub(crate) fn host_of_session<F: Datapath>(session: &Session<F>) -> Option<&'sta
 
 /// Whether a packet of a session may go straight on to its host: that is up, and not the frame's sender.
 #[inline(always)]
-pub(crate) fn goes_on<F: Datapath>(context: &Context<'_>, session: &Session<F>) -> bool {
-    host_of_session(session).is_some() && !turns_back(context, &session.next_hop)
+pub(crate) fn goes_on<F: Datapath>(context: &Context<'_>, origin: u16, session: &Session<F>) -> bool {
+    host_of_session(session).is_some() && !turns_back(context, origin, &session.next_hop)
 }
 
-/// Whether the next hop is the sender of the frame: nobody gets what it has sent itself.
+/// Whether the next hop is the sender of the frame, which has this origin: nobody gets what it has sent itself.
 #[inline(always)]
-pub(crate) fn turns_back(context: &Context<'_>, next_hop: &NextHop) -> bool {
+pub(crate) fn turns_back(context: &Context<'_>, origin: u16, next_hop: &NextHop) -> bool {
+    if let Some(host) = common::host_of(u32::from(next_hop.slot)) {
+        return origin == proxy::origin(host);
+    }
     let sender: Mac = context.frame.read(6).unwrap_or_default();
     let [s0, s1, s2, s3, s4, s5] = mac_bytes(sender);
     let high = next_hop.ethernet[0] ^ u32::from_ne_bytes([s0, s1, s2, s3]);
@@ -101,7 +122,10 @@ pub(crate) fn turns_back(context: &Context<'_>, next_hop: &NextHop) -> bool {
 
 /// The way back to the proxy host that the frame comes from.
 #[inline(always)]
-pub(crate) fn back(context: &Context<'_>) -> Result<NextHop, DropReason> {
+pub(crate) fn back(context: &Context<'_>, origin: u16) -> Result<NextHop, DropReason> {
+    if tunnel::origin() != 0 {
+        return towards(origin);
+    }
     let sender: Mac = context.frame.read(6).ok_or(DropReason::Truncated)?;
     let (slot, mtu) = (context.ingress.slot as u16, context.ingress.mtu);
     Ok(NextHop::new(slot, mtu, mac_bytes(sender), context.ingress.mac))
@@ -145,7 +169,7 @@ pub(crate) fn resolve<F: Datapath>(context: &Context<'_>, subject: &mut Subject<
     }
     // Nothing leads on for what comes out of the proxy that it would go into.
     let own = origin != 0 && host_of(origin).is_some_and(|from| from.proxy == host.proxy);
-    if own || turns_back(context, &host.next_hop) {
+    if own || turns_back(context, origin, &host.next_hop) {
         return Code::drop(DropReason::NoRoute);
     }
     subject.forth = host.next_hop;

@@ -147,7 +147,7 @@ fn try_enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result
     let Scratch { inside, outside, inside_session: forth, outside_session, .. } = scratch;
     *forth = *outside_session;
     forth.generation = context.generation;
-    forth.ingress = subject.back.slot;
+    forth.ingress = proxy::ingress(context, &subject.back);
     forth.next_hop = subject.forth;
     forth.flags = 0;
     forth.mark = 0;
@@ -227,7 +227,7 @@ fn try_keep<F: Datapath>(
     } else {
         way_back(context, subject, session, origin)?
     };
-    if inside && proxy::turns_back(context, &next_hop) {
+    if inside && proxy::turns_back(context, origin, &next_hop) {
         return Err(DropReason::NoRoute);
     }
     if confirmed {

@@ -26,6 +26,7 @@ use crate::{
     packet::{Frame, Mac, mac_words},
     path::Context,
     session::Subject,
+    tunnel,
 };
 
 /// Answers that one CPU makes in one tick (about 130 ms): about a thousand a second.
@@ -74,7 +75,15 @@ pub(crate) fn answer<F: Datapath>(context: &Context<'_>, reason: DropReason) -> 
         let mtu = if matches!(reason, DropReason::MtuExceeded) { subject.mtu } else { 0 };
         error::<F>(context, packet, u32::from(kind) << 8 | u32::from(code), mtu)
     };
-    if built == 0 { forward::send(context.ingress, context.ingress.slot) } else { xdp_action::XDP_DROP }
+    if built != 0 {
+        return xdp_action::XDP_DROP;
+    }
+    if subject.tuple.origin != 0
+        && let Some(action) = tunnel::back(context.frame, subject.tuple.origin)
+    {
+        return action;
+    }
+    forward::send(context.ingress, context.ingress.slot)
 }
 
 /// Whether the packet is a client's segment of a connection that the gateway does not know, or not any more. A

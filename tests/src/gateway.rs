@@ -25,6 +25,7 @@ use gateway_common::{
     fragment::{Datagram, Key, LIFETIME},
     proxy::ProxyMac,
     table::{Bucket, Fill},
+    tunnel::{self, GENEVE, GENEVE_PORT, Tunnel, TunnelKey},
 };
 use gateway_lab::Sandbox;
 use gateway_user::{
@@ -39,7 +40,13 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{counters::Counters, empty, network::Network, packet::ip, policy::Policy};
+use crate::{
+    counters::Counters,
+    empty,
+    network::{self, Network, link_address},
+    packet::{self, ip},
+    policy::Policy,
+};
 
 /// XDP's answers, as in `linux/bpf.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +129,47 @@ impl Gateway {
         let health = BTreeMap::from([((proxy.to_owned(), ip(host)), up)]);
         let changed = self.dataplane_mut().health_changed(&health);
         changed.unwrap_or_else(|error| panic!("the health of a host is refused: {error:#}"));
+    }
+
+    /// Gives both ends of a tunnel's device the MAC addresses that the tunnel says, so that its host is resolved.
+    ///
+    /// # Panics
+    /// If there is no such device.
+    pub fn resolve_tunnel(&mut self, device: &str, tunnel: &packet::Tunnel) {
+        let ((_, own), (host, mac)) = (tunnel.gateway, tunnel.host);
+        let (own, mac) = (link_address(own), link_address(mac));
+        let script = format!(
+            "link set {device} address {own}\nneighbor replace {host} lladdr {mac} dev {device} nud permanent\n"
+        );
+        network::batch(&script).unwrap_or_else(|error| panic!("the tunnel is not there: {error:#}"));
+        let state = self.applied.clone().unwrap_or_default();
+        let applied = self.dataplane_mut().apply(Some(&state), &state);
+        applied.unwrap_or_else(|error| panic!("the policy is refused: {error:#}"));
+    }
+
+    /// Makes Geneve tunnels of all VXLAN tunnels, as far as the programs know. The kernel that the tests run on need not
+    /// have devices of that kind.
+    ///
+    /// # Panics
+    /// If the maps cannot be written.
+    pub fn make_geneve_of_vxlan(&mut self) {
+        let make = || -> Result<()> {
+            let hosts = Map::HashMap(MapData::from_pin(self.map("TUNNEL_HOSTS"))?);
+            let mut hosts = maps::HashMap::<_, TunnelKey, u32>::try_from(hosts)?;
+            let mut tunnels =
+                Array::<_, Tunnel>::try_from(Map::Array(MapData::from_pin(self.map("TUNNELS"))?))?;
+            for entry in hosts.iter().collect::<Result<Vec<_>, _>>()? {
+                let (key, number) = entry;
+                let vni = key.identifier & 0x00ff_ffff;
+                hosts.insert(TunnelKey { identifier: tunnel::identifier(GENEVE, vni), ..key }, number, 0)?;
+                hosts.remove(&key)?;
+                let known = tunnels.get(&number, 0)?;
+                let (header, port) = (tunnel::header(GENEVE, vni), GENEVE_PORT.to_be_bytes());
+                tunnels.set(number, Tunnel { header, port, ..known }, 0)?;
+            }
+            Ok(())
+        };
+        make().unwrap_or_else(|error| panic!("the tunnels: {error:#}"));
     }
 
     /// Sessions that go through a host of a proxy.

@@ -329,12 +329,12 @@ fn prefix(text: &str) -> IpNet {
     text.parse().unwrap_or_else(|_| panic!("`{text}` is not a prefix"))
 }
 
-fn link_address(mac: Mac) -> String {
+pub(crate) fn link_address(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Runs `ip` on one command a line.
-fn batch(script: &str) -> Result<()> {
+pub(crate) fn batch(script: &str) -> Result<()> {
     let mut ip = Command::new("ip")
         .args(["-batch", "-"])
         .stdin(Stdio::piped())

@@ -103,6 +103,14 @@ impl Policy {
         self
     }
 
+    /// Puts the hosts of a proxy behind tunnels.
+    pub fn tunnelled(mut self, name: &str, mode: ProxyMode) -> Self {
+        if let Some(proxy) = self.0.proxies.get_mut(name) {
+            proxy.mode = mode;
+        }
+        self
+    }
+
     /// Drains these hosts of a proxy, and no others. They are separated by blanks.
     pub fn drain_hosts(mut self, name: &str, hosts: &str) -> Self {
         if let Some(proxy) = self.0.proxies.get_mut(name) {

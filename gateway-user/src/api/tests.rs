@@ -243,7 +243,7 @@ async fn what_is_refused_is_refused_with_code_status_and_remedy() {
         (&post, "/v1/proxies/squid", r#"{"hosts": ["10.0.1.2"], "check": "tcp"}"#),
         (&post, "/v1/proxies/squid", r#"{"hosts": ["10.0.1.2"], "interval": "now and then"}"#),
         (&post, "/v1/proxies/squid", r#"{"hosts": ["10.0.1.2"], "fail": "pool"}"#),
-        (&post, "/v1/proxies/squid", r#"{"hosts": ["10.0.1.2"], "mode": "geneve", "vni": 7}"#),
+        (&post, "/v1/proxies/squid", r#"{"hosts": ["10.0.1.2"], "mode": "geneve", "vni": 16777216}"#),
         (&Method::PATCH, "/v1/proxies/squid", r#"{"vni": 7}"#),
         (&Method::PATCH, "/v1/proxies/squid", r#"{"fail": "direct"}"#),
         (&post, "/v1/proxies/squid/drained", r#"{"host": "10.0.1"}"#),

@@ -226,7 +226,7 @@ fn what_is_wrong_with_a_proxy_is_said_with_its_place_and_a_remedy() {
         proxies("hosts = [\"10.0.1.2\"]\ndrained = [\"me\"]"),
         proxies("hosts = [\"10.0.1.2\"]\nmode = \"gre\""),
         proxies("hosts = [\"10.0.1.2\"]\nmode = \"vxlan\""),
-        proxies("hosts = [\"10.0.1.2\"]\nmode = \"vxlan\"\nvni = 7"),
+        proxies("hosts = [\"10.0.1.2\"]\nmode = \"vxlan\"\nvni = 16777216"),
         proxies("hosts = [\"10.0.1.2\"]\nmode = \"vxlan\"\nvni = -1"),
         proxies("hosts = [\"10.0.1.2\"]\nvni = 7"),
         proxies("hosts = [\"10.0.1.2\"]\ncheck = \"http:80\""),

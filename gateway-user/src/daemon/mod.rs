@@ -39,7 +39,7 @@ use crate::{
     dataplane::{Dataplane, Host},
     events, health,
     metrics::{self, Metrics},
-    model::{Capacity, Role, Snapshot},
+    model::{Capacity, Proxy, ProxyMode, Role, Snapshot},
     netlink::{Neighbor, Netlink, Sysctls},
     refused::Refused,
 };
@@ -290,10 +290,11 @@ fn misplaced(state: &Snapshot, host: &Host) -> Vec<Notice> {
         let interface = host.link_of(address).and_then(|(name, _)| state.interfaces.get(name));
         interface.is_some_and(|interface| interface.role != Role::Outside)
     };
-    let notice = |name: &str, address: IpAddr| {
+    let notice = |proxy: &Proxy, address: IpAddr| {
+        let name = &proxy.name;
         let (what, hint) = if is_own(address) {
             ("is the gateway itself", "a proxy runs on another host")
-        } else if is_inside(address) {
+        } else if proxy.mode != ProxyMode::L2 || is_inside(address) {
             return None;
         } else {
             ("is on no link of an inside interface: packets cannot be sent to it", "see `ip address`")
@@ -304,7 +305,7 @@ fn misplaced(state: &Snapshot, host: &Host) -> Vec<Notice> {
         })
     };
     let hosts = state.proxies.values().flat_map(|proxy| proxy.hosts.iter().map(move |host| (proxy, host)));
-    hosts.filter_map(|(proxy, host)| notice(&proxy.name, host.address)).collect()
+    hosts.filter_map(|(proxy, host)| notice(proxy, host.address)).collect()
 }
 
 async fn pass_on(ring: Option<RingBuf<MapData>>, unresolved: mpsc::Sender<Neighbor>) -> anyhow::Result<()> {

@@ -9,6 +9,7 @@ pub mod bpf;
 mod connected;
 pub mod maglev;
 pub mod memory;
+pub mod tunnel;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 

@@ -1,6 +1,7 @@
 //! Which hosts of proxies are up: a check of each, as often as its proxy says.
 //!
-//! Checks go from the gateway host to the proxy host through the host's own stack. What they find is judged
+//! Checks go from the gateway host to the proxy host through the host's own stack, and through the tunnel where there is
+//! one. What they find is judged
 //! ([`judge`]), and the verdicts go to the control plane, which tells the data plane. What the data plane holds of a
 //! host stays until a check has said something of it: a daemon that starts does not know better than the one before.
 
@@ -24,7 +25,7 @@ use tracing::{info, warn};
 
 use crate::{
     control::Handle,
-    model::{Check, Snapshot},
+    model::{Check, ProxyMode, Snapshot},
 };
 
 use judge::Judge;
@@ -109,8 +110,8 @@ pub async fn run(control: Handle, stop: CancellationToken) {
 /// A host of a proxy.
 type Place = (String, IpAddr);
 
-/// What is asked of a host, and how often.
-type Plan = (Check, Duration);
+/// What is asked of a host, how often, and whether through a tunnel.
+type Plan = (Check, Duration, bool);
 
 /// What a check found.
 struct Finding {
@@ -143,7 +144,7 @@ impl Hosts {
             .proxies
             .values()
             .flat_map(|proxy| {
-                let plan = (proxy.check, proxy.interval);
+                let plan = (proxy.check, proxy.interval, proxy.mode != ProxyMode::L2);
                 proxy.hosts.iter().map(move |host| ((proxy.name.clone(), host.address), plan))
             })
             .collect();
@@ -163,11 +164,11 @@ impl Hosts {
     fn start(&mut self, place: &Place, plan: Plan) -> Host {
         self.started += 1;
         let checker = self.started;
-        let (check, interval) = plan;
+        let (check, ..) = plan;
         if check == Check::None {
             return Host { plan, judge: Judge::new(HealthState::Unchecked), checker, _task: None };
         }
-        let task = repeat(place.clone(), checker, check, interval, self.outcomes.clone());
+        let task = repeat(place.clone(), checker, plan, self.outcomes.clone());
         let task = Some(AbortOnDropHandle::new(tokio::spawn(task)));
         Host { plan, judge: Judge::new(HealthState::Unknown), checker, _task: task }
     }
@@ -201,13 +202,14 @@ fn report((proxy, host): &Place, health: &HostHealth) {
 }
 
 /// Checks a host again and again.
-async fn repeat(place: Place, checker: u64, check: Check, every: Duration, outcomes: mpsc::Sender<Finding>) {
+async fn repeat(place: Place, checker: u64, plan: Plan, outcomes: mpsc::Sender<Finding>) {
+    let (check, every, tunnel) = plan;
     let mut ticks = interval(every);
     // A check that was late is no reason to hurry the next ones.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let outcome = probe::probe(check, place.1, every.min(PATIENCE)).await;
+        let outcome = probe::probe(check, place.1, tunnel, every.min(PATIENCE)).await;
         if outcomes.send(Finding { place: place.clone(), checker, outcome }).await.is_err() {
             return;
         }

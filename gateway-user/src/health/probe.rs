@@ -2,19 +2,22 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, UdpSocket as StdSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdSocket},
+    os::fd::{AsFd, AsRawFd as _},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use gateway_common::checksum;
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
+};
 use tokio::{
-    net::{TcpStream, UdpSocket},
+    net::{TcpSocket, TcpStream, UdpSocket},
     time::timeout,
 };
 
-use crate::model::Check;
+use crate::{dataplane::tunnel::MARK, model::Check};
 
 /// What a check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,13 +32,13 @@ pub(super) enum Outcome {
     Inconclusive(String),
 }
 
-/// Checks a host, for no longer than `patience`.
-pub(super) async fn probe(check: Check, host: IpAddr, patience: Duration) -> Outcome {
+/// Checks a host, through its tunnel or not, for no longer than `patience`.
+pub(super) async fn probe(check: Check, host: IpAddr, tunnel: bool, patience: Duration) -> Outcome {
     let result = match check {
         Check::None => return Outcome::Alive,
         // The connection is closed as soon as it is there.
-        Check::Tcp(port) => timeout(patience, connect(host, port)).await,
-        Check::Icmp => timeout(patience, echo(host)).await,
+        Check::Tcp(port) => timeout(patience, connect(host, port, tunnel)).await,
+        Check::Icmp => timeout(patience, echo(host, tunnel)).await,
     };
     match result {
         Ok(Ok(())) => Outcome::Alive,
@@ -69,13 +72,41 @@ fn asked(check: Check) -> String {
     }
 }
 
-async fn connect(host: IpAddr, port: u16) -> io::Result<()> {
-    TcpStream::connect((host, port)).await.map(drop)
+async fn connect(host: IpAddr, port: u16, tunnel: bool) -> io::Result<()> {
+    if !tunnel {
+        return TcpStream::connect((host, port)).await.map(drop);
+    }
+    let socket = if host.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    lead_into_tunnel(&socket)?;
+    // From the address that the tunnel has, and not any that the host has elsewhere.
+    socket.bind(SocketAddr::new(source_towards(host)?, 0))?;
+    socket.connect(SocketAddr::new(host, port)).await.map(drop)
 }
 
+/// Has the routing rules of tunnels lead what a socket sends. Answers may come by any way.
+fn lead_into_tunnel(socket: &impl AsFd) -> io::Result<()> {
+    Ok(setsockopt(socket, sockopt::Mark, &MARK)?)
+}
+
+/// The address that the gateway host has towards a host. Nothing is sent.
+fn source_towards(host: IpAddr) -> io::Result<IpAddr> {
+    let any: IpAddr =
+        if host.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = StdSocket::bind((any, 0))?;
+    socket.connect((host, DISCARD))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// A port, because a connected socket has one (RFC 863).
+const DISCARD: u16 = 9;
+
 /// Sends an echo request and waits for its answer (RFC 792, RFC 4443 section 4).
-async fn echo(host: IpAddr) -> io::Result<()> {
+async fn echo(host: IpAddr, tunnel: bool) -> io::Result<()> {
     let socket = raw(host)?;
+    if tunnel {
+        lead_into_tunnel(&socket)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source_towards(host)?, 0)))?;
+    }
     // The kernel passes on what comes from this host alone.
     socket.connect(SocketAddr::new(host, 0)).await?;
     let request = request(host, number());
@@ -137,8 +168,6 @@ fn number() -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, Ipv6Addr};
-
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(5);
@@ -148,10 +177,10 @@ mod tests {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let host = Ipv4Addr::LOCALHOST.into();
-        assert_eq!(probe(Check::Tcp(port), host, PATIENCE).await, Outcome::Alive);
+        assert_eq!(probe(Check::Tcp(port), host, false, PATIENCE).await, Outcome::Alive);
         drop(listener);
         let refused = Outcome::Refused(format!("tcp port {port}: connection refused"));
-        assert_eq!(probe(Check::Tcp(port), host, PATIENCE).await, refused);
+        assert_eq!(probe(Check::Tcp(port), host, false, PATIENCE).await, refused);
     }
 
     #[test]
@@ -183,7 +212,7 @@ mod tests {
     #[tokio::test]
     async fn this_host_answers_echo_requests() {
         for host in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
-            let outcome = probe(Check::Icmp, host, PATIENCE).await;
+            let outcome = probe(Check::Icmp, host, false, PATIENCE).await;
             if let Outcome::Inconclusive(why) = &outcome {
                 gateway_lab::skip(&format!("{host}: {why}"));
             } else {

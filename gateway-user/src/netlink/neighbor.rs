@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use anyhow::Context as _;
 use rtnetlink::packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
         NeighbourState,
@@ -174,7 +174,8 @@ pub(super) fn valid(message: &NeighbourMessage) -> Option<(Neighbor, Mac)> {
 
 /// Which neighbor a message is about; `None` for bridges' tables and proxy entries.
 fn key(message: &NeighbourMessage) -> Option<Neighbor> {
-    if message.header.flags.contains(NeighbourFlags::Proxy) {
+    if message.header.family == AddressFamily::Bridge || message.header.flags.contains(NeighbourFlags::Proxy)
+    {
         return None;
     }
     message.attributes.iter().find_map(|attribute| {

@@ -1,6 +1,6 @@
 //! Keeps next hops resolved, so that the packet path never waits for ARP or ND.
 //!
-//! Three kinds of neighbors, all on interfaces of the gateway:
+//! Three kinds of neighbors, all on interfaces of the gateway or behind its tunnels:
 //!
 //! * **Routers** of the host's routes and of `gateway` targets, hosts of proxies, and hosts that have EIPs, are handed to the kernel as managed neighbors
 //!   (`NTF_EXT_MANAGED`, Linux 5.16): it resolves them at once and keeps them resolved, also while no daemon
@@ -35,7 +35,7 @@ use super::{
     socket::Sockets,
 };
 use crate::{
-    dataplane::Host,
+    dataplane::{Host, tunnel},
     model::{Snapshot, Target},
 };
 
@@ -55,7 +55,7 @@ const MAX_ROUTERS: usize = 512;
 /// Asks the kernel to resolve neighbors.
 #[derive(Debug, Default)]
 pub(super) struct Resolver {
-    /// Ifindexes of the gateway's interfaces.
+    /// Ifindexes of the gateway's interfaces, and of the devices of its tunnels.
     interfaces: BTreeSet<u32>,
     /// Routers of the host's routes, all interfaces.
     of_routes: BTreeSet<Neighbor>,
@@ -77,9 +77,11 @@ pub(super) struct Resolver {
 impl Resolver {
     /// Takes in which interfaces are the gateway's and which routers its routes name.
     pub(super) fn configure(&mut self, snapshot: &Snapshot, host: &Host) {
+        let tunnels = tunnel::devices(snapshot);
         self.interfaces = snapshot
             .interfaces
             .keys()
+            .chain(tunnels.keys())
             .filter_map(|name| host.links.get(name))
             .map(|link| link.index)
             .collect();
@@ -108,9 +110,13 @@ impl Resolver {
             })
             .collect();
         let neighbor = |address| Some(Neighbor { ifindex: on_link(host, address)?, address });
-        let proxies = snapshot.proxies.values();
-        self.of_proxies =
-            proxies.flat_map(|proxy| &proxy.hosts).filter_map(|host| neighbor(host.address)).collect();
+        let proxies = snapshot.proxies.values().flat_map(|proxy| &proxy.hosts);
+        self.of_proxies = proxies.filter_map(|host| neighbor(host.address)).collect();
+        // Those in tunnels are at the other end, too, where the frames inside go to.
+        for (name, device) in tunnels {
+            let Some(ifindex) = host.links.get(&name).map(|link| link.index) else { continue };
+            self.of_proxies.extend(device.hosts.into_iter().map(|address| Neighbor { ifindex, address }));
+        }
         self.of_eips = snapshot.eips.values().filter_map(|eip| neighbor(eip.host)).collect();
     }
 

@@ -8,6 +8,7 @@ mod build;
 mod differ;
 mod neighbor;
 mod refusal;
+mod tunnel;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,6 +16,7 @@ pub use build::{checksum_of, transport_checksum};
 pub use differ::{differences, fields};
 pub use neighbor::{Arp, advertisement, all_nodes, all_nodes_mac, solicitation};
 pub use refusal::{icmp_error, reset};
+pub use tunnel::Tunnel;
 
 /// A MAC address.
 pub type Mac = [u8; 6];

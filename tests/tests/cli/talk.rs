@@ -272,7 +272,8 @@ fn a_proxy_is_added_changed_drained_shown_and_removed() -> Result<()> {
         proxy add squid host 10.0.1.4
         proxy add other host 10.0.1.2
         proxy add other host 10.0.1.4 fail pool nta
-        proxy add other host 10.0.1.4 mode vxlan vni 7
+        proxy add other host 10.0.1.4 mode vxlan
+        proxy add other host 10.0.1.4 mode vxlan vni 16777216
         proxy add other host 10.0.1.4 check http:80
         proxy drain squid host 10.0.1.3
         proxy drain squid host 10.0.1.4

@@ -33,3 +33,4 @@ mod route;
 mod support;
 mod table;
 mod tcp;
+mod tunnel;

@@ -12,7 +12,7 @@ use gateway_tests::{
     counters::{self, Counters},
     gateway::{Action, Gateway, Outcome},
     network::{Network, mac},
-    packet::{self, Packet, differences, icmp_error, ip},
+    packet::{self, Packet, Tunnel, differences, icmp_error, ip},
     pcap::Pcap,
     policy::Policy,
 };
@@ -36,6 +36,12 @@ pub(crate) struct Lab {
 pub(crate) struct Expected {
     outcome: Kind,
     counters: Counters,
+    /// What the frame is put into before it leaves.
+    around: Option<Tunnel>,
+    /// Bytes that are counted, where they are not those of the frame.
+    bytes: Option<usize>,
+    /// What is left of a frame that is dropped, where that is not the frame.
+    left: Option<Vec<u8>>,
 }
 
 enum Kind {
@@ -73,43 +79,65 @@ pub(crate) fn lab(network: Network, policy: impl FnOnce(Policy) -> Policy) -> Op
 
 /// Handed to the host, or not the gateway's business: untouched.
 pub(crate) fn passed() -> Expected {
-    Expected { outcome: Kind::Passed, counters: Counters::default() }
+    Expected::new(Kind::Passed)
 }
 
 /// Dropped, untouched.
 pub(crate) fn dropped(reason: DropReason) -> Expected {
-    Expected { outcome: Kind::Dropped(reason), counters: Counters::default() }
+    Expected::new(Kind::Dropped(reason))
 }
 
 /// Dropped, and its sender is told by an ICMP error.
 pub(crate) fn refused(reason: DropReason) -> Expected {
-    Expected { outcome: Kind::Refused { reason, mtu: 0 }, counters: Counters::default() }
+    Expected::new(Kind::Refused { reason, mtu: 0 })
 }
 
 /// Dropped, and its sender is told the MTU that it is too large for.
 pub(crate) fn too_large(mtu: u16) -> Expected {
-    let outcome = Kind::Refused { reason: DropReason::MtuExceeded, mtu };
-    Expected { outcome, counters: Counters::default() }
+    Expected::new(Kind::Refused { reason: DropReason::MtuExceeded, mtu })
 }
 
 /// Dropped, and its sender is told by a TCP reset.
 pub(crate) fn reset(reason: DropReason) -> Expected {
-    Expected { outcome: Kind::Reset(reason), counters: Counters::default() }
+    Expected::new(Kind::Reset(reason))
 }
 
 /// Answered with exactly this frame, where it came from.
 pub(crate) fn answered(frame: Vec<u8>) -> Expected {
-    Expected { outcome: Kind::Answered(frame), counters: Counters::default() }
+    Expected::new(Kind::Answered(frame))
 }
 
 /// Sent out of `egress` to the neighbour `to`. It leaves as `packet` with one hop less, between the MAC
 /// addresses of the device and the neighbour.
 pub(crate) fn sent(egress: &'static str, to: &str, verdict: Verdict, packet: &Packet) -> Expected {
-    let outcome = Kind::Sent { egress, to: ip(to), verdict, packet: Box::new(packet.clone()) };
-    Expected { outcome, counters: Counters::default() }
+    Expected::new(Kind::Sent { egress, to: ip(to), verdict, packet: Box::new(packet.clone()) })
 }
 
 impl Expected {
+    fn new(outcome: Kind) -> Self {
+        Self { outcome, counters: Counters::default(), around: None, bytes: None, left: None }
+    }
+
+    /// In this tunnel.
+    pub(crate) fn within(self, tunnel: &Tunnel) -> Self {
+        Self { around: Some(*tunnel), ..self }
+    }
+
+    /// Counted with as many bytes as this frame has, which was in a tunnel.
+    pub(crate) fn counted_as(self, inner: &Packet) -> Self {
+        self.counted_with(inner.frame().len())
+    }
+
+    /// Dropped as this frame, which was in a tunnel, and counted as such.
+    pub(crate) fn taken_out(self, inner: Vec<u8>) -> Self {
+        Self { bytes: Some(inner.len()), left: Some(inner), ..self }
+    }
+
+    /// Counted with this many bytes.
+    pub(crate) fn counted_with(self, bytes: usize) -> Self {
+        Self { bytes: Some(bytes), ..self }
+    }
+
     /// By this route (`203.0.113.0/24 proto tcp`) of table `main`, with a target of this kind.
     pub(crate) fn by(self, route: &'static str, target: &'static str) -> Self {
         self.by_table("main", route, target)
@@ -249,7 +277,8 @@ pub(crate) fn translated(frame: &[u8]) -> (IpAddr, u16) {
 
 impl Expected {
     fn resolve(self, network: &Network, ingress: &str, frame: &[u8]) -> (Outcome, Counters) {
-        let unchanged = |action| Outcome { action, frame: frame.to_vec() };
+        let left = self.left.unwrap_or_else(|| frame.to_vec());
+        let unchanged = |action| Outcome { action, frame: left.clone() };
         let told = |packet: Packet| Outcome { action: Action::Tx, frame: packet.frame() };
         let device = network.find(ingress);
         let (outcome, egress, verdict) = match self.outcome {
@@ -257,31 +286,48 @@ impl Expected {
             Kind::Dropped(_) => (unchanged(Action::Drop), None, Verdict::Drop),
             Kind::Refused { reason, mtu } => {
                 let own = device.address(frame[14] >> 4 == 4);
-                let error = icmp_error(frame, 14, (device.mac(), own), reason, mtu);
-                (told(error), None, Verdict::Drop)
+                let told = match &self.around {
+                    Some(tunnel) => {
+                        let error = icmp_error(inside(frame), 14, (device.mac(), own), reason, mtu);
+                        let macs = (device.mac(), mac(tunnel.host.0));
+                        Outcome { action: Action::Tx, frame: tunnel.to_host(macs, &error) }
+                    }
+                    None => told(icmp_error(frame, 14, (device.mac(), own), reason, mtu)),
+                };
+                (told, None, Verdict::Drop)
             }
             Kind::Reset(_) => (told(packet::reset(frame, 14, device.mac())), None, Verdict::Drop),
             Kind::Answered(ref answer) => {
                 (Outcome { action: Action::Tx, frame: answer.clone() }, Some(ingress), Verdict::Host)
             }
             Kind::Sent { egress, to, verdict, ref packet } => {
-                let packet = packet.clone().macs(network.find(egress).mac(), mac(to));
-                let frame = packet.clone().ttl(packet.ttl - 1).frame();
+                let packet = packet.clone().ttl(packet.ttl - 1);
+                let macs = (network.find(egress).mac(), mac(to));
+                let frame = match &self.around {
+                    Some(tunnel) => tunnel.to_host(macs, &packet),
+                    None => packet.macs(macs.0, macs.1).frame(),
+                };
                 let action = if egress == ingress { Action::Tx } else { Action::Redirect };
                 (Outcome { action, frame }, Some(egress), verdict)
             }
         };
-        let bytes = frame.len() as u64;
+        let length = self.bytes.unwrap_or(frame.len());
+        let bytes = length as u64;
         let mut counters = self.counters.map(|name, counter| {
             let has_bytes = name.starts_with("route ") || name.starts_with("table ");
             Counter { bytes: if has_bytes { counter.packets * bytes } else { 0 }, ..counter }
         });
-        counters.packet(counters::traffic(ingress, egress, verdict), frame.len());
+        counters.packet(counters::traffic(ingress, egress, verdict), length);
         if let Kind::Dropped(reason) | Kind::Refused { reason, .. } | Kind::Reset(reason) = self.outcome {
-            counters.packet(counters::drops(reason), frame.len());
+            counters.packet(counters::drops(reason), length);
         }
         (outcome, counters)
     }
+}
+
+/// The frame inside of one with IPv4 around it.
+fn inside(frame: &[u8]) -> &[u8] {
+    &frame[14 + 20 + 8 + 8..]
 }
 
 #[track_caller]

@@ -18,6 +18,7 @@ mod proxy;
 mod routing_proxy;
 mod snat;
 mod targets;
+mod tunnel;
 mod walk;
 
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Proxies: squid and haproxy as Debian has them, on hosts that the gateway sends clients through.
 
-pub(super) mod programs;
+pub(crate) mod programs;
 
 use std::{
     collections::BTreeSet,

@@ -26,6 +26,7 @@ mod sys;
 mod table;
 mod tables;
 mod trie;
+mod tunnels;
 
 use std::{
     collections::BTreeMap,
@@ -45,8 +46,8 @@ use aya_obj::{Object, programs::XdpAttachType};
 use gateway_common::{
     ABI_VERSION,
     config::{
-        self, Config, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, HAIRPIN_V4, HAIRPIN_V6, INWARD_V4, INWARD_V6,
-        MAP_V4, MAP_V6, PROXY_V4, PROXY_V6, Policy, RELATED_V4, RELATED_V6,
+        self, Config, DECAPSULATE, DECIDE_V4, DECIDE_V6, EIP_V4, EIP_V6, ENCAPSULATE, HAIRPIN_V4, HAIRPIN_V6,
+        INWARD_V4, INWARD_V6, MAP_V4, MAP_V6, PROXY_V4, PROXY_V6, Policy, RELATED_V4, RELATED_V6,
     },
     fragment, limit, ports,
     table::buckets,
@@ -65,6 +66,7 @@ use self::{
     proxies::{Proxies, ProxyMaps, Surroundings},
     sweep::BpfSweeper,
     tables::{References, TableMaps, Tables},
+    tunnels::Tunnels,
 };
 use super::{Connected, Dataplane, Host, Observe, Sweeper};
 use crate::model::{self, Capacity, NoSession, Snapshot};
@@ -76,7 +78,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ga
 const ENTRY: &str = "gateway";
 const SWEEP: &str = "sweep";
 /// Programs that are tail called, with their elements of `PROGRAMS`.
-const STAGES: [(&str, u32); 14] = [
+const STAGES: [(&str, u32); 16] = [
     ("decide_v4", DECIDE_V4),
     ("decide_v6", DECIDE_V6),
     ("related_v4", RELATED_V4),
@@ -91,6 +93,8 @@ const STAGES: [(&str, u32); 14] = [
     ("proxy_v6", PROXY_V6),
     ("inward_v4", INWARD_V4),
     ("inward_v6", INWARD_V6),
+    ("decapsulate", DECAPSULATE),
+    ("encapsulate", ENCAPSULATE),
 ];
 
 /// How long a session is kept whose connection was refused: repeated SYNs that were under way are refused by
@@ -132,6 +136,7 @@ pub struct BpfDataplane {
     eips: Eips,
     pools: Pools,
     proxies: Proxies,
+    tunnels: Tunnels,
     tables: Tables,
     sweeper: Arc<BpfSweeper>,
     scale: Scale,
@@ -227,6 +232,8 @@ impl BpfDataplane {
             hosts: pins.open("PROXY_HOSTS")?,
             macs: pins.open("PROXY_MACS")?,
             flows: pins.open("PROXY_FLOWS")?,
+            tunnels: pins.open("TUNNELS")?,
+            tunnel_hosts: pins.open("TUNNEL_HOSTS")?,
         })?;
         config.half = half;
         let scale = Scale::of_this_kernel()?;
@@ -242,6 +249,7 @@ impl BpfDataplane {
             eips: Eips::new(pins.open("EIPS")?, config.policy.eips())?,
             pools,
             proxies,
+            tunnels: Tunnels::default(),
             tables,
             sweeper: Arc::new(BpfSweeper::new(sweep, &pins, config.timeouts)?),
             scale,
@@ -343,8 +351,13 @@ impl BpfDataplane {
         let devices: BTreeMap<String, u32> =
             self.host.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
         let connected = Connected::of(&self.host, to);
-        let around =
-            Surroundings { host: &self.host, slots: interfaces.slots(), pools: self.pools.numbers() };
+        self.tunnels.write(to)?;
+        let around = Surroundings {
+            host: &self.host,
+            slots: interfaces.slots(),
+            pools: self.pools.numbers(),
+            tunnels: self.tunnels.devices(),
+        };
         self.proxies.write(to, &around)?;
         let references = References {
             pools: self.pools.numbers(),
@@ -380,6 +393,7 @@ impl BpfDataplane {
             interfaces.open_all()?;
         }
         self.proxies.remove_unused(&to.proxies)?;
+        self.tunnels.remove_unused(to)?;
         self.pools.remove_unused(&to.pools)?;
         self.addresses.remove_unused(&self.host, self.pools.meanings(), to.eips.keys())?;
         // The generation moves last: what is decided under it has seen all of the change.
@@ -425,8 +439,12 @@ impl BpfDataplane {
     /// Looks at the neighbours again that are hosts of proxies.
     fn refresh_proxies(&mut self, applied: &Snapshot) -> Result<()> {
         let interfaces = interfaces_of(&mut self.interfaces)?;
-        let around =
-            Surroundings { host: &self.host, slots: interfaces.slots(), pools: self.pools.numbers() };
+        let around = Surroundings {
+            host: &self.host,
+            slots: interfaces.slots(),
+            pools: self.pools.numbers(),
+            tunnels: self.tunnels.devices(),
+        };
         self.proxies.refresh(applied, &around)
     }
 
@@ -493,6 +511,7 @@ impl Dataplane for BpfDataplane {
 
     fn remove(&mut self) -> Result<()> {
         self.detach()?;
+        self.tunnels.remove_unused(&Snapshot::default())?;
         self.pins.remove()
     }
 

@@ -1,4 +1,4 @@
-//! Maps `PROXIES`, `PROXY_HOSTS` and `PROXY_MACS`.
+//! Maps `PROXIES`, `PROXY_HOSTS`, `PROXY_MACS`, `TUNNELS` and `TUNNEL_HOSTS`.
 //!
 //! Sessions name hosts by their elements of `PROXY_HOSTS`. So a host keeps its element as long as it is in its proxy,
 //! also across daemons, and finds it again when it comes back; an element is given to another host only when nothing
@@ -17,9 +17,14 @@ use gateway_common::{
         DRAINED, FAIL_CLOSED, FAIL_DIRECT, FAIL_POOL, FAIL_PROXY, IN_USE, MAX_PROXIES, NO_HOST, Proxy,
         ProxyHost, ProxyMac, RESOLVED, SLOTS, UP,
     },
+    tunnel::{self, GENEVE, GENEVE_PORT, Tunnel, TunnelKey, VXLAN, VXLAN_PORT},
 };
 
-use super::{netlink::neighbors, space::Space};
+use super::{
+    netlink::neighbors,
+    space::Space,
+    tunnels::{self, Known, Way},
+};
 use crate::{
     dataplane::{
         Host, Link,
@@ -34,6 +39,8 @@ pub(super) struct ProxyMaps {
     pub(super) hosts: Array<MapData, ProxyHost>,
     pub(super) macs: maps::HashMap<MapData, ProxyMac, u32>,
     pub(super) flows: PerCpuArray<MapData, u64>,
+    pub(super) tunnels: Array<MapData, Tunnel>,
+    pub(super) tunnel_hosts: maps::HashMap<MapData, TunnelKey, u32>,
 }
 
 /// What the hosts' ways depend on.
@@ -44,6 +51,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) slots: &'a BTreeMap<String, u32>,
     /// Numbers of pools by name.
     pub(super) pools: &'a BTreeMap<String, u32>,
+    /// Devices of tunnels by name.
+    pub(super) tunnels: &'a BTreeMap<String, Known>,
 }
 
 pub(super) struct Proxies {
@@ -54,6 +63,9 @@ pub(super) struct Proxies {
     /// What `PROXY_HOSTS` holds. Elements that are not in use any more keep the address that they had.
     elements: Vec<ProxyHost>,
     macs: HashMap<ProxyMac, u32>,
+    /// What `TUNNELS` holds.
+    tunnels: Vec<Tunnel>,
+    tunnel_hosts: HashMap<TunnelKey, u32>,
     /// What was last said of hosts.
     health: BTreeMap<(String, IpAddr), bool>,
 }
@@ -68,8 +80,11 @@ impl Proxies {
             proxy_space.take(element.proxy);
         }
         let known = maps.macs.iter().collect::<Result<_, _>>().context("cannot read map PROXY_MACS")?;
+        let tunnels = maps.tunnels.iter().collect::<Result<_, _>>().context("cannot read map TUNNELS")?;
+        let tunnel_hosts =
+            maps.tunnel_hosts.iter().collect::<Result<_, _>>().context("cannot read map TUNNEL_HOSTS")?;
         let (numbers, health) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { maps, numbers, proxy_space, elements, macs: known, health })
+        Ok(Self { maps, numbers, proxy_space, elements, macs: known, tunnels, tunnel_hosts, health })
     }
 
     /// Numbers of proxies by name.
@@ -89,16 +104,10 @@ impl Proxies {
     /// [`Proxies::remove_unused`].
     ///
     /// # Errors
-    /// A mode of proxies that is not supported, too many of them, or what the kernel says.
+    /// There are too many of them, or what the kernel says.
     pub(super) fn write(&mut self, to: &Snapshot, around: &Surroundings<'_>) -> Result<()> {
         self.proxy_space.begin_change();
         for proxy in to.proxies.values() {
-            match proxy.mode {
-                ProxyMode::L2 => {}
-                ProxyMode::Vxlan { .. } | ProxyMode::Geneve { .. } => {
-                    bail!("proxy {} uses a tunnel, and hosts of proxies must be on a link", proxy.name)
-                }
-            }
             let number = self.number(proxy)?;
             self.numbers.insert(proxy.name.clone(), number);
         }
@@ -130,8 +139,10 @@ impl Proxies {
             let element = self.elements[number];
             if element.flags & IN_USE != 0 && !kept.contains(&family::to_ip(&element.address)) {
                 self.set_host(number as u32, ProxyHost { flags: 0, ..element })?;
+                self.set_tunnel(number as u32, Tunnel::default())?;
             }
         }
+        self.forget_tunnel_hosts(to)?;
         let gone: Vec<String> = self.numbers.keys().filter(|name| !to.contains_key(*name)).cloned().collect();
         for name in gone {
             if let Some(number) = self.numbers.remove(&name) {
@@ -188,15 +199,22 @@ impl Proxies {
                 let before = self.elements[number as usize];
                 let same = before.address == family::from_ip(address);
                 let before = if same { before } else { ProxyHost { flags: UP, ..ProxyHost::default() } };
-                let way = way(to, around, &known, address, before);
+                let tunnel = tunnel(around, &known, proxy.mode, address, self.tunnels[number as usize]);
+                let way = match &tunnel {
+                    None => way(to, around, &known, address, before),
+                    Some(tunnel) => way_into(tunnel, around, &known, (proxy.mode, address), (number, before)),
+                };
                 let value = ProxyHost {
                     address: family::from_ip(address),
                     next_hop: way.unwrap_or_default(),
                     proxy: proxy_number,
                     flags: self.flags(proxy, address, before.flags) | way.map_or(0, |_| RESOLVED),
                 };
-                // Whose frames they are is known before anything is sent there.
-                if let Some(next_hop) = way {
+                // What goes around a frame, and whose frames they are, is known before anything is sent there.
+                self.set_tunnel(number, tunnel.unwrap_or_default())?;
+                if let Some(key) = key_of(proxy.mode, address) {
+                    self.set_tunnel_host(key, number)?;
+                } else if let Some(next_hop) = way {
                     self.set_mac(ProxyMac { mac: next_hop.destination(), slot: next_hop.slot }, number)?;
                 }
                 self.set_host(number, value)?;
@@ -282,6 +300,42 @@ impl Proxies {
         Ok(())
     }
 
+    fn set_tunnel(&mut self, number: u32, value: Tunnel) -> Result<()> {
+        if self.tunnels[number as usize] != value {
+            self.maps.tunnels.set(number, value, 0).context("cannot write the tunnel to a proxy host")?;
+            self.tunnels[number as usize] = value;
+        }
+        Ok(())
+    }
+
+    fn set_tunnel_host(&mut self, key: TunnelKey, number: u32) -> Result<()> {
+        if self.tunnel_hosts.get(&key) != Some(&number) {
+            self.maps.tunnel_hosts.insert(key, number, 0).context("cannot write the end of a tunnel")?;
+            self.tunnel_hosts.insert(key, number);
+        }
+        Ok(())
+    }
+
+    /// Removes the ends of tunnels that `to` does not have.
+    fn forget_tunnel_hosts(&mut self, to: &BTreeMap<String, model::Proxy>) -> Result<()> {
+        let kept: BTreeSet<_> = to
+            .values()
+            .flat_map(|proxy| proxy.hosts.iter().filter_map(|host| key_of(proxy.mode, host.address)))
+            .map(|TunnelKey { host, identifier }| (host, identifier))
+            .collect();
+        let unused: Vec<TunnelKey> = self
+            .tunnel_hosts
+            .keys()
+            .filter(|key| !kept.contains(&(key.host, key.identifier)))
+            .copied()
+            .collect();
+        for key in unused {
+            self.maps.tunnel_hosts.remove(&key).context("cannot remove the end of a tunnel")?;
+            self.tunnel_hosts.remove(&key);
+        }
+        Ok(())
+    }
+
     /// Frames from there come from the host `number`; of two hosts with one MAC address, from the one that is first.
     fn set_mac(&mut self, key: ProxyMac, number: u32) -> Result<()> {
         let owner = self.macs.get(&key).map(|owner| (*owner, self.elements[*owner as usize]));
@@ -319,7 +373,8 @@ impl Proxies {
         // One that shared its MAC address with a host that is gone.
         for number in 0..self.elements.len() {
             let ProxyHost { flags, next_hop, .. } = self.elements[number];
-            if flags & (IN_USE | RESOLVED) == IN_USE | RESOLVED {
+            let on_link = tunnel::host_of(next_hop.slot.into()).is_none();
+            if on_link && flags & (IN_USE | RESOLVED) == IN_USE | RESOLVED {
                 self.set_mac(ProxyMac { mac: next_hop.destination(), slot: next_hop.slot }, number as u32)?;
             }
         }
@@ -329,10 +384,11 @@ impl Proxies {
 
 const NO_PROXY: Proxy = Proxy { fail: FAIL_CLOSED, object: 0, in_use: 0, slots: [NO_HOST; SLOTS] };
 
-/// The interfaces that hosts of proxies are behind.
+/// The interfaces that hosts of proxies are behind which are in no tunnel.
 pub(super) fn devices(to: &Snapshot, host: &Host) -> BTreeSet<String> {
-    addresses(&to.proxies)
-        .into_iter()
+    let on_links = to.proxies.values().filter(|proxy| proxy.mode == ProxyMode::L2);
+    on_links
+        .flat_map(|proxy| proxy.hosts.iter().map(|host| host.address))
         .filter_map(|address| device(to, host, address))
         .map(|(name, _)| name.to_owned())
         .collect()
@@ -349,7 +405,7 @@ fn device<'a>(to: &Snapshot, host: &'a Host, address: IpAddr) -> Option<(&'a str
 fn way(
     to: &Snapshot,
     around: &Surroundings<'_>,
-    known: &HashMap<(u32, IpAddr), [u8; 6]>,
+    known: &Neighbors,
     address: IpAddr,
     before: ProxyHost,
 ) -> Option<NextHop> {
@@ -360,6 +416,69 @@ fn way(
     let mac = known.get(&(link.index, address)).copied().or(former)?;
     Some(NextHop::new(slot, u16::try_from(link.mtu).unwrap_or(u16::MAX), mac, link.mac))
 }
+
+/// What goes around frames to a host, if they go into a tunnel; without a port where there is no way. A neighbour that
+/// stops answering is still where it was.
+fn tunnel(
+    around: &Surroundings<'_>,
+    known: &Neighbors,
+    mode: ProxyMode,
+    address: IpAddr,
+    before: Tunnel,
+) -> Option<Tunnel> {
+    let (kind, vni, port) = match mode {
+        ProxyMode::L2 => return None,
+        ProxyMode::Vxlan { vni } => (VXLAN, vni, VXLAN_PORT),
+        ProxyMode::Geneve { vni } => (GENEVE, vni, GENEVE_PORT),
+    };
+    let find = || {
+        let Way { ifindex, neighbor, source, mtu } = tunnels::way_to(address)?;
+        let (name, link) = around.host.links.iter().find(|(_, link)| link.index == ifindex)?;
+        let slot = *around.slots.get(name)? as u16;
+        let (source, destination) = (family::from_ip(source), family::from_ip(address));
+        let same = before.port != [0; 2] && before.next_hop.slot == slot && before.destination == destination;
+        let former = same.then(|| before.next_hop.destination());
+        let mac = known.get(&(ifindex, neighbor)).copied().or(former)?;
+        let mtu = u16::try_from(mtu.unwrap_or(u32::MAX).min(link.mtu)).unwrap_or(u16::MAX);
+        let next_hop = NextHop::new(slot, mtu, mac, link.mac);
+        let header = tunnel::header(kind, vni);
+        Some(Tunnel { source, destination, next_hop, header, port: port.to_be_bytes(), reserved: [0; 2] })
+    };
+    Some(find().unwrap_or_default())
+}
+
+/// The way to a host that is in a tunnel: that of the frame inside.
+fn way_into(
+    tunnel: &Tunnel,
+    around: &Surroundings<'_>,
+    known: &Neighbors,
+    (mode, address): (ProxyMode, IpAddr),
+    (number, before): (u32, ProxyHost),
+) -> Option<NextHop> {
+    if tunnel.port == [0; 2] {
+        return None;
+    }
+    let device = around.tunnels.get(&crate::dataplane::tunnel::device_of(mode, address)?)?;
+    let slot = tunnel::slot_of(number as u16);
+    let former = before.next_hop;
+    let former = Some(former.destination()).filter(|_| before.flags & RESOLVED != 0 && former.slot == slot);
+    let mac = known.get(&(device.index, address)).copied().or(former)?;
+    let mtu = tunnel.next_hop.mtu.saturating_sub(tunnel::overhead(address.is_ipv4()));
+    Some(NextHop::new(slot, mtu, mac, device.mac))
+}
+
+/// Where frames of a host come from that is in a tunnel.
+fn key_of(mode: ProxyMode, address: IpAddr) -> Option<TunnelKey> {
+    let identifier = match mode {
+        ProxyMode::L2 => return None,
+        ProxyMode::Vxlan { vni } => tunnel::identifier(VXLAN, vni),
+        ProxyMode::Geneve { vni } => tunnel::identifier(GENEVE, vni),
+    };
+    Some(TunnelKey { host: family::from_ip(address), identifier })
+}
+
+/// MAC addresses of neighbours by ifindex and address.
+type Neighbors = HashMap<(u32, IpAddr), [u8; 6]>;
 
 fn addresses(proxies: &BTreeMap<String, model::Proxy>) -> BTreeSet<IpAddr> {
     proxies.values().flat_map(|proxy| &proxy.hosts).map(|host| host.address).collect()

@@ -7,7 +7,7 @@ use gateway_common::proxy::{MAX_HOSTS_PER_PROXY, MAX_PROXIES, MAX_PROXY_HOSTS};
 use ipnet::IpNet;
 
 use super::{Subject, Violation, at, check_name, pool_for, unknown};
-use crate::model::{Check, Fail, Proxy, ProxyMode, Snapshot, error::ValueError, prefix::check_unicast};
+use crate::model::{Check, Fail, Proxy, Snapshot, error::ValueError, prefix::check_unicast};
 
 /// The largest weight of a host.
 pub const MAX_WEIGHT: u16 = 256;
@@ -86,13 +86,9 @@ fn one_proxy(proxy: &Proxy) -> Result<(), ValueError> {
         let message = format!("host {stranger} is drained, and not one of proxy `{name}`");
         return Err(ValueError::invalid("drained", message).hint("name hosts of the proxy"));
     }
-    match mode {
-        ProxyMode::L2 => {}
-        ProxyMode::Vxlan { .. } | ProxyMode::Geneve { .. } => {
-            let message = format!("mode `{}` is not supported by this version", mode.name());
-            return Err(ValueError::unsupported("mode", message)
-                .hint("put the proxy's hosts on a link of the gateway and use mode `l2`"));
-        }
+    if mode.vni().is_some_and(|vni| vni >= 1 << 24) {
+        return Err(ValueError::invalid("vni", format!("`{mode}` is not possible"))
+            .hint(format!("from 0 to {}", (1 << 24) - 1)));
     }
     if *check == Check::Tcp(0) {
         return Err(ValueError::invalid("check", "nobody listens on port 0").hint("from 1 to 65535"));
