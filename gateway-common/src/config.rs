@@ -107,7 +107,7 @@ pub const NO_SESSION_DROP: u32 = 1;
 /// once, and asks every map by what it read.
 ///
 /// Bit 0: the gateway is active. Bit 1: [`Policy::bindings`]. Bit 2: [`Policy::eips`]. Bit 3:
-/// [`Policy::names_interfaces`]. The upper half: [`Policy::border`].
+/// [`Policy::names_interfaces`]. Bits 4 and 5: [`Policy::limits`]. The upper half: [`Policy::border`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy(u32);
@@ -116,6 +116,8 @@ const ACTIVE: u32 = 1;
 const BINDINGS: u32 = 2;
 const EIPS: u32 = 4;
 const INTERFACES: u32 = 8;
+const LIMITS: u32 = 4;
+const LIMITS_MASK: u32 = 3 << LIMITS;
 const BORDER: u32 = 16;
 
 const _: () = assert!(MAX_TABLE_SLOTS <= 1 << BORDER);
@@ -149,6 +151,13 @@ impl Policy {
         self.0 & INTERFACES != 0
     }
 
+    /// 1 more than the half of `LIMITS` that is in force; 0: there are no limits of sources.
+    #[inline(always)]
+    #[must_use]
+    pub const fn limits(self) -> u32 {
+        (self.0 & LIMITS_MASK) >> LIMITS
+    }
+
     /// Slot of the border table, 0: there is none.
     #[inline(always)]
     #[must_use]
@@ -178,6 +187,12 @@ impl Policy {
     #[must_use]
     pub const fn with_interfaces(self, named: bool) -> Self {
         self.with(INTERFACES, named)
+    }
+
+    /// As [`Policy::limits`], at most 2.
+    #[must_use]
+    pub const fn with_limits(self, limits: u32) -> Self {
+        Self(self.0 & !LIMITS_MASK | limits << LIMITS & LIMITS_MASK)
     }
 
     /// As [`Policy::border`]; `slot` is less than [`MAX_TABLE_SLOTS`].
@@ -272,6 +287,8 @@ mod tests {
         let policy = Policy::default().with_border(MAX_TABLE_SLOTS - 1).with_bindings(1).with_active(true);
         assert!(policy.is_active() && !policy.names_interfaces());
         assert_eq!((policy.bindings(), policy.eips(), policy.border()), (1, 0, MAX_TABLE_SLOTS - 1));
+        assert_eq!(policy.with_limits(2).limits(), 2);
+        assert_eq!(policy.with_limits(2).with_limits(0), policy);
         let policy = policy.with_bindings(0).with_eips(1).with_interfaces(true).with_border(0);
         assert!(policy.is_active() && policy.names_interfaces());
         assert_eq!((policy.bindings(), policy.eips(), policy.border()), (0, 1, 0));

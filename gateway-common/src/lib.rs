@@ -27,6 +27,7 @@ pub mod quote;
 pub mod reason;
 pub mod route;
 pub mod session;
+pub mod source;
 pub mod table;
 pub mod tcp;
 pub mod tunnel;

@@ -1,5 +1,5 @@
-//! Limits of what an address of a pool opens towards one destination: so many new connections a second, so many at
-//! a time.
+//! Limits of what an address of a pool opens towards one destination, or of what a source opens: so many new
+//! connections a second, so many at a time.
 //!
 //! The rate is kept by the generic cell rate algorithm (ITU-T I.371, annex A, "virtual scheduling"): one word says
 //! when the bucket is full again, and moves by one interval with each connection. So one compare and swap takes a
@@ -7,7 +7,7 @@
 
 use crate::pod;
 
-/// Limits towards each destination. 0 stands for "no limit" wherever a user writes it.
+/// A limit. 0 stands for "no limit" wherever a user writes it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limit {
@@ -20,14 +20,15 @@ pub struct Limit {
     pub ahead: u64,
 }
 
-/// What is known of a destination. Value of `DESTINATIONS`; the key is a [`crate::ports::Destination`].
+/// What is known of a destination or a source. Value of `DESTINATIONS`, whose key is a [`crate::ports::Destination`],
+/// and of `SOURCES`, whose key is a [`crate::source::Source`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
     /// When the bucket is full again, nanoseconds of the monotonic clock.
     pub full: u64,
-    /// The number of sessions there are, or [`GONE`], below a hash of the key, [`crate::ports::Destination::tag`]: whoever
-    /// changes the number changes no other bucket's.
+    /// The number of sessions there are, or [`GONE`], below a hash of the key ([`crate::ports::Destination::tag`],
+    /// [`crate::source::Source::tag`]): whoever changes the number changes no other bucket's.
     pub sessions: u64,
     /// Connections that were admitted.
     pub admitted: u64,
@@ -52,7 +53,7 @@ impl Bucket {
 /// In place of the number of sessions: the bucket is being removed.
 pub const GONE: u32 = u32::MAX;
 
-/// Elements of `DESTINATIONS` for so many sessions: as many, and some for those of small gateways that were there a
+/// Elements of `DESTINATIONS`, and of `SOURCES`, for so many sessions: as many, and some for those of small gateways that were there a
 /// moment ago.
 #[must_use]
 pub const fn capacity(sessions: u32) -> u32 {

@@ -27,6 +27,8 @@ pub const LIVE: u32 = 1;
 pub const HELD: u8 = 1;
 /// [`crate::session::Session::flags`] of the outside element of a session with a host that is inside, too.
 pub const HAIRPIN: u8 = 2;
+/// [`crate::session::Session::flags`] of an outside element: a packet from outside has opened the session.
+pub const INWARD: u8 = 4;
 
 /// [`crate::family::NextHop::slot`] of the inside element of such a session: back in. No interface has it.
 pub const LOOP: u16 = u16::MAX;

@@ -38,7 +38,7 @@ pub struct Pool {
     pub port_low: u16,
     /// Highest port, host byte order, included.
     pub port_high: u16,
-    /// 0 or [`ENDPOINT_INDEPENDENT`].
+    /// [`ENDPOINT_INDEPENDENT`] | [`REFUSE_RESET`] | [`REFUSE_ICMP`].
     pub flags: u32,
     /// What each address may open towards each destination.
     pub limit: Limit,
@@ -47,6 +47,12 @@ pub struct Pool {
 /// [`Pool::flags`] and [`PoolAddress::flags`]: new flows of an inside host's address and port share a
 /// [`crate::mapping`].
 pub const ENDPOINT_INDEPENDENT: u32 = 8;
+
+/// [`Pool::flags`]: a client whose connection the pool cannot take is told by a reset, or where it is not TCP, by an
+/// ICMP error.
+pub const REFUSE_RESET: u32 = 16;
+/// [`Pool::flags`]: it is told by an ICMP error.
+pub const REFUSE_ICMP: u32 = 32;
 
 /// [`PoolAddress::flags`]: the pool address is in use.
 pub const IN_USE: u32 = 1;

@@ -82,7 +82,7 @@ impl Destination {
 
 /// One word more in a hash: the finalizer of `MurmurHash3`.
 #[inline(always)]
-const fn mix(hash: u32, word: u32) -> u32 {
+pub(crate) const fn mix(hash: u32, word: u32) -> u32 {
     let hash = hash ^ word;
     let hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
     let hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);

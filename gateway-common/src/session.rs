@@ -19,8 +19,10 @@
 
 use crate::{
     family::{Family, NextHop, V4, V6},
+    interface::MAX_INTERFACES,
     pod,
     proxy::{self, PROXIED},
+    source::Charge,
 };
 
 /// [`Tuple::side`] of a tuple as the inside sends it.
@@ -86,6 +88,11 @@ pub const TCP_RST: u8 = 0x04;
 /// See [`TCP_FIN`].
 pub const TCP_ACK: u8 = 0x10;
 
+/// Bits of [`Session::ingress`] that are the slot.
+const SLOT_BITS: u32 = 5;
+const SLOT_MASK: u16 = (1 << SLOT_BITS) - 1;
+const _: () = assert!(MAX_INTERFACES == 1 << SLOT_BITS && Charge::BITS + SLOT_BITS == u16::BITS);
+
 /// Value of the session tables: what to do with a packet of one direction.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +119,7 @@ pub struct Session<F: Family> {
     /// which may lag behind and says only whether a packet may go straight on.
     pub state: u8,
     /// Inside element: 0, [`CUT`], [`CUT_SEEN`] or [`CUT_QUEUED`]. Outside element:
-    /// [`crate::mapping::HELD`] | [`crate::mapping::HAIRPIN`].
+    /// [`crate::mapping::HELD`] | [`crate::mapping::HAIRPIN`] | [`crate::mapping::INWARD`].
     pub flags: u8,
     /// Element of `ROUTE_COUNTERS`.
     pub counter: u32,
@@ -122,8 +129,8 @@ pub struct Session<F: Family> {
     pub mark: u32,
     /// Element of `POOL_ADDRESSES`; with [`crate::proxy::PROXIED`], of `PROXY_HOSTS`.
     pub pool_address: u16,
-    /// Inside element: slot of the interface that its packets come from. Outside element: [`Tuple::origin`] of the
-    /// inside tuple.
+    /// Inside element: slot of the interface that its packets come from, below the session's [`crate::source::Charge`],
+    /// see [`Session::slot`]. Outside element: [`Tuple::origin`] of the inside tuple.
     pub ingress: u16,
     /// Zero.
     pub padding: F::SessionPadding,
@@ -206,6 +213,24 @@ impl<F: Family> Session<F> {
         self.pool_address & PROXIED != 0
     }
 
+    /// Slot of the interface that the packets of an inside element come from.
+    #[inline(always)]
+    pub const fn slot(&self) -> u32 {
+        (self.ingress & SLOT_MASK) as u32
+    }
+
+    /// What an inside element's session is counted under.
+    #[inline(always)]
+    pub const fn charge(&self) -> Charge {
+        Charge::from_number(self.ingress >> SLOT_BITS)
+    }
+
+    /// The [`Session::ingress`] of an inside element.
+    #[inline(always)]
+    pub const fn ingress_of(slot: u16, charge: Charge) -> u16 {
+        (slot & SLOT_MASK) | charge.number() << SLOT_BITS
+    }
+
     /// The word that holds [`Session::pool_address`] and [`Session::ingress`]: number of words of 4 bytes before it.
     pub const PEER: usize = core::mem::offset_of!(Self, pool_address) / 4;
 
@@ -214,6 +239,24 @@ impl<F: Family> Session<F> {
     pub const fn with_peer(word: u32, pool_address: u16) -> u32 {
         let [_, _, i0, i1] = word.to_ne_bytes();
         let [p0, p1] = pool_address.to_ne_bytes();
+        u32::from_ne_bytes([p0, p1, i0, i1])
+    }
+
+    /// That word as `word`, with another [`Session::slot`].
+    #[inline(always)]
+    pub const fn with_slot(word: u32, slot: u16) -> u32 {
+        let [p0, p1, i0, i1] = word.to_ne_bytes();
+        let charge = u16::from_ne_bytes([i0, i1]) & !SLOT_MASK;
+        let [i0, i1] = (charge | slot & SLOT_MASK).to_ne_bytes();
+        u32::from_ne_bytes([p0, p1, i0, i1])
+    }
+
+    /// That word as `word`, with another [`Session::charge`].
+    #[inline(always)]
+    pub const fn with_charge(word: u32, charge: Charge) -> u32 {
+        let [p0, p1, i0, i1] = word.to_ne_bytes();
+        let slot = u16::from_ne_bytes([i0, i1]);
+        let [i0, i1] = Self::ingress_of(slot, charge).to_ne_bytes();
         u32::from_ne_bytes([p0, p1, i0, i1])
     }
 
@@ -256,7 +299,7 @@ pub struct SweepHeader {
     pub family: u32,
     /// Number of tuples that follow.
     pub count: u32,
-    /// [`SWEEP_IDLE`], [`SWEEP_KILL`], [`SWEEP_TURN`] or [`SWEEP_CUTS`].
+    /// What to do: one of the constants `SWEEP_...`.
     pub action: u32,
     /// Sessions marked as retired by this run; [`SWEEP_CUTS`]: taken out of the queue.
     pub retired: u32,
@@ -276,6 +319,10 @@ pub const SWEEP_TURN: u32 = 2;
 pub const SWEEP_CUTS: u32 = 3;
 /// Remove buckets that nobody needs, see [`crate::limit`]: the tuples are [`crate::ports::Destination`]s.
 pub const SWEEP_DESTINATIONS: u32 = 4;
+/// As [`SWEEP_DESTINATIONS`], of sources: the tuples are [`crate::source::Source`]s.
+pub const SWEEP_SOURCES: u32 = 5;
+/// Have sessions counted under the limits of sources that are in force.
+pub const SWEEP_CHARGE: u32 = 6;
 
 const _: () = assert!(size_of::<Tuple<V4>>() == 16);
 const _: () = assert!(size_of::<Tuple<V6>>() == 40);
@@ -301,6 +348,24 @@ pod!(Tuple<V4>, Tuple<V6>, Session<V4>, Session<V6>, SweepHeader);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slot_and_charge_do_not_touch_each_other() {
+        for (slot, number, per_prefix) in [(0, 1, false), (31, 1_023, true), (7, 512, false)] {
+            let charge = Charge::of(number, per_prefix);
+            // SAFETY: all-zero bytes are a valid `Session`.
+            let mut session: Session<V4> = unsafe { core::mem::zeroed() };
+            session.ingress = Session::<V4>::ingress_of(slot, charge);
+            assert_eq!((session.slot(), session.charge()), (u32::from(slot), charge));
+            let [i0, i1] = session.ingress.to_ne_bytes();
+            let word = u32::from_ne_bytes([0xaa, 0xbb, i0, i1]);
+            let other = Charge::of(77, true);
+            let moved = Session::<V4>::with_slot(Session::<V4>::with_charge(word, other), 3);
+            let [p0, p1, i0, i1] = moved.to_ne_bytes();
+            session.ingress = u16::from_ne_bytes([i0, i1]);
+            assert_eq!((p0, p1, session.slot(), session.charge()), (0xaa, 0xbb, 3, other));
+        }
+    }
 
     #[test]
     fn the_pair_of_the_pair_is_the_tuple() {

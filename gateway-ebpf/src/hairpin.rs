@@ -29,7 +29,7 @@ use crate::{
     pool, proxy,
     route::Query,
     session::{self, Subject, TO_MAPPING},
-    tcp,
+    source, tcp,
 };
 
 /// The way out of the first half.
@@ -81,12 +81,17 @@ fn begin<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Code {
             return taught;
         }
     }
+    let admitted = source::admit(context, subject);
+    if admitted.result().is_err() {
+        return admitted;
+    }
     let entered = if pool::is_endpoint_independent(subject.route.object) {
         let held = mapping::take(context, subject);
         if held.is_open() { mapping::enter(context, subject) } else { held }
     } else {
         open::enter(context, subject)
     };
+    source::settle::<F>();
     if entered.is_open() || entered.result().is_err() {
         return entered;
     }
@@ -181,7 +186,7 @@ fn try_ask<F: Datapath>(
         if origin == 0 {
             neighbor::back(context, packet)?;
         }
-        session.ingress = context.ingress.slot as u16;
+        session::set_slot(session, context.ingress.slot);
         (context.ingress.slot, packet.source, packet.destination)
     } else {
         let way = if origin == 0 {

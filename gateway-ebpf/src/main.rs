@@ -25,6 +25,7 @@
 mod address;
 mod atomic;
 mod border;
+mod bucket;
 mod claim;
 mod config;
 mod count;
@@ -54,6 +55,7 @@ mod rewrite;
 mod route;
 mod session;
 mod socket;
+mod source;
 mod stamp;
 mod sweep;
 mod table;

@@ -36,7 +36,7 @@ use gateway_common::{
     DropReason, Verdict,
     address::LOCAL,
     family::is_same,
-    mapping::{self, HELD, LIVE},
+    mapping::{self, HELD, INWARD, LIVE},
     parse::{Flow, Fragment, Packet},
     pool::OF_HOST,
     ports::Destination,
@@ -54,7 +54,7 @@ use crate::{
     path::{self, Code, Context, Outcome},
     pool, ports, rewrite,
     session::{self, EEXIST, Scratch, Subject},
-    socket, tcp,
+    socket, source, tcp,
 };
 
 /// Whether a packet from outside is of a kind that may open a session: ICMP replies to nobody's query may not.
@@ -90,12 +90,15 @@ pub(crate) fn open<F: Datapath>(context: &Context<'_>) -> Result<Outcome, DropRe
             return Err(reason);
         }
     } else {
+        source::admit(context, subject).result()?;
         let held = take(context, subject);
         if !held.is_open() {
+            source::settle::<F>();
             return held.result();
         }
     }
     let code = enter(context, subject);
+    source::settle::<F>();
     if code.is_open() {
         return path::follow_other(context, subject).result();
     }
@@ -406,6 +409,7 @@ fn insert<F: Datapath>(
     answer.generation = session::STALE;
     answer.flags |= HELD;
     if tuple.side == SIDE_OUTSIDE {
+        answer.flags |= INWARD;
         answer.packets = 1;
         answer.bytes = u64::from(packet.length);
     }

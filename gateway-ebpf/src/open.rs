@@ -4,7 +4,7 @@ use gateway_common::{
     DropReason, Verdict, checksum,
     mapping::{HAIRPIN, LOOP},
     parse::{Flow, Fragment, Packet},
-    session::{SIDE_INSIDE, SIDE_OUTSIDE, TCP_ACK, TCP_SYN, Tuple},
+    session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, TCP_ACK, TCP_SYN, Tuple},
     tcp::State,
 };
 
@@ -137,6 +137,7 @@ pub(crate) fn finish<F: Datapath>(
 ) -> Result<(), i32> {
     complete(context, subject, mark, scratch);
     F::insert_session(&scratch.inside, &scratch.inside_session)?;
+    scratch.taken.hand_over();
     count::session(subject.packet.proto, |sessions| sessions.created += 1);
     count::pool(scratch.claim.chosen, |pool| pool.opened += 1);
     Ok(())
@@ -158,7 +159,8 @@ pub(crate) fn complete<F: Datapath>(
     *forward = scratch.outside_session;
     forward.generation = if next_hop.slot == LOOP { session::STALE } else { context.generation };
     // The client's packets come from where its answers go (strict reverse path check).
-    forward.ingress = proxy::ingress(context, &subject.back);
+    let slot = proxy::ingress(context, &subject.back);
+    forward.ingress = Session::<F>::ingress_of(slot, scratch.taken.charge());
     forward.next_hop = *next_hop;
     forward.translated = translated;
     forward.translated_port = port;

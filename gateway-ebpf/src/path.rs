@@ -42,7 +42,7 @@ use crate::{
     pool, proxy, related, rewrite,
     route::{self, Query},
     session::{self, Subject, TO_EIP, TO_MAPPING, TO_POOL},
-    tcp, tunnel,
+    source, tcp, tunnel,
 };
 
 /// What the program does with a packet that it does not drop.
@@ -359,7 +359,6 @@ pub(crate) fn call<const PROGRAM: u32>(ctx: &XdpContext) {
 /// for packets to them from inside, `PROXY` that for what goes to proxy hosts.
 ///
 /// The stages are functions of their own, so that each gives its stack back.
-#[expect(clippy::too_many_lines, reason = "a checklist is read in one piece")]
 #[inline(always)]
 pub(crate) fn decide<
     F: Datapath,
@@ -473,7 +472,15 @@ pub(crate) fn decide<
     if pool::is_endpoint_independent(subject.route.object) {
         return hand_over::<MAP>(ctx);
     }
+    open(context, subject)
+}
+
+/// Opens a session for the packet in the subject, if its client may, and sends the packet on its way.
+#[inline(always)]
+fn open<F: Datapath>(context: &Context<'_>, subject: &mut Subject<F>) -> Result<Outcome, DropReason> {
+    source::admit(context, subject).result()?;
     let code = open::open(context, subject);
+    source::settle::<F>();
     if !code.is_open() {
         return code.result();
     }
@@ -586,7 +593,7 @@ fn fast_of<F: Datapath>(context: &Context<'_>) -> Result<Option<Outcome>, DropRe
 #[inline(always)]
 fn is_confirmed<F: Datapath>(context: &Context<'_>, session: &Session<F>, side: u8) -> bool {
     session.generation == context.generation
-        && (side == SIDE_OUTSIDE || u32::from(session.ingress) == context.ingress.slot)
+        && (side == SIDE_OUTSIDE || session.slot() == context.ingress.slot)
 }
 
 /// The key of the packet's session.
@@ -771,7 +778,7 @@ fn try_confirm<F: Datapath>(
         if origin == 0 {
             neighbor::back(context, packet)?;
         }
-        session.ingress = context.ingress.slot as u16;
+        session::set_slot(session, context.ingress.slot);
         neighbor::towards::<F>(context, client, packet.destination)
     } else if origin != 0 {
         // To the proxy host that opened the session, whose address the client's need not be.

@@ -53,6 +53,12 @@ pub(crate) fn is_endpoint_independent(number: u32) -> bool {
     get(number).is_some_and(|pool| pool.flags & ENDPOINT_INDEPENDENT != 0)
 }
 
+/// What clients are told whose flows the pool cannot take: [`pool::REFUSE_RESET`], [`pool::REFUSE_ICMP`] or neither.
+#[inline(always)]
+pub(crate) fn refusal(number: u32) -> u32 {
+    get(number).map_or(0, |pool| pool.flags & (pool::REFUSE_RESET | pool::REFUSE_ICMP))
+}
+
 /// The element `index` of `POOL_ADDRESSES`, if it is `address`, in use by the pool `number`.
 #[inline(always)]
 pub(crate) fn of(index: u16, address: &MappedAddress, number: u32) -> Option<&'static PoolAddress> {

@@ -29,7 +29,7 @@ use crate::{
     proxy,
     route::Query,
     session::{self, EEXIST, Scratch, Subject},
-    tcp,
+    source, tcp,
 };
 
 /// Attempts at a transition that other CPUs make at the same time.
@@ -48,7 +48,9 @@ pub(crate) fn forward<F: Datapath>(context: &Context<'_>) -> Result<Outcome, Dro
         if !may_open(subject) {
             return stray(context, subject).result();
         }
+        source::admit(context, subject).result()?;
         let code = enter(context, subject);
+        source::settle::<F>();
         if code.is_drop(DropReason::SessionTableFull) && is_under_way(&subject.packet) {
             return stray(context, subject).result();
         }
@@ -144,15 +146,16 @@ fn try_enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result
         tcp::leave(state);
         return if error == EEXIST { meet(subject, scratch) } else { Err(session::refusal(error)) };
     }
-    let Scratch { inside, outside, inside_session: forth, outside_session, .. } = scratch;
+    let Scratch { inside, outside, inside_session: forth, outside_session, taken, .. } = scratch;
     *forth = *outside_session;
     forth.generation = context.generation;
-    forth.ingress = proxy::ingress(context, &subject.back);
+    forth.ingress = Session::<F>::ingress_of(proxy::ingress(context, &subject.back), taken.charge());
     forth.next_hop = subject.forth;
     forth.flags = 0;
     forth.mark = 0;
     match F::insert_session(inside, forth) {
         Ok(()) => {
+            taken.hand_over();
             count::session(subject.packet.proto, |sessions| sessions.created += 1);
             count::flows(scratch.inside_session.pool_address, 1);
             Ok(())
@@ -209,8 +212,8 @@ fn try_keep<F: Datapath>(
 ) -> Result<bool, DropReason> {
     let Subject { packet, tuple, .. } = subject;
     let inside = tuple.side == SIDE_INSIDE;
-    let confirmed = session.generation == context.generation
-        && (!inside || u32::from(session.ingress) == context.ingress.slot);
+    let confirmed =
+        session.generation == context.generation && (!inside || session.slot() == context.ingress.slot);
     if !confirmed && !session::revive(tuple, session) {
         return Err(DropReason::NoSession);
     }
@@ -237,7 +240,7 @@ fn try_keep<F: Datapath>(
         neighbor::back(context, packet)?;
     }
     if inside {
-        session.ingress = context.ingress.slot as u16;
+        session::set_slot(session, context.ingress.slot);
     }
     let (client, server) =
         if inside { (tuple.source, tuple.destination) } else { (tuple.destination, tuple.source) };

@@ -16,6 +16,8 @@ use gateway_common::{
     checksum,
     config::{Config, NO_SESSION_DROP},
     parse::{Bytes as _, ETHERNET_LEN, Flow, Fragment, IPV4_LEN, IPV6_LEN, PROTO_TCP, Packet},
+    pool::REFUSE_RESET,
+    route::Target,
     session::{SIDE_INSIDE, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN},
 };
 
@@ -25,6 +27,7 @@ use crate::{
     forward,
     packet::{Frame, Mac, mac_words},
     path::Context,
+    pool,
     session::Subject,
     tunnel,
 };
@@ -48,10 +51,16 @@ const QUOTED: usize = 8;
 /// Tells the sender of the packet in the subject, if `reason` is something to tell. Returns the XDP action.
 #[inline(always)]
 pub(crate) fn answer<F: Datapath>(context: &Context<'_>, reason: DropReason) -> u32 {
-    if !matches!(
-        reason,
-        DropReason::Prohibited | DropReason::TtlExceeded | DropReason::MtuExceeded | DropReason::NoSession
-    ) {
+    let full = is_full(reason);
+    if !full
+        && !matches!(
+            reason,
+            DropReason::Prohibited
+                | DropReason::TtlExceeded
+                | DropReason::MtuExceeded
+                | DropReason::NoSession
+        )
+    {
         return xdp_action::XDP_DROP;
     }
     let Some(subject) = F::subject() else { return xdp_action::XDP_DROP };
@@ -63,12 +72,15 @@ pub(crate) fn answer<F: Datapath>(context: &Context<'_>, reason: DropReason) -> 
     {
         return xdp_action::XDP_DROP;
     }
+    let refusal = if full { refusal(subject) } else { REFUSE_RESET };
+    if refusal == 0 {
+        return xdp_action::XDP_DROP;
+    }
     if !may_answer(packet) || !within_rate(context.config) {
         return xdp_action::XDP_DROP;
     }
-    let built = if matches!(reason, DropReason::Prohibited | DropReason::NoSession)
-        && matches!(packet.transport_layer.flow, Flow::Tcp)
-    {
+    let resets = full || matches!(reason, DropReason::Prohibited | DropReason::NoSession);
+    let built = if resets && refusal & REFUSE_RESET != 0 && matches!(packet.transport_layer.flow, Flow::Tcp) {
         reset::<F>(context, packet)
     } else {
         let (kind, code) = F::icmp_error(reason);
@@ -84,6 +96,31 @@ pub(crate) fn answer<F: Datapath>(context: &Context<'_>, reason: DropReason) -> 
         return action;
     }
     forward::send(context.ingress, context.ingress.slot)
+}
+
+/// Whether a new flow was dropped because there was no room for it. What its client is told is the pool's to say.
+#[inline(always)]
+const fn is_full(reason: DropReason) -> bool {
+    matches!(
+        reason,
+        DropReason::PoolExhausted
+            | DropReason::SessionTableFull
+            | DropReason::DestinationRate
+            | DropReason::DestinationConcurrent
+            | DropReason::SourceRate
+            | DropReason::SourceConcurrent
+    )
+}
+
+/// What the pool says that the client of a flow is told for which there is no room; 0: nothing, as of flows that go
+/// through no pool. Strangers outside are told nothing.
+#[inline(always)]
+fn refusal<F: Datapath>(subject: &Subject<F>) -> u32 {
+    if subject.tuple.side == SIDE_INSIDE && subject.route.target == Target::Pool as u8 {
+        pool::refusal(subject.route.object)
+    } else {
+        0
+    }
 }
 
 /// Whether the packet is a client's segment of a connection that the gateway does not know, or not any more. A

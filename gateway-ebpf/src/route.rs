@@ -146,7 +146,7 @@ fn table(policy: Policy, inside: u32, source: &MappedAddress) -> Option<u32> {
 /// # Safety
 /// `W` is the prefix length followed by the words of a `K`.
 #[inline(always)]
-unsafe fn as_key<W, K>(words: &W) -> &Key<K> {
+pub(crate) unsafe fn as_key<W, K>(words: &W) -> &Key<K> {
     const { assert!(size_of::<W>() == size_of::<Key<K>>()) };
     // SAFETY: the caller vouches for the layout, and `Key` has no alignment.
     unsafe { &*core::ptr::from_ref(words).cast() }

@@ -17,7 +17,8 @@ use gateway_common::{
 };
 
 use crate::{
-    atomic, claim::Claim, family::Datapath, fragment::Note, path::InForce, route::Query, table::ENOSPC,
+    atomic, claim::Claim, family::Datapath, fragment::Note, path::InForce, route::Query, source::Taken,
+    table::ENOSPC,
 };
 
 /// Update flag: fail where the key exists. The insertion of an outside tuple with it claims the port.
@@ -64,6 +65,8 @@ pub(crate) struct Scratch<F: Family> {
     /// The pool's address and the destination of the outside tuple.
     pub(crate) towards: Destination,
     pub(crate) claim: Claim,
+    /// What the client's limit counts for the session that is about to be opened; no charge outside of that.
+    pub(crate) taken: Taken,
     /// A session that is cut.
     pub(crate) cut: Cut<F>,
     /// Sequence number of the SYN that wants a port, host byte order.
@@ -188,6 +191,21 @@ pub(crate) fn is_live<F: Datapath>(tuple: &Tuple<F>, session: &Session<F>) -> bo
 pub(crate) fn server_port<F: Datapath>(tuple: &Tuple<F>) -> u32 {
     let port = if tuple.side == SIDE_INSIDE { tuple.destination_port } else { tuple.source_port };
     if matches!(tuple.proto, PROTO_TCP | PROTO_UDP) { u32::from(u16::from_be_bytes(port)) } else { NO_PORT }
+}
+
+/// Notes the interface that the packets of an inside element come from.
+#[inline(always)]
+pub(crate) fn set_slot<F: Datapath>(session: &mut Session<F>, slot: u32) {
+    if session.slot() == slot {
+        return;
+    }
+    // SAFETY: the reference is to a map value; the word is a `u32`.
+    unsafe {
+        let word = (&raw mut *session).cast::<u32>().add(Session::<F>::PEER);
+        let observed = word.read_volatile();
+        // Where it fails, the next packet notes it.
+        atomic::replace(word, observed, Session::<F>::with_slot(observed, slot as u16));
+    }
 }
 
 /// Marks a session as confirmed by `generation`. Returns `false` where it is being deleted.

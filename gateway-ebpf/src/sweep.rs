@@ -11,13 +11,16 @@ use gateway_common::{
     ports::Destination,
     proxy,
     session::{
-        CUT, CUT_QUEUED, CUT_SEEN, DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_DESTINATIONS,
-        SWEEP_KILL, SWEEP_TURN, Session, SweepHeader, Tuple,
+        CUT, CUT_QUEUED, CUT_SEEN, DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CHARGE, SWEEP_CUTS,
+        SWEEP_DESTINATIONS, SWEEP_KILL, SWEEP_SOURCES, SWEEP_TURN, Session, SweepHeader, Tuple,
     },
+    source::Source,
     tcp::State,
 };
 
-use crate::{atomic, config, count, family::Datapath, limit, mapping, packet::Frame, ports, session, tcp};
+use crate::{
+    atomic, config, count, family::Datapath, limit, mapping, packet::Frame, ports, session, source, tcp,
+};
 
 /// Turns that a session which was cut waits for its removal: at least one whole turn of the daemon's, 50 ms.
 const GRACE: u32 = 2;
@@ -46,6 +49,10 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
     // Every run is short: while it lasts, no packet passes on this CPU.
     // SAFETY: the callbacks have the signature that the helper calls, and `visit` outlives the call.
     unsafe {
+        if action == SWEEP_SOURCES {
+            bpf_loop(count, visit_source as *mut c_void, visit_pointer, 0);
+            return Some(());
+        }
         if action == SWEEP_DESTINATIONS {
             bpf_loop(count, visit_destination as *mut c_void, visit_pointer, 0);
             return Some(());
@@ -89,6 +96,11 @@ unsafe extern "C" fn visit_nth<F: Datapath>(index: u32, visit: *mut c_void) -> i
         return 0;
     }
     if let Some(session) = F::session(&tuple) {
+        if visit.action == SWEEP_CHARGE {
+            // SAFETY: the pointer is to a map value.
+            visit.retired += source::recharge(&tuple, unsafe { &mut *session }) as u32;
+            return 0;
+        }
         // SAFETY: the pointer is to a map value.
         visit_session(visit, &tuple, unsafe { &mut *session });
     }
@@ -119,6 +131,19 @@ unsafe extern "C" fn visit_destination(index: u32, visit: *mut c_void) -> i64 {
     let index = (index as usize) & (SWEEP_BATCH - 1);
     match frame.read(size_of::<SweepHeader>() + index * size_of::<Destination>()) {
         Some(destination) => limit::visit(&destination),
+        None => return 1,
+    }
+    0
+}
+
+unsafe extern "C" fn visit_source(index: u32, visit: *mut c_void) -> i64 {
+    // SAFETY: `run` passes its `Visit`.
+    let visit = unsafe { &mut *visit.cast::<Visit>() };
+    let context = XdpContext::new(visit.frame);
+    let frame = Frame::new(&context);
+    let index = (index as usize) & (SWEEP_BATCH - 1);
+    match frame.read(size_of::<SweepHeader>() + index * size_of::<Source>()) {
+        Some(source) => source::visit(&source),
         None => return 1,
     }
     0
@@ -204,10 +229,12 @@ fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>,
     let killed = session.flags != 0 && !closed;
     let pool_address = u32::from(session.pool_address);
     let (held, proxied) = (mapping::is_held(outside), session.is_proxied());
+    let charge = session.charge();
     if F::remove_session(inside).is_ok() && held {
         mapping::let_go(outside);
     }
     let _ = F::remove_session(outside);
+    source::ended(charge, F::mapped(&inside.source));
     let destination = Destination {
         address: F::mapped(&outside.destination),
         server: F::mapped(&outside.source),

@@ -14,7 +14,7 @@ use gateway_user::{
 /// What has been counted; zeros are absent.
 ///
 /// Names are `traffic in0 > out0 snat`, `drops no_route`, `route main 0.0.0.0/0`, `table main pool`,
-/// `pool nat 198.51.100.10 attempts`, `sessions tcp created`, `events lost`. The last three kinds do not
+/// `pool nat 198.51.100.10 attempts`, `sessions tcp created`, `limit a admitted`, `events lost`. The last four kinds do not
 /// count bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters(BTreeMap<String, Counter>);
@@ -58,6 +58,15 @@ impl Counters {
                 ("killed", counted.killed),
             ] {
                 counters.count(format!("sessions {} {what}", class.name()), number);
+            }
+        }
+        for limit in observe.limits()? {
+            for (what, number) in [
+                ("admitted", limit.counters.admitted),
+                ("over_rate", limit.counters.over_rate),
+                ("over_concurrent", limit.counters.over_concurrent),
+            ] {
+                counters.count(format!("limit {} {what}", limit.name), number);
             }
         }
         counters.count("events lost".to_owned(), observe.events_lost()?);

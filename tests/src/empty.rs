@@ -75,7 +75,7 @@ fn holds(path: &Path) -> Result<bool> {
         return Ok(false);
     }
     let mut value = vec![0u8; (info.value_size() as usize).next_multiple_of(8) * cpus()?];
-    if matches!(kind, MapType::Hash | MapType::LruHash) {
+    if matches!(kind, MapType::Hash | MapType::LruHash | MapType::LpmTrie) {
         return Ok(next_key(data.fd().as_fd(), None, info.key_size() as usize)?.is_some());
     }
     if matches!(kind, MapType::Queue) {
@@ -101,7 +101,7 @@ fn map(path: &Path) -> Result<()> {
         MapType::PerCpuArray => {
             zero(descriptor, elements, (info.value_size() as usize).next_multiple_of(8) * cpus()?)
         }
-        MapType::Hash | MapType::LruHash => delete_all(descriptor, key),
+        MapType::Hash | MapType::LruHash | MapType::LpmTrie => delete_all(descriptor, key),
         MapType::ArrayOfMaps | MapType::DevMap => {
             (0..elements).try_for_each(|index| delete(descriptor, &index.to_ne_bytes()))
         }

@@ -30,7 +30,7 @@ use gateway_common::{
 use gateway_lab::Sandbox;
 use gateway_user::{
     dataplane::{
-        Dataplane as _, DestinationStats, Observe, SessionRow,
+        Dataplane as _, DestinationStats, LimitStats, Observe, SessionRow,
         bpf::{BpfDataplane, Options},
     },
     model::{Capacity, Snapshot},
@@ -480,6 +480,14 @@ impl Gateway {
     /// If it cannot be read.
     pub fn destinations(&self) -> Vec<DestinationStats> {
         self.observe.destinations().unwrap_or_else(|error| panic!("the destinations: {error:#}"))
+    }
+
+    /// Reads what limits of sources have done.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    pub fn limits(&self) -> Vec<LimitStats> {
+        self.observe.limits().unwrap_or_else(|error| panic!("the limits: {error:#}"))
     }
 
     /// Reads all sessions.

@@ -3,8 +3,10 @@
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use gateway_user::model::{
-    AttachMode, Capacity, Check, Eip, Interface, MAIN_TABLE, Mapping, NoSession, PerDestination, Pool, Proxy,
-    ProxyHost, ProxyMode, Snapshot, Table, TableKind, Timeouts, validate,
+    AttachMode, Capacity, Check, Eip, Interface, Limit, MAIN_TABLE, Mapping, NoSession, PerDestination, Pool,
+    Proxy, ProxyHost, ProxyMode, Snapshot, Table, TableKind, Timeouts,
+    prefix::parse_prefix,
+    validate,
     words::{parse_binding, parse_route_line},
 };
 
@@ -49,10 +51,43 @@ impl Policy {
         self
     }
 
+    /// Adds a limit of sources, or replaces it: `per` is `source` or `prefix`; 0: no limit.
+    pub fn limit_sources(
+        mut self,
+        name: &str,
+        from: &str,
+        per: &str,
+        (rate, burst, concurrent): (u32, u32, u32),
+    ) -> Self {
+        let limit = Limit {
+            per: refused(per.parse()),
+            rate,
+            burst: (burst != 0).then_some(burst),
+            concurrent,
+            ..Limit::new(name, refused(parse_prefix("from", from)))
+        };
+        self.0.limits.insert(name.to_owned(), limit);
+        self
+    }
+
+    /// Takes a limit of sources away.
+    pub fn without_limit(mut self, name: &str) -> Self {
+        self.0.limits.remove(name);
+        self
+    }
+
     /// Makes the mappings of a pool endpoint-independent.
     pub fn endpoint_independent(mut self, name: &str) -> Self {
         if let Some(pool) = self.0.pools.get_mut(name) {
             pool.mapping = Mapping::EndpointIndependent;
+        }
+        self
+    }
+
+    /// What clients are told whose flows a pool cannot take: `drop`, `reset` or `icmp`.
+    pub fn refuse(mut self, name: &str, how: &str) -> Self {
+        if let Some(pool) = self.0.pools.get_mut(name) {
+            pool.refuse = refused(how.parse());
         }
         self
     }

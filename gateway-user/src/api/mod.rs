@@ -32,6 +32,11 @@
 //! | `DELETE /v1/proxies/NAME` | `proxy del NAME` | | [`types::Change`] |
 //! | `POST /v1/proxies/NAME/drained` | `proxy drain NAME` | [`types::ProxyDrainRequest`] | [`types::Change`] |
 //! | `DELETE /v1/proxies/NAME/drained?host=...` | `proxy undrain NAME` | [`types::ProxyDrainRequest`] | [`types::Change`] |
+//! | `GET /v1/limits` | `limit show` | | [`types::LimitRow`]s |
+//! | `GET /v1/limits/NAME` | `limit show NAME` | | one [`types::LimitRow`] |
+//! | `POST /v1/limits/NAME` | `limit add NAME` | [`types::LimitRequest`] | [`types::Change`] |
+//! | `PATCH /v1/limits/NAME` | `limit set NAME` | [`types::LimitRequest`] | [`types::Change`] |
+//! | `DELETE /v1/limits/NAME` | `limit del NAME` | | [`types::Change`] |
 //! | `GET /v1/interfaces` | `interface show` | | [`types::InterfaceRow`]s |
 //! | `POST /v1/interfaces/NAME` | `interface add NAME` | [`types::InterfaceRequest`] | [`types::Change`] |
 //! | `DELETE /v1/interfaces/NAME` | `interface del NAME` | | [`types::Change`] |

@@ -51,6 +51,7 @@ fn reference() -> String {
     let _ = writeln!(page, "\n## Types");
     for source in [
         include_str!("types/mod.rs"),
+        include_str!("types/limit.rs"),
         include_str!("types/proxy.rs"),
         include_str!("types/observed.rs"),
         include_str!("error.rs"),
@@ -118,7 +119,7 @@ fn json(kind: &str) -> String {
     }
     match kind {
         "String" | "IpAddr" | "IpNet" | "PortRange" | "Proto" | "Role" | "AttachMode" | "TableKind"
-        | "Mapping" => "string".to_owned(),
+        | "Mapping" | "Per" | "Refuse" => "string".to_owned(),
         "u16" | "u32" | "u64" | "f64" => "number".to_owned(),
         "bool" => "boolean".to_owned(),
         "T" => "row".to_owned(),

@@ -7,16 +7,16 @@ use ipnet::IpNet;
 use super::{
     ApiError,
     types::{
-        BindingRequest, DrainRequest, EipRequest, InterfaceRequest, PoolRequest, ProxyDrainRequest,
-        ProxyRequest, RouteFlush, RouteGet, RouteImport, RouteQuery, RouteRequest, RouteSelector,
-        TableRequest,
+        BindingRequest, DrainRequest, EipRequest, InterfaceRequest, LimitRequest, PoolRequest,
+        ProxyDrainRequest, ProxyRequest, RouteFlush, RouteGet, RouteImport, RouteQuery, RouteRequest,
+        RouteSelector, TableRequest,
     },
 };
 use crate::{
-    control::{Command, Entry, Import, ProxyChanges},
+    control::{Command, Entry, Import, LimitChanges, ProxyChanges},
     model::{
-        Binding, Eip, Interface, LimitChange, MAIN_TABLE, Mapping, PerDestination, Pool, PortRange, Proto,
-        Proxy, ProxyMode, RouteKey, RouteWords, Selector, TableKind, ValueError,
+        Binding, Eip, Interface, Limit, LimitChange, MAIN_TABLE, Mapping, PerDestination, Pool, PortRange,
+        Proto, Proxy, ProxyMode, Refuse, RouteKey, RouteWords, Selector, TableKind, ValueError,
         prefix::{parse_address, parse_prefix},
         validate::check_name,
     },
@@ -145,18 +145,24 @@ impl PoolRequest {
         let ports = self.ports()?.unwrap_or(PortRange::POOL);
         let mapping = self.mapping()?.unwrap_or_default();
         let mss = self.mss()?.unwrap_or_default();
+        let refuse = self.refuse()?.unwrap_or_default();
         let per_destination = self.limits().over(PerDestination::default());
-        Ok(Command::PoolAdd(Pool { mapping, mss, per_destination, ..Pool::new(name, addresses, ports) }))
+        Ok(Command::PoolAdd(Pool {
+            mapping,
+            mss,
+            refuse,
+            per_destination,
+            ..Pool::new(name, addresses, ports)
+        }))
     }
 
     pub(super) fn set(&self, name: String) -> Result<Command, ApiError> {
         let (addresses, ports, mapping) = (self.addresses()?, self.ports()?, self.mapping()?);
-        let (mss, limits) = (self.mss()?, self.limits());
-        Ok(Command::PoolSet { name, addresses, ports, mapping, mss, limits })
+        let (mss, refuse, limits) = (self.mss()?, self.refuse()?, self.limits());
+        Ok(Command::PoolSet { name, addresses, ports, mapping, mss, refuse, limits })
     }
 
     fn addresses(&self) -> Result<Option<Vec<IpAddr>>, ApiError> {
-        self.supported()?;
         let Some(texts) = &self.addresses else { return Ok(None) };
         let parsed: Result<Vec<_>, _> = texts.iter().map(|text| Pool::parse_addresses(text)).collect();
         Ok(Some(parsed.map_err(about("pool"))?.concat()))
@@ -178,14 +184,8 @@ impl PoolRequest {
         LimitChange { rate: self.rate, burst: self.burst, concurrent: self.concurrent }
     }
 
-    fn supported(&self) -> Result<(), ApiError> {
-        match &self.refuse {
-            None => Ok(()),
-            Some(value) => {
-                let message = format!("`refuse {value}` of a pool is not supported by this version");
-                Err(ApiError::unsupported(message).hint("leave out `refuse`").field("refuse"))
-            }
-        }
+    fn refuse(&self) -> Result<Option<Refuse>, ApiError> {
+        self.refuse.as_deref().map(str::parse).transpose().map_err(about("pool"))
     }
 }
 
@@ -247,6 +247,34 @@ impl ProxyDrainRequest {
         let parsed: Result<_, _> =
             self.host.split(',').map(|host| parse_address("host", host.trim())).collect();
         parsed.map_err(about("proxy"))
+    }
+}
+
+impl LimitRequest {
+    pub(super) fn add(&self, name: String) -> Result<Command, ApiError> {
+        check_name("limit", &name).map_err(about("limit"))?;
+        let LimitChanges { from, per, bounds } = self.changes()?;
+        let Some(from) = from else {
+            let error = ValueError::invalid("from", format!("limit `{name}` is for nobody"));
+            return Err(about("limit")(error.hint("add `from PREFIX`")));
+        };
+        let mut limit = Limit { per: per.unwrap_or_default(), ..Limit::new(name, from) };
+        limit.change(&bounds);
+        Ok(Command::LimitAdd(limit))
+    }
+
+    pub(super) fn set(&self, name: String) -> Result<Command, ApiError> {
+        Ok(Command::LimitSet { name, changes: self.changes()? })
+    }
+
+    fn changes(&self) -> Result<LimitChanges, ApiError> {
+        let read = || {
+            let from = self.from.as_deref().map(|from| parse_prefix("from", from)).transpose()?;
+            let per = self.per.as_deref().map(str::parse).transpose()?;
+            let bounds = LimitChange { rate: self.rate, burst: self.burst, concurrent: self.concurrent };
+            Ok(LimitChanges { from, per, bounds })
+        };
+        read().map_err(about("limit"))
     }
 }
 

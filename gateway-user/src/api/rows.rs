@@ -11,18 +11,18 @@ use super::{
     ApiError,
     sessions::{self, Page},
     types::{
-        BindingRow, Count, DestinationRow, DropRow, EipRow, Endpoint, InterfaceRow, InterfaceStats, MapRow,
-        PoolAddressRow, PoolRow, ProxyHostRow, ProxyRow, SessionUse, TableRow, VerdictRow,
+        BindingRow, Count, DestinationRow, DropRow, EipRow, Endpoint, InterfaceRow, InterfaceStats, LimitRow,
+        MapRow, PoolAddressRow, PoolRow, ProxyHostRow, ProxyRow, SessionUse, TableRow, VerdictRow,
     },
 };
 use crate::{
     control::not_found,
     dataplane::{
-        AttachedInterface, DestinationStats, MapStats, PoolAddressStats, ProxyHostStats, Traffic,
+        AttachedInterface, DestinationStats, LimitStats, MapStats, PoolAddressStats, ProxyHostStats, Traffic,
         UNKNOWN_INTERFACE,
     },
     health::{Health, HealthState},
-    model::{Binding, Eip, Pool, Proxy, ProxyHost, Snapshot, Table},
+    model::{Binding, Eip, Limit, Pool, Proxy, ProxyHost, Snapshot, Table},
 };
 
 /// Packets of tables by kind of target, see [`crate::dataplane::Observe::tables`].
@@ -69,6 +69,7 @@ pub(super) fn pool(pool: &Pool) -> PoolRow {
         drained: pool.drained.iter().copied().collect(),
         mapping: pool.mapping,
         mss: pool.mss,
+        refuse: pool.refuse,
         rate: pool.per_destination.rate,
         burst: pool.per_destination.burst(),
         concurrent: pool.per_destination.concurrent,
@@ -113,6 +114,31 @@ pub(super) fn proxy(proxy: &Proxy, health: &Health, seen: &[ProxyHostStats]) -> 
         interval: proxy.interval.as_secs_f64(),
         fail: proxy.fail.to_string(),
         hosts: proxy.hosts.iter().map(host).collect(),
+    }
+}
+
+/// The limit of this name.
+pub(super) fn find_limit<'a>(state: &'a Snapshot, name: &str) -> Result<&'a Limit, ApiError> {
+    state.limits.get(name).ok_or_else(|| not_found("limit", name, state.limits.keys().map(String::as_str)))
+}
+
+/// A limit of sources, with what it has done.
+pub(super) fn limit(limit: &Limit, seen: &[LimitStats]) -> LimitRow {
+    let seen = seen.iter().find(|seen| seen.name == limit.name);
+    let seen = |of: fn(&LimitStats) -> u64| seen.map_or(0, of);
+    LimitRow {
+        name: limit.name.clone(),
+        from: limit.from,
+        per: limit.per,
+        rate: limit.rate,
+        burst: limit.burst(),
+        concurrent: limit.concurrent,
+        sources: seen(|seen| seen.sources),
+        sessions: seen(|seen| seen.sessions),
+        most: seen(|seen| seen.most),
+        admitted: seen(|seen| seen.counters.admitted),
+        over_rate: seen(|seen| seen.counters.over_rate),
+        over_concurrent: seen(|seen| seen.counters.over_concurrent),
     }
 }
 

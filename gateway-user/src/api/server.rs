@@ -22,10 +22,10 @@ use super::{
     status::Context,
     types::{
         BindingRequest, Change, DestinationQuery, DestinationRow, DrainRequest, DropRow, EipRequest, EipRow,
-        Export, InterfaceRequest, InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRequest,
-        PoolRow, ProxyDrainRequest, ProxyRequest, ProxyRow, RouteFlush, RouteGet, RouteImport, RouteMatch,
-        RouteQuery, RouteRequest, RouteRow, RouteSelector, SessionCount, SessionQuery, SessionRow, Status,
-        TableRequest, TableRow, Version,
+        Export, InterfaceRequest, InterfaceRow, InterfaceStats, LimitRequest, LimitRow, List, MapRow,
+        PoolAddressRow, PoolRequest, PoolRow, ProxyDrainRequest, ProxyRequest, ProxyRow, RouteFlush,
+        RouteGet, RouteImport, RouteMatch, RouteQuery, RouteRequest, RouteRow, RouteSelector, SessionCount,
+        SessionQuery, SessionRow, Status, TableRequest, TableRow, Version,
     },
 };
 use crate::{
@@ -74,6 +74,8 @@ fn router(context: Context) -> Router {
         .route("/proxies", get(proxy_show))
         .route("/proxies/{name}", get(proxy_show_one).post(proxy_add).patch(proxy_set).delete(proxy_del))
         .route("/proxies/{name}/drained", post(proxy_drain).delete(proxy_undrain))
+        .route("/limits", get(limit_show))
+        .route("/limits/{name}", get(limit_show_one).post(limit_add).patch(limit_set).delete(limit_del))
         .route("/interfaces", get(interface_show))
         .route("/interfaces/{name}", post(interface_add).delete(interface_del))
         .route("/activate", post(activate))
@@ -348,6 +350,45 @@ async fn proxy_undrain(
     Query(request): Query<ProxyDrainRequest>,
 ) -> Changed {
     change(&context, peer, Command::ProxyUndrain { name, hosts: request.hosts()? }).await
+}
+
+// ---- limits of sources ---------------------------------------------------------------------------------
+
+async fn limit_show(State(context): Ctx) -> Rows<LimitRow> {
+    read(context, |current, observe| {
+        let seen = observe.limits()?;
+        Ok(current.snapshot.limits.values().map(|limit| rows::limit(limit, &seen)).collect())
+    })
+    .await
+}
+
+async fn limit_show_one(State(context): Ctx, Path(name): Path<String>) -> Rows<LimitRow> {
+    read(context, move |current, observe| {
+        Ok(vec![rows::limit(rows::find_limit(&current.snapshot, &name)?, &observe.limits()?)])
+    })
+    .await
+}
+
+async fn limit_add(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<LimitRequest>,
+) -> Changed {
+    change(&context, peer, request.add(name)?).await
+}
+
+async fn limit_set(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<LimitRequest>,
+) -> Changed {
+    change(&context, peer, request.set(name)?).await
+}
+
+async fn limit_del(State(context): Ctx, ConnectInfo(peer): From, Path(name): Path<String>) -> Changed {
+    change(&context, peer, Command::LimitDel { name }).await
 }
 
 // ---- interfaces ---------------------------------------------------------------------------------------

@@ -170,6 +170,14 @@ async fn a_gateway_is_built_shown_and_taken_apart() {
     for path in ["/v1/eips/198.51.100.50", "/v1/eips/2001:db8:0:0::50"] {
         daemon.make(Method::DELETE, path, Value::Null).await;
     }
+    let limit = json!({"from": "10.0.7.0/24", "rate": 200, "concurrent": 1000});
+    daemon.make(Method::POST, "/v1/limits/tenant-a", limit).await;
+    daemon.make(Method::PATCH, "/v1/limits/tenant-a", json!({"burst": 50, "concurrent": 0})).await;
+    daemon.make(Method::POST, "/v1/limits/office", json!({"from": "2001:db8::/48", "per": "prefix"})).await;
+    insta::assert_json_snapshot!("limits", daemon.get("/v1/limits").await);
+    for path in ["/v1/limits/tenant-a", "/v1/limits/office"] {
+        daemon.make(Method::DELETE, path, Value::Null).await;
+    }
     for path in ["/v1/pools/nat", "/v1/interfaces/eth0", "/v1/interfaces/eth1"] {
         daemon.make(Method::DELETE, path, Value::Null).await;
     }
@@ -254,7 +262,9 @@ async fn what_is_refused_is_refused_with_code_status_and_remedy() {
         (&get, "/v1/sessions?limit=0", ""),
         (&get, "/v1/sessions/count?by=port", ""),
         (&get, "/v1/sessions?from=10.0.0.1/8", ""),
-        (&get, "/v1/limits", ""),
+        (&get, "/v1/limits/tenant-b", ""),
+        (&post, "/v1/limits/tenant-b", "{}"),
+        (&post, "/v1/limits/tenant-b", r#"{"from": "10.0.7.0/24", "per": "host"}"#),
         (&delete, "/v1/status", ""),
     ];
     let mut said = Vec::new();

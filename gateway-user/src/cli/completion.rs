@@ -16,7 +16,7 @@ use crate::{
     api::{
         Client,
         error::exit,
-        types::{EipRow, InterfaceRow, List, PoolRow, ProxyRow, TableRow},
+        types::{EipRow, InterfaceRow, LimitRow, List, PoolRow, ProxyRow, TableRow},
     },
     model::Target,
 };
@@ -166,6 +166,7 @@ async fn names(command: &Command, client: &Client) -> Vec<Candidate> {
         (_, "add") => Vec::new(),
         (Some("pool"), _) => pools(client).await,
         (Some("proxy"), _) => proxies(client).await,
+        (Some("limit"), _) => limits(client).await,
         (Some("table"), _) => tables(client).await,
         (Some("device"), _) => interfaces(client).await,
         _ => Vec::new(),
@@ -180,6 +181,11 @@ async fn pools(client: &Client) -> Vec<Candidate> {
 async fn proxies(client: &Client) -> Vec<Candidate> {
     let list: Result<List<ProxyRow>, _> = client.get("/v1/proxies", &()).await;
     list.map(|list| list.items.into_iter().map(|proxy| plain(&proxy.name)).collect()).unwrap_or_default()
+}
+
+async fn limits(client: &Client) -> Vec<Candidate> {
+    let list: Result<List<LimitRow>, _> = client.get("/v1/limits", &()).await;
+    list.map(|list| list.items.into_iter().map(|limit| plain(&limit.name)).collect()).unwrap_or_default()
 }
 
 async fn eips(client: &Client) -> Vec<Candidate> {

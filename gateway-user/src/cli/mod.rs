@@ -10,6 +10,7 @@ mod failure;
 mod gateway;
 mod help;
 mod interface;
+mod limit;
 mod pool;
 mod proxy;
 #[cfg(test)]
@@ -114,6 +115,9 @@ enum Noun {
     /// Hosts that packets are sent through, unchanged
     #[command(subcommand)]
     Proxy(proxy::Verb),
+    /// What clients may open
+    #[command(subcommand)]
+    Limit(limit::Verb),
     /// Devices that packets come in through
     #[command(subcommand)]
     Interface(interface::Verb),
@@ -236,6 +240,7 @@ async fn execute(noun: Noun, context: &mut Context<'_, '_>) -> Result<u8, Failur
         Noun::Pool(verb) => verb.run(context).await?,
         Noun::Eip(verb) => verb.run(context).await?,
         Noun::Proxy(verb) => verb.run(context).await?,
+        Noun::Limit(verb) => verb.run(context).await?,
         Noun::Interface(verb) => verb.run(context).await?,
         Noun::Session(verb) => verb.run(context).await?,
         Noun::Activate(verb) => verb.run(context).await?,

@@ -20,6 +20,7 @@ pub(super) enum Verb {
     /// Change what is named of a pool; sessions keep their addresses and ports
     #[command(after_help = "gwctl pool set nat address 198.51.100.10,198.51.100.12\n\
                             gwctl pool set nat mss 1360\n\
+                            gwctl pool set nat refuse reset\n\
                             gwctl pool set nat rate 0 concurrent 0")]
     Set(Set),
     /// Have addresses of a pool take no new sessions; those that they have go on
@@ -53,6 +54,9 @@ pub(super) struct Add {
     /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides
     #[arg(long, value_name = "N")]
     mss: Option<u32>,
+    /// What a client is told whose connection it cannot take: nothing (drop), a reset, or an ICMP error
+    #[arg(long, value_name = "drop|reset|icmp")]
+    refuse: Option<String>,
     #[command(flatten)]
     limits: Limits,
 }
@@ -74,6 +78,9 @@ pub(super) struct Set {
     /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides
     #[arg(long, value_name = "N")]
     mss: Option<u32>,
+    /// What a client is told whose connection it cannot take: nothing (drop), a reset, or an ICMP error
+    #[arg(long, value_name = "drop|reset|icmp")]
+    refuse: Option<String>,
     #[command(flatten)]
     limits: Limits,
 }
@@ -118,17 +125,18 @@ pub(super) struct Show {
 impl Verb {
     pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
         match self {
-            Self::Add(Add { name, address, ports, mapping, mss, limits }) => {
+            Self::Add(Add { name, address, ports, mapping, mss, refuse, limits }) => {
                 let addresses = Some(address);
-                let pool = PoolRequest { addresses, ports, mapping, mss, ..limits.request() };
+                let pool = PoolRequest { addresses, ports, mapping, mss, refuse, ..limits.request() };
                 context.change(Method::POST, &path(&name), &pool).await
             }
-            Self::Set(Set { name, address, ports, mapping, mss, limits }) => {
-                let pool = PoolRequest { addresses: address, ports, mapping, mss, ..limits.request() };
+            Self::Set(Set { name, address, ports, mapping, mss, refuse, limits }) => {
+                let pool =
+                    PoolRequest { addresses: address, ports, mapping, mss, refuse, ..limits.request() };
                 if pool == PoolRequest::default() {
                     return Err(Failure::usage("`gwctl pool set` needs something to set").hint(
                         "usage: gwctl pool set NAME [address ADDR[,ADDR...]] [ports A-B] [mapping MAPPING] [mss N] \
-                         [rate N] [burst N] [concurrent N]",
+                         [refuse drop|reset|icmp] [rate N] [burst N] [concurrent N]",
                     ));
                 }
                 context.change(Method::PATCH, &path(&name), &pool).await

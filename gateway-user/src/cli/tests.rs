@@ -104,6 +104,7 @@ fn every_form_of_every_command_is_read() {
         pool add calls address 198.51.100.20 mapping endpoint-independent
         pool set calls mapping endpoint-dependent
         pool set nat mss 1360
+        pool set nat refuse icmp
         pool del nat
         pool show nat
         proxy add squid host 10.0.1.2,10.0.1.3 check tcp:3128 interval 500ms fail pool nat
@@ -119,6 +120,11 @@ fn every_form_of_every_command_is_read() {
         eip del 198.51.100.50
         eip show
         eip
+        limit add tenant-a from 10.0.7.0/24 per prefix rate 200 burst 50 concurrent 1000
+        limit set tenant-a rate 0 concurrent 0
+        limit del tenant-a
+        limit show tenant-a
+        limit
         interface add eth1 role inside mode native
         interface del eth1
         interface
@@ -155,7 +161,7 @@ fn every_form_of_every_command_is_read() {
 fn a_name_may_be_a_keyword() {
     assert_eq!(
         noun(&line("pool add address address 198.51.100.10")),
-        r#"Ok(Pool(Add(Add { name: "address", address: ["198.51.100.10"], ports: None, mapping: None, mss: None, limits: Limits { rate: None, burst: None, concurrent: None } })))"#
+        r#"Ok(Pool(Add(Add { name: "address", address: ["198.51.100.10"], ports: None, mapping: None, mss: None, refuse: None, limits: Limits { rate: None, burst: None, concurrent: None } })))"#
     );
     assert_eq!(
         noun(&line("table bind from from 10.0.0.0/8")),
@@ -189,7 +195,7 @@ fn an_unknown_word_is_named_with_what_it_may_have_been_meant_to_be() {
         "route aad default via direct",
         "route dele default",
         "rotue",
-        "limit add tenant from 10.0.7.0/24",
+        "limit add tenant form 10.0.7.0/24",
         "proxy add squid hots 10.0.1.2",
         "eip add 198.51.100.50 hots 10.0.0.2",
         "route improt routes.txt via direct",
@@ -212,6 +218,7 @@ fn what_is_missing_is_named() {
         "route flush",
         "pool add nat",
         "eip add 198.51.100.50",
+        "limit add tenant-a",
         "proxy add squid",
         "proxy set squid fail pool",
         "completion",

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::model::{
-    MAIN_TABLE, NoSession, PerDestination, Pool, Proxy, ProxyMode, Route, RouteKey, Snapshot, Table,
-    TableKind,
+    Limit, MAIN_TABLE, NoSession, Per, PerDestination, Pool, Proxy, ProxyMode, Route, RouteKey, Snapshot,
+    Table, TableKind,
 };
 
 /// Writes a state as a configuration file that loads to the same state.
@@ -60,6 +60,7 @@ fn write(out: &mut String, state: &Snapshot, metrics: Option<SocketAddr>) -> fmt
         writeln!(out, "host = \"{}\"", eip.host)?;
     }
     state.proxies.values().try_for_each(|proxy| write_proxy(out, proxy))?;
+    state.limits.values().try_for_each(|limit| write_limit(out, limit))?;
     state.tables.values().try_for_each(|table| write_table(out, table))
 }
 
@@ -79,6 +80,9 @@ fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {
     }
     if pool.mss != 0 {
         writeln!(out, "mss = {}", pool.mss)?;
+    }
+    if !pool.refuse.is_default() {
+        writeln!(out, "refuse = \"{}\"", pool.refuse)?;
     }
     let PerDestination { rate, burst, concurrent } = pool.per_destination;
     let burst = burst.map(|burst| format!(", burst = {burst}")).unwrap_or_default();
@@ -105,6 +109,21 @@ fn write_proxy(out: &mut String, proxy: &Proxy) -> fmt::Result {
         writeln!(out, "interval = \"{}\"", humantime::format_duration(*interval))?;
     }
     writeln!(out, "fail = {}", quote(&fail.to_string()))
+}
+
+fn write_limit(out: &mut String, limit: &Limit) -> fmt::Result {
+    let Limit { name, from, per, rate, burst, concurrent } = limit;
+    writeln!(out, "\n[[limit]]")?;
+    writeln!(out, "name = {}", quote(name))?;
+    writeln!(out, "from = \"{from}\"")?;
+    if *per != Per::default() {
+        writeln!(out, "per = \"{per}\"")?;
+    }
+    writeln!(out, "rate = {rate}")?;
+    if let Some(burst) = burst {
+        writeln!(out, "burst = {burst}")?;
+    }
+    writeln!(out, "concurrent = {concurrent}")
 }
 
 fn write_table(out: &mut String, table: &Table) -> fmt::Result {

@@ -29,7 +29,8 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) table: Vec<Table>,
     pub(super) access_log: Option<Spanned<IgnoredAny>>,
-    pub(super) limit: Option<Spanned<IgnoredAny>>,
+    #[serde(default)]
+    pub(super) limit: Vec<Limit>,
 }
 
 #[derive(Default, Deserialize)]
@@ -79,7 +80,7 @@ pub(super) struct Pool {
     pub(super) mapping: Option<Spanned<String>>,
     pub(super) mss: Option<Spanned<i64>>,
     pub(super) per_destination: Option<Spanned<PerDestination>>,
-    pub(super) refuse: Option<Spanned<IgnoredAny>>,
+    pub(super) refuse: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -109,6 +110,17 @@ pub(super) struct Proxy {
     pub(super) check: Option<Spanned<String>>,
     pub(super) interval: Option<Spanned<String>>,
     pub(super) fail: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limit {
+    pub(super) name: Spanned<String>,
+    pub(super) from: Spanned<String>,
+    pub(super) per: Option<Spanned<String>>,
+    pub(super) rate: Option<Spanned<u32>>,
+    pub(super) burst: Option<Spanned<u32>>,
+    pub(super) concurrent: Option<Spanned<u32>>,
 }
 
 #[derive(Deserialize)]

@@ -65,6 +65,20 @@ pub(super) fn locate(
             });
             (at, format!("proxy.{field}"))
         }
+        Subject::Limit(name) => {
+            let limit = file.limit.iter().find(|limit| limit.name.get_ref() == name);
+            let at = limit.map(|limit| {
+                let number = match field {
+                    "rate" => limit.rate.as_ref(),
+                    "burst" => limit.burst.as_ref(),
+                    "concurrent" => limit.concurrent.as_ref(),
+                    _ => None,
+                };
+                let text = if field == "from" { &limit.from } else { &limit.name };
+                number.map_or(start(text), start)
+            });
+            (at, format!("limit.{field}"))
+        }
         Subject::Table(name) => {
             let table = file.table.iter().find(|table| table.name.get_ref() == name);
             let at = table.map(|table| match &table.kind {

@@ -22,8 +22,12 @@ use std::{
 use toml::Spanned;
 
 use crate::model::{
-    Eip, Interface, LimitChange, PerDestination, Pool, PortRange, Proxy, ProxyMode, RouteKey, Snapshot,
-    Table, TableKind, ValueError, error::suggest, prefix::parse_address, validate, validate::below_standard,
+    Eip, Interface, Limit, LimitChange, PerDestination, Pool, PortRange, Proxy, ProxyMode, RouteKey,
+    Snapshot, Table, TableKind, ValueError,
+    error::suggest,
+    prefix::{parse_address, parse_prefix},
+    validate,
+    validate::below_standard,
     words,
 };
 
@@ -94,6 +98,9 @@ impl Loader<'_> {
         for proxy in &file.proxy {
             self.proxy(proxy, &mut state)?;
         }
+        for limit in &file.limit {
+            self.limit(limit, &mut state)?;
+        }
         let mut names = BTreeSet::new();
         for table in &file.table {
             if !names.insert(table.name.get_ref()) {
@@ -106,18 +113,12 @@ impl Loader<'_> {
     }
 
     fn refuse_unsupported(&self, file: &File) -> Result<(), ConfigError> {
-        for (section, what, value) in
-            [("access_log", "the access log", &file.access_log), ("limit", "a limit of sources", &file.limit)]
-        {
-            if let Some(value) = value {
-                let message = format!("{what} is not supported by this version");
-                return Err(self
-                    .source
-                    .error(value.span().start, section, message)
-                    .hint(format!("remove the section `{section}`")));
-            }
-        }
-        Ok(())
+        let Some(value) = &file.access_log else { return Ok(()) };
+        let message = "the access log is not supported by this version";
+        Err(self
+            .source
+            .error(value.span().start, "access_log", message)
+            .hint("remove the section `access_log`"))
     }
 
     fn gateway(&self, file: &File, state: &mut Snapshot) -> Result<Option<SocketAddr>, ConfigError> {
@@ -201,10 +202,6 @@ impl Loader<'_> {
     }
 
     fn pool(&self, pool: &file::Pool, state: &mut Snapshot) -> Result<(), ConfigError> {
-        if let Some(value) = &pool.refuse {
-            let message = "not supported by this version";
-            return Err(self.source.error(value.span().start, "pool.refuse", message).hint("remove the key"));
-        }
         let name = pool.name.get_ref().clone();
         let parse = |key, texts: &[Spanned<String>]| {
             let mut addresses = Vec::new();
@@ -225,12 +222,15 @@ impl Loader<'_> {
             parsed.map_err(|error| self.source.value(mss.span().start, "pool.mss", error))
         });
         let mss = mss.transpose()?.unwrap_or_default();
+        let refuse = pool.refuse.as_ref().map(|refuse| self.parse(refuse, "pool.refuse"));
+        let refuse = refuse.transpose()?.unwrap_or_default();
         let limits = pool.per_destination.as_ref().map_or_else(LimitChange::default, |limits| {
             let file::PerDestination { rate, burst, concurrent } = *limits.get_ref();
             LimitChange { rate, burst, concurrent }
         });
         let per_destination = limits.over(PerDestination::default());
-        let added = Pool { drained, mapping, mss, per_destination, ..Pool::new(&name, addresses, ports) };
+        let added =
+            Pool { drained, mapping, mss, refuse, per_destination, ..Pool::new(&name, addresses, ports) };
         match state.pools.insert(name, added) {
             None => Ok(()),
             Some(_) => Err(self.source.twice("pool", &pool.name)),
@@ -290,6 +290,24 @@ impl Loader<'_> {
             let at = if error.field == "vni" { of_vni } else { of_mode };
             self.source.value(at, &format!("proxy.{}", error.field), error)
         })
+    }
+
+    fn limit(&self, limit: &file::Limit, state: &mut Snapshot) -> Result<(), ConfigError> {
+        let name = limit.name.get_ref().clone();
+        let from = parse_prefix("from", limit.from.get_ref())
+            .map_err(|error| self.source.value(limit.from.span().start, "limit.from", error))?;
+        let per = limit.per.as_ref().map(|per| self.parse(per, "limit.per")).transpose()?.unwrap_or_default();
+        let number = |value: &Option<Spanned<u32>>| value.as_ref().map(|value| *value.get_ref());
+        let mut added = Limit { per, ..Limit::new(&name, from) };
+        added.change(&LimitChange {
+            rate: number(&limit.rate),
+            burst: number(&limit.burst),
+            concurrent: number(&limit.concurrent),
+        });
+        match state.limits.insert(name, added) {
+            None => Ok(()),
+            Some(_) => Err(self.source.twice("limit", &limit.name)),
+        }
     }
 
     fn table(&mut self, table: &file::Table) -> Result<Table, ConfigError> {

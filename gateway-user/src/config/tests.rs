@@ -6,7 +6,7 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
 use crate::model::{
-    AttachMode, Check, Fail, MAIN_TABLE, Mapping, NoSession, Proxy, ProxyHost, Role, Target,
+    AttachMode, Check, Fail, MAIN_TABLE, Mapping, NoSession, Per, Proxy, ProxyHost, Refuse, Role, Target,
     words::parse_binding,
 };
 
@@ -172,6 +172,20 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
             "[[eip]]\naddress = \"198.51.100.50\"\nhost = \"10.0.0.2\"\n\
              [[eip]]\naddress = \"198.51.100.50\"\nhost = \"10.0.0.3\"\n",
         ),
+        // Limits of sources.
+        added("[[limit]]\nname = \"a\"\n"),
+        added("[[limit]]\nname = \"a\"\nfrom = \"10.0.7.1/24\"\n"),
+        added("[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\nper = \"client\"\n"),
+        added("[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\nrate = 7\nburst = 0\n"),
+        added("[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\nconcurrent = 4000000000\n"),
+        added(
+            "[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\n\
+             [[limit]]\nname = \"b\"\nfrom = \"10.0.7.0/24\"\n",
+        ),
+        added(
+            "[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\n\
+             [[limit]]\nname = \"a\"\nfrom = \"10.0.8.0/24\"\n",
+        ),
         // Files of routes.
         routes("10.0.0.0/8 via pool nta"),
         routes("10.0.0.0/8 vai direct"),
@@ -179,7 +193,6 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         routes("10.0.0.0/8 via gateway 2001:db8::1"),
         // What the contract knows and this version does not.
         added("[access_log]\npath = \"journal\"\n"),
-        added("[[limit]]\nname = \"a\"\nfrom = \"10.0.7.0/24\"\n"),
         added(
             "[[table]]\nname = \"return\"\nkind = \"border\"\nroutes = [{ to = \"10.0.0.0/8\", via = \"pool nat\" }]\n",
         ),
@@ -188,7 +201,7 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         replaced("ports = \"2000-65535\"", "per_destination = { rate = 9, burst = 0 }"),
         replaced("ports = \"2000-65535\"", "per_destination = { concurrent = 4000000000 }"),
         replaced("ports = \"2000-65535\"", "per_destination = { rates = 9 }"),
-        replaced("ports = \"2000-65535\"", "refuse = \"reset\""),
+        replaced("ports = \"2000-65535\"", "refuse = \"rst\""),
         replaced("ports = \"2000-65535\"", "mapping = \"full-cone\""),
         replaced("comment = \"the rest\"", "domain = \"*.example.com\""),
     ];
@@ -313,13 +326,27 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 let mapping =
                     if number.is_multiple_of(3) { Mapping::EndpointIndependent } else { Mapping::default() };
                 let mss = if number.is_multiple_of(2) { 0 } else { 1_360 };
-                let pool = Pool { drained, mapping, mss, ..Pool::new(&name, addresses, ports) };
+                let refuse = [Refuse::Drop, Refuse::Reset, Refuse::Icmp][usize::from(number) % 3];
+                let pool = Pool { drained, mapping, mss, refuse, ..Pool::new(&name, addresses, ports) };
                 state.pools.insert(name, pool);
             }
             for number in 0..pools {
                 let address = IpAddr::from([198, 51, 100, 100 + number as u8]);
                 let host = IpAddr::from([10, 0, 0, number as u8]);
                 state.eips.insert(address, Eip { address, host });
+            }
+            for number in 0..pools {
+                let name = format!("limit-{number}");
+                let from = if number.is_multiple_of(2) {
+                    format!("10.0.{number}.0/24")
+                } else {
+                    format!("2001:db8:{number}::/48")
+                };
+                let mut limit = Limit::new(&name, from.parse().expect("a prefix"));
+                limit.per = if number.is_multiple_of(3) { Per::Prefix } else { Per::Source };
+                (limit.rate, limit.concurrent) = (number as u32, 7 * number as u32);
+                limit.burst = number.is_multiple_of(2).then_some(9);
+                state.limits.insert(name, limit);
             }
             for number in 0..pools {
                 let proxy = proxy(number as u16);

@@ -1,5 +1,6 @@
 //! Changes of the desired state, one variant a verb.
 
+mod limit;
 mod proxy;
 
 use std::{collections::BTreeSet, fmt, net::IpAddr, sync::Arc};
@@ -9,11 +10,12 @@ use ipnet::IpNet;
 use crate::{
     api::{ApiError, ErrorKind},
     model::{
-        Binding, Eip, Fail, Interface, LimitChange, MAIN_TABLE, Mapping, Pool, PortRange, Proxy, Route,
-        RouteKey, Selector, Snapshot, Subject, Table, TableKind, Target, error::closest,
+        Binding, Eip, Fail, Interface, Limit, LimitChange, MAIN_TABLE, Mapping, Pool, PortRange, Proxy,
+        Refuse, Route, RouteKey, Selector, Snapshot, Subject, Table, TableKind, Target, error::closest,
     },
 };
 
+pub use limit::LimitChanges;
 pub use proxy::ProxyChanges;
 
 /// A change of the desired state.
@@ -77,6 +79,8 @@ pub enum Command {
         mapping: Option<Mapping>,
         /// Maximum segment size.
         mss: Option<u16>,
+        /// What clients are told.
+        refuse: Option<Refuse>,
         /// Limits towards each destination.
         limits: LimitChange,
     },
@@ -131,6 +135,20 @@ pub enum Command {
     },
     /// Removes a proxy that no route and no other proxy uses.
     ProxyDel {
+        /// Name.
+        name: String,
+    },
+    /// Adds a limit of sources.
+    LimitAdd(Limit),
+    /// Changes a limit; what is absent stays.
+    LimitSet {
+        /// Name.
+        name: String,
+        /// What changes.
+        changes: LimitChanges,
+    },
+    /// Removes a limit.
+    LimitDel {
         /// Name.
         name: String,
     },
@@ -198,7 +216,7 @@ impl Command {
                 }
                 next.pools.insert(pool.name.clone(), pool.clone());
             }
-            Self::PoolSet { name, addresses, ports, mapping, mss, limits } => {
+            Self::PoolSet { name, addresses, ports, mapping, mss, refuse, limits } => {
                 let pool = pool_mut(&mut next, name)?;
                 if let Some(addresses) = addresses {
                     pool.addresses.clone_from(addresses);
@@ -207,6 +225,7 @@ impl Command {
                 pool.ports = ports.unwrap_or(pool.ports);
                 pool.mapping = mapping.unwrap_or(pool.mapping);
                 pool.mss = mss.unwrap_or(pool.mss);
+                pool.refuse = refuse.unwrap_or(pool.refuse);
                 pool.per_destination = limits.over(pool.per_destination);
             }
             Self::PoolDrain { name, addresses } => pool_drain(&mut next, name, addresses)?,
@@ -221,6 +240,9 @@ impl Command {
                 proxy::having(&mut next, name, hosts)?.drained.retain(|host| !hosts.contains(host));
             }
             Self::ProxyDel { name } => proxy::del(&mut next, name)?,
+            Self::LimitAdd(added) => limit::add(&mut next, added)?,
+            Self::LimitSet { name, changes } => limit::set(&mut next, name, changes)?,
+            Self::LimitDel { name } => limit::del(&mut next, name)?,
             Self::InterfaceAdd(interface) => {
                 if next.interfaces.contains_key(&interface.name) {
                     return Err(exists("interface", &interface.name)
@@ -259,6 +281,9 @@ impl Command {
             | Self::ProxyDrain { name, .. }
             | Self::ProxyUndrain { name, .. }
             | Self::ProxyDel { name } => Subject::Proxy(name.clone()),
+            Self::LimitAdd(Limit { name, .. }) | Self::LimitSet { name, .. } | Self::LimitDel { name } => {
+                Subject::Limit(name.clone())
+            }
             Self::InterfaceAdd(Interface { name, .. }) | Self::InterfaceDel { name } => {
                 Subject::Interface(name.clone())
             }
@@ -289,7 +314,7 @@ impl fmt::Display for Command {
             Self::TableDel { name } => write!(f, "table del {name}"),
             Self::TableBind { name, binding } => write!(f, "table bind {name} from {binding}"),
             Self::TableUnbind { name, binding } => write!(f, "table unbind {name} from {binding}"),
-            Self::PoolAdd(Pool { name, addresses, ports, mapping, mss, per_destination, .. }) => {
+            Self::PoolAdd(Pool { name, addresses, ports, mapping, mss, refuse, per_destination, .. }) => {
                 write!(f, "pool add {name} address {} ports {ports}", list(addresses))?;
                 if !mapping.is_default() {
                     write!(f, " mapping {mapping}")?;
@@ -297,9 +322,12 @@ impl fmt::Display for Command {
                 if *mss != 0 {
                     write!(f, " mss {mss}")?;
                 }
+                if !refuse.is_default() {
+                    write!(f, " refuse {refuse}")?;
+                }
                 LimitChange::of(*per_destination).fmt(f)
             }
-            Self::PoolSet { name, addresses, ports, mapping, mss, limits } => {
+            Self::PoolSet { name, addresses, ports, mapping, mss, refuse, limits } => {
                 write!(f, "pool set {name}")?;
                 if let Some(addresses) = addresses {
                     write!(f, " address {}", list(addresses))?;
@@ -307,6 +335,7 @@ impl fmt::Display for Command {
                 ports.map_or(Ok(()), |ports| write!(f, " ports {ports}"))?;
                 mapping.map_or(Ok(()), |mapping| write!(f, " mapping {mapping}"))?;
                 mss.map_or(Ok(()), |mss| write!(f, " mss {mss}"))?;
+                refuse.map_or(Ok(()), |refuse| write!(f, " refuse {refuse}"))?;
                 limits.fmt(f)
             }
             Self::PoolDrain { name, addresses } => {
@@ -327,6 +356,13 @@ impl fmt::Display for Command {
             Self::ProxyDrain { name, hosts } => write!(f, "proxy drain {name} host {}", list(hosts)),
             Self::ProxyUndrain { name, hosts } => write!(f, "proxy undrain {name} host {}", list(hosts)),
             Self::ProxyDel { name } => write!(f, "proxy del {name}"),
+            Self::LimitAdd(Limit { name, from, per, rate, burst, concurrent }) => {
+                write!(f, "limit add {name} from {from} per {per} rate {rate}")?;
+                burst.map_or(Ok(()), |burst| write!(f, " burst {burst}"))?;
+                write!(f, " concurrent {concurrent}")
+            }
+            Self::LimitSet { name, changes } => write!(f, "limit set {name}{changes}"),
+            Self::LimitDel { name } => write!(f, "limit del {name}"),
             Self::InterfaceAdd(Interface { name, role, mode }) => {
                 write!(f, "interface add {name} role {role} mode {mode}")
             }

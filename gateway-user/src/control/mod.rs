@@ -31,7 +31,7 @@ use crate::{
     refused::Refused,
 };
 
-pub use command::{Command, Entry, Import, ProxyChanges, not_found};
+pub use command::{Command, Entry, Import, LimitChanges, ProxyChanges, not_found};
 pub use store::{Saved, Store};
 use worker::Worker;
 

@@ -4,7 +4,9 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Binding, Difference, Eip, Interface, Pool, Proxy, Routes, Snapshot, Table, TableKind};
+use crate::model::{
+    Binding, Difference, Eip, Interface, Limit, Pool, Proxy, Routes, Snapshot, Table, TableKind,
+};
 
 /// The part of a [`Snapshot`] that can be changed at run time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,11 +15,13 @@ pub(super) struct Running<'a> {
     active: bool,
     interfaces: Cow<'a, BTreeMap<String, Interface>>,
     pools: Cow<'a, BTreeMap<String, Pool>>,
-    // Gateways of before there were any did not write these two.
+    // Gateways of before there were any did not write these.
     #[serde(default)]
     eips: Cow<'a, BTreeMap<IpAddr, Eip>>,
     #[serde(default)]
     proxies: Cow<'a, BTreeMap<String, Proxy>>,
+    #[serde(default)]
+    limits: Cow<'a, BTreeMap<String, Limit>>,
     tables: Cow<'a, BTreeMap<String, Arc<Table>>>,
 }
 
@@ -35,6 +39,8 @@ pub(super) struct Delta<'a> {
     eips: Option<Cow<'a, BTreeMap<IpAddr, Eip>>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     proxies: Option<Cow<'a, BTreeMap<String, Proxy>>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limits: Option<Cow<'a, BTreeMap<String, Limit>>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     tables_removed: Vec<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -66,6 +72,7 @@ impl<'a> Running<'a> {
             pools: Cow::Borrowed(&state.pools),
             eips: Cow::Borrowed(&state.eips),
             proxies: Cow::Borrowed(&state.proxies),
+            limits: Cow::Borrowed(&state.limits),
             tables: Cow::Borrowed(&state.tables),
         }
     }
@@ -88,6 +95,7 @@ impl<'a> Running<'a> {
             pools: self.pools.into_owned(),
             eips: self.eips.into_owned(),
             proxies: self.proxies.into_owned(),
+            limits: self.limits.into_owned(),
             tables,
         }
     }
@@ -111,6 +119,7 @@ impl<'a> Delta<'a> {
             pools: changed(&before.pools, &after.pools),
             eips: changed(&before.eips, &after.eips),
             proxies: changed(&before.proxies, &after.proxies),
+            limits: changed(&before.limits, &after.limits),
             tables_removed: removed.map(Cow::from).collect(),
             tables,
         })
@@ -123,6 +132,7 @@ impl<'a> Delta<'a> {
         replace(&mut state.pools, self.pools);
         replace(&mut state.eips, self.eips);
         replace(&mut state.proxies, self.proxies);
+        replace(&mut state.limits, self.limits);
         for name in self.tables_removed {
             if state.tables.remove(&*name).is_none() {
                 return Err(format!("it removes table `{name}`, which is not there"));

@@ -112,6 +112,7 @@ fn parse(text: &str) -> Command {
             ports: None,
             mapping: None,
             mss: None,
+            refuse: None,
             limits: crate::model::LimitChange::default(),
         },
         "pool-drain" => Command::PoolDrain { name: name(1), addresses: addresses(2) },

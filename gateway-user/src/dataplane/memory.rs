@@ -17,7 +17,7 @@ use gateway_common::{
 };
 
 use super::{
-    AttachedInterface, Dataplane, DestinationStats, Host, MapStats, Observe, PoolAddressStats,
+    AttachedInterface, Dataplane, DestinationStats, Host, LimitStats, MapStats, Observe, PoolAddressStats,
     ProxyHostStats, SessionRow, Sweeper, Swept, Traffic,
 };
 use crate::model::{AttachMode, RouteKey, Snapshot};
@@ -59,6 +59,8 @@ pub struct State {
     pub pools: BTreeMap<IpAddr, PoolCounters>,
     /// What was opened towards destinations.
     pub destinations: Vec<DestinationStats>,
+    /// What limits of sources have done; absent ones have done nothing.
+    pub limits: Vec<LimitStats>,
     /// Sessions through hosts of proxies; absent ones read as zero.
     pub flows: BTreeMap<IpAddr, u64>,
     /// Sessions opened and closed, in the order of [`SessionClass::ALL`].
@@ -172,6 +174,10 @@ impl Observe for Memory {
 
     fn destinations(&self) -> anyhow::Result<Vec<DestinationStats>> {
         self.read(|state| state.destinations.clone())
+    }
+
+    fn limits(&self) -> anyhow::Result<Vec<LimitStats>> {
+        self.read(|state| state.limits.clone())
     }
 
     fn pools(&self) -> anyhow::Result<Vec<PoolAddressStats>> {

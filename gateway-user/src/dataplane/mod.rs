@@ -17,6 +17,7 @@ use gateway_common::{
     DropReason, Verdict,
     counter::{Counter, SessionClass, SessionCounters},
     pool::PoolCounters,
+    source::LimitCounters,
 };
 
 use crate::model::{Role, RouteKey, Snapshot};
@@ -137,6 +138,8 @@ pub trait Observe: Send + Sync {
     fn proxies(&self) -> anyhow::Result<Vec<ProxyHostStats>>;
     /// Destinations that something was opened towards lately.
     fn destinations(&self) -> anyhow::Result<Vec<DestinationStats>>;
+    /// Limits of sources.
+    fn limits(&self) -> anyhow::Result<Vec<LimitStats>>;
     /// Session life by protocol class, every class present.
     fn session_counters(&self) -> anyhow::Result<Vec<(SessionClass, SessionCounters)>>;
     /// Sessions that `filter` accepts, at most `limit` of them (0: all).
@@ -237,6 +240,21 @@ pub struct DestinationStats {
     pub over_rate: u64,
     /// Connections refused because there were too many at a time.
     pub over_concurrent: u64,
+}
+
+/// What a limit of sources has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LimitStats {
+    /// Name.
+    pub name: String,
+    /// Buckets that are in use: clients, or 1.
+    pub sources: u64,
+    /// Sessions counted in them.
+    pub sessions: u64,
+    /// Sessions counted in the one that has most.
+    pub most: u64,
+    /// Connections admitted and refused.
+    pub counters: LimitCounters,
 }
 
 /// A session as users see it.

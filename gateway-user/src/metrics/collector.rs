@@ -17,7 +17,7 @@ use prometheus::{
 use super::descriptor::{self as metric, Descriptor, Kind};
 use crate::{
     control::Handle,
-    dataplane::{AttachedInterface, MapStats, PoolAddressStats, ProxyHostStats, Traffic},
+    dataplane::{AttachedInterface, LimitStats, MapStats, PoolAddressStats, ProxyHostStats, Traffic},
     model::Snapshot,
 };
 
@@ -69,6 +69,13 @@ impl Collector for GatewayCollector {
                 pool_address(&mut out, address);
             }
             limits(&mut out, &addresses);
+        }
+        if let Some(limits) = out.read("limits", observe.limits()) {
+            for LimitStats { name, counters, .. } in &limits {
+                out.set(&metric::LIMIT_DROPS, [DropReason::SourceRate.name(), name], counters.over_rate);
+                let concurrent = DropReason::SourceConcurrent.name();
+                out.set(&metric::LIMIT_DROPS, [concurrent, name], counters.over_concurrent);
+            }
         }
         if let Some(hosts) = out.read("proxies", observe.proxies()) {
             for ProxyHostStats { proxy, address, up, flows } in &hosts {

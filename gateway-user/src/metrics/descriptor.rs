@@ -115,7 +115,7 @@ metrics! {
     POOL_PORT_ALLOCATION_ERRORS = Counter "gateway_pool_port_allocation_errors_total" ["pool", "address"]
         "New flows for which the pool address had no free port: the pool needs more addresses.";
     LIMIT_DROPS = Counter "gateway_limit_drops_total" ["kind", "name"]
-        "New flows refused because every address of the pool was at its limit towards their destination.";
+        "New flows refused because of a limit: destination_rate and destination_concurrent where every address of the pool of that name was at its limit towards their destination, source_rate and source_concurrent where their client, or all of its prefix, was at the limit of that name.";
     POOL_IDLE_TIMEOUTS = Counter "gateway_pool_idle_timeouts_total" ["pool", "address"]
         "Sessions of the pool address that ended because they were idle.";
     PROXY_UP = Gauge "gateway_proxy_up" ["proxy", "host"]
@@ -151,12 +151,13 @@ pub fn reference() -> String {
          | `verdict` | {verdicts} |\n\
          | `reason` | {reasons}; all of them from the start |\n\
          | `proto` | {protocols} |\n\
+         | `kind` | `destination_rate`, `destination_concurrent`, `source_rate`, `source_concurrent` |\n\
          | `event` | `created`, `closed`, `expired`, `killed` |\n\
          | `family` | `ipv4`, `ipv6` |\n\
          | `role` | `inside`, `outside`, `both` |\n\
          | `mode` | `native`, `generic`, `none` |\n\
          | `target` | `direct`, `pool`, `eip`, `proxy`, `gateway`, `blackhole`, `prohibit`, `host` |\n\
-         | `interface`, `table`, `pool`, `address`, `proxy`, `host`, `map`, `source` | as configured; never the address of a client or a server |\n\
+         | `interface`, `table`, `pool`, `address`, `proxy`, `host`, `map`, `source`, `name` | as configured; never the address of a client or a server |\n\
          \n## The process\n\n\
          | metric | help |\n\
          |---|---|\n"

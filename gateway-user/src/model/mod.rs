@@ -3,6 +3,7 @@
 pub mod eip;
 pub mod error;
 pub mod interface;
+pub mod limit;
 pub mod pool;
 pub mod prefix;
 pub mod proxy;
@@ -21,7 +22,8 @@ use serde::{Deserialize, Serialize};
 pub use eip::Eip;
 pub use error::{Fault, ValueError};
 pub use interface::{AttachMode, Interface, Role};
-pub use pool::{LimitChange, Mapping, PerDestination, Pool, PortRange};
+pub use limit::{Limit, Per};
+pub use pool::{LimitChange, Mapping, PerDestination, Pool, PortRange, Refuse};
 pub use proxy::{Check, Fail, Proxy, ProxyHost, ProxyMode};
 pub use route::{Proto, Route, RouteKey, RouteWords, Selector, Target};
 pub use routes::{Difference, Routes};
@@ -56,6 +58,9 @@ pub struct Snapshot {
     /// Proxies by name.
     #[serde(default)]
     pub proxies: BTreeMap<String, Proxy>,
+    /// Limits of sources by name.
+    #[serde(default)]
+    pub limits: BTreeMap<String, Limit>,
     /// Tables by name; [`MAIN_TABLE`] always exists.
     pub tables: BTreeMap<String, Arc<Table>>,
 }
@@ -164,6 +169,7 @@ impl Default for Snapshot {
             pools: BTreeMap::new(),
             eips: BTreeMap::new(),
             proxies: BTreeMap::new(),
+            limits: BTreeMap::new(),
             tables: BTreeMap::from([(MAIN_TABLE.to_owned(), Arc::new(main))]),
         }
     }

@@ -128,6 +128,53 @@ impl FromStr for Mapping {
     }
 }
 
+/// What a client is told whose new flow the pool cannot take: no port is free, there is no room for its session, or a
+/// limit is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Refuse {
+    /// Nothing: a TCP client tries again by itself.
+    #[default]
+    Drop,
+    /// A TCP client by a reset, any other by an ICMP error.
+    Reset,
+    /// An ICMP error: administratively prohibited.
+    Icmp,
+}
+
+impl Refuse {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Reset => "reset",
+            Self::Icmp => "icmp",
+        }
+    }
+
+    /// Whether it is what pools do unless told otherwise.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for Refuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Refuse {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        [Self::Drop, Self::Reset, Self::Icmp].into_iter().find(|word| word.name() == text).ok_or_else(|| {
+            ValueError::invalid("refuse", format!("`{text}` is no way to refuse a connection"))
+                .hint("write `drop`, `reset` or `icmp`")
+        })
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 fn is_automatic(mss: &u16) -> bool {
     *mss == 0
@@ -152,6 +199,9 @@ pub struct Pool {
     /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides.
     #[serde(default, skip_serializing_if = "is_automatic")]
     pub mss: u16,
+    /// What clients are told whose flows it cannot take.
+    #[serde(default, skip_serializing_if = "Refuse::is_default")]
+    pub refuse: Refuse,
     /// What each address may open towards each destination.
     #[serde(default)]
     pub per_destination: PerDestination,
@@ -242,6 +292,7 @@ impl Pool {
             drained: BTreeSet::new(),
             mapping: Mapping::default(),
             mss: 0,
+            refuse: Refuse::default(),
             per_destination: PerDestination::default(),
         }
     }

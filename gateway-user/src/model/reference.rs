@@ -18,7 +18,7 @@ use gateway_common::{
 use super::{
     Snapshot,
     interface::MAX_NAME as MAX_DEVICE_NAME,
-    validate::{MAX_CAPACITY, MAX_NAME, MAX_SOURCES, MAX_TABLES, MAX_TIMEOUT, MAX_WEIGHT},
+    validate::{MAX_CAPACITY, MAX_LIMITS, MAX_NAME, MAX_SOURCES, MAX_TABLES, MAX_TIMEOUT, MAX_WEIGHT},
 };
 
 const HEAD: &str = "\
@@ -73,8 +73,9 @@ fn reference() -> String {
         ("hosts of all proxies", MAX_PROXY_HOSTS.to_string()),
         ("weight of a host of a proxy", MAX_WEIGHT.to_string()),
         ("EIPs", MAX_EIPS.to_string()),
+        ("limits of sources", MAX_LIMITS.to_string()),
         ("idle time", format!("{} days", MAX_TIMEOUT.as_secs() / 86_400)),
-        ("bytes in the name of a gateway, pool, proxy or table", MAX_NAME.to_string()),
+        ("bytes in the name of a gateway, limit, pool, proxy or table", MAX_NAME.to_string()),
         ("bytes in the name of a device", MAX_DEVICE_NAME.to_string()),
     ] {
         let _ = writeln!(page, "| {what} | {limit} |");

@@ -16,7 +16,10 @@ use gateway_common::{
     limit::{MAX_BURST, MAX_CONCURRENT, MAX_RATE},
     pool::{FIRST_PORT, MAX_ADDRESSES_PER_POOL, MAX_MSS, MAX_POOL_ADDRESSES, MAX_POOLS, MIN_MSS, MIN_MSS_V6},
     route::{MAX_BINDINGS, MAX_TABLE_SLOTS},
+    source,
 };
+
+use ipnet::IpNet;
 
 use super::{
     Binding, Eip, Interface, MAIN_TABLE, Pool, Role, RouteKey, Snapshot, Table, TableKind, Timeouts,
@@ -31,6 +34,8 @@ use route::pool_for;
 pub const MAX_NAME: usize = 63;
 /// Tables there can be: a replacement needs a second slot for a moment, and slot 0 is never used.
 pub const MAX_TABLES: usize = MAX_TABLE_SLOTS as usize / 4 - 1;
+/// Limits of sources there can be: while they change, there are those before, too.
+pub const MAX_LIMITS: usize = source::MAX_LIMITS as usize / 2;
 /// Bindings there can be: some elements are kept for the binding of table `main` to every source.
 pub const MAX_SOURCES: usize = MAX_BINDINGS as usize - 16;
 /// Largest capacity that can be configured; the memory is taken when the gateway starts.
@@ -51,6 +56,8 @@ pub enum Subject {
     Eip(IpAddr),
     /// A proxy.
     Proxy(String),
+    /// A limit of sources.
+    Limit(String),
     /// A table.
     Table(String),
     /// A binding of the table.
@@ -77,6 +84,7 @@ impl Subject {
             Self::Pool(_) => "pool",
             Self::Eip(_) => "eip",
             Self::Proxy(_) => "proxy",
+            Self::Limit(_) => "limit",
             Self::Table(_) => "table",
             Self::Binding(..) => "binding",
             Self::Route(..) => "route",
@@ -92,6 +100,7 @@ impl fmt::Display for Subject {
             Self::Pool(name) => write!(f, "pool {name}"),
             Self::Eip(address) => write!(f, "eip {address}"),
             Self::Proxy(name) => write!(f, "proxy {name}"),
+            Self::Limit(name) => write!(f, "limit {name}"),
             Self::Table(name) => write!(f, "table {name}"),
             Self::Binding(table, binding) => write!(f, "table {table}, binding {binding}"),
             Self::Route(table, key) => write!(f, "table {table}, route {key}"),
@@ -119,6 +128,7 @@ pub fn validate_change(before: Option<&Snapshot>, state: &Snapshot) -> Result<()
     pools(state)?;
     eips(state)?;
     proxy::proxies(state)?;
+    limits(state)?;
     tables(state)?;
     bindings(state)?;
     route::shared(state)?;
@@ -266,21 +276,50 @@ fn one_pool(pool: &Pool) -> Result<(), ValueError> {
         return Err(Pool::bad_mss(&pool.mss.to_string(), least));
     }
     let limits = &pool.per_destination;
-    for (field, value, most) in [
-        ("rate", limits.rate, MAX_RATE),
-        ("burst", limits.burst(), MAX_BURST),
-        ("concurrent", limits.concurrent, MAX_CONCURRENT),
-    ] {
+    bounds(limits.rate, limits.burst(), limits.concurrent)?;
+    pool.addresses.iter().try_for_each(|address| check_unicast("addresses", *address))
+}
+
+/// Bounds of a limit.
+fn bounds(rate: u32, burst: u32, concurrent: u32) -> Result<(), ValueError> {
+    for (field, value, most) in
+        [("rate", rate, MAX_RATE), ("burst", burst, MAX_BURST), ("concurrent", concurrent, MAX_CONCURRENT)]
+    {
         if value > most {
             return Err(ValueError::invalid(field, format!("{field} {value} is not possible"))
                 .hint(format!("at most {most}; 0 for no limit")));
         }
     }
-    if limits.rate != 0 && limits.burst() == 0 {
+    if rate != 0 && burst == 0 {
         return Err(ValueError::invalid("burst", "burst 0 would admit nothing")
             .hint("at least 1; leave it out for the connections of a second"));
     }
-    pool.addresses.iter().try_for_each(|address| check_unicast("addresses", *address))
+    Ok(())
+}
+
+fn limits(state: &Snapshot) -> Result<(), Violation> {
+    let mut owners: BTreeMap<IpNet, &str> = BTreeMap::new();
+    for (number, limit) in state.limits.values().enumerate() {
+        let mut check = || {
+            check_name("limit", &limit.name)?;
+            if number >= MAX_LIMITS {
+                let message =
+                    format!("limit `{}` is one more than the {MAX_LIMITS} there can be", limit.name);
+                return Err(ValueError::full("name", message).hint("remove one first"));
+            }
+            bounds(limit.rate, limit.burst(), limit.concurrent)?;
+            match owners.insert(limit.from, &limit.name) {
+                None => Ok(()),
+                Some(other) => {
+                    let message = format!("source {} has limit `{other}` already", limit.from);
+                    Err(ValueError::invalid("from", message)
+                        .hint("a source has one limit: remove one, or choose a longer prefix"))
+                }
+            }
+        };
+        check().map_err(at(&Subject::Limit(limit.name.clone())))?;
+    }
+    Ok(())
 }
 
 fn eips(state: &Snapshot) -> Result<(), Violation> {

@@ -8,6 +8,7 @@ pub mod status;
 
 mod eip;
 mod interface;
+mod limit;
 mod pool;
 mod route;
 mod session;

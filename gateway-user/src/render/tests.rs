@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{Columns, Grid, Paint, proxy, status};
 use crate::api::types::{
-    DestinationRow, DropRow, EipRow, InterfaceRow, InterfaceStats, List, MapRow, PoolAddressRow, PoolRow,
-    ProxyRow, RouteMatch, RouteRow, SessionCount, SessionRow, Status, TableRow,
+    DestinationRow, DropRow, EipRow, InterfaceRow, InterfaceStats, LimitRow, List, MapRow, PoolAddressRow,
+    PoolRow, ProxyRow, RouteMatch, RouteRow, SessionCount, SessionRow, Status, TableRow,
 };
 
 /// Reads a list as it comes from the daemon, and shows it in both forms.
@@ -81,6 +81,18 @@ fn eips() {
     assert_snapshot!(shown::<EipRow>(&json!([
         { "address": "198.51.100.50", "host": "10.0.1.2" },
         { "address": "2001:db8:100::50", "host": "2001:db8:1::2" },
+    ])));
+}
+
+#[test]
+fn limits() {
+    assert_snapshot!(shown::<LimitRow>(&json!([
+        { "name": "tenant-a", "from": "10.0.7.0/24", "per": "source", "rate": 200, "burst": 50,
+          "concurrent": 1000, "sources": 12, "sessions": 3400, "most": 1000, "admitted": 90_000,
+          "over_rate": 12, "over_concurrent": 310 },
+        { "name": "trusted", "from": "2001:db8:7::/48", "per": "prefix", "rate": 0, "burst": 0,
+          "concurrent": 0, "sources": 1, "sessions": 8, "most": 8, "admitted": 8,
+          "over_rate": 0, "over_concurrent": 0 },
     ])));
 }
 

@@ -27,10 +27,10 @@ pub fn icmp_error(
     let (kind, code) = match (reason, source) {
         (DropReason::TtlExceeded, IpAddr::V4(_)) => (11, 0),
         (DropReason::MtuExceeded, IpAddr::V4(_)) => (3, 4),
-        (DropReason::Prohibited, IpAddr::V4(_)) => (3, 13),
+        (reason, IpAddr::V4(_)) if is_prohibited(reason) => (3, 13),
         (DropReason::TtlExceeded, IpAddr::V6(_)) => (3, 0),
         (DropReason::MtuExceeded, IpAddr::V6(_)) => (2, 0),
-        (DropReason::Prohibited, IpAddr::V6(_)) => (1, 1),
+        (reason, IpAddr::V6(_)) if is_prohibited(reason) => (1, 1),
         (reason, _) => panic!("nobody is told of {}", reason.name()),
     };
     let [high, low] = if reason == DropReason::MtuExceeded { mtu.to_be_bytes() } else { [0, 0] };
@@ -38,6 +38,20 @@ pub fn icmp_error(
     let quoted = &frame[network..network + header + QUOTED];
     let error = Packet::new(device.1, source, transport).payload(quoted);
     back(error, frame, device.0)
+}
+
+/// Whether the sender is told that the packet was prohibited.
+fn is_prohibited(reason: DropReason) -> bool {
+    matches!(
+        reason,
+        DropReason::Prohibited
+            | DropReason::PoolExhausted
+            | DropReason::SessionTableFull
+            | DropReason::DestinationRate
+            | DropReason::DestinationConcurrent
+            | DropReason::SourceRate
+            | DropReason::SourceConcurrent
+    )
 }
 
 /// The reset that answers the TCP segment at `transport` in `frame` (RFC 9293 3.10.7.1), in the name of the

@@ -263,6 +263,38 @@ fn an_eip_is_given_shown_and_taken_back() -> Result<()> {
 }
 
 #[test]
+fn a_limit_is_added_changed_shown_and_removed() -> Result<()> {
+    assert_snapshot!(set_up()?.transcript(
+        "
+        limit
+        limit add tenant-a from 10.0.7.0/24 rate 200 concurrent 1000
+        limit add office from 2001:db8:8::/48 per prefix concurrent 100000
+        limit add trusted from 10.0.7.9/32
+        limit show
+        limit show tenant-a --json
+        limit set tenant-a burst 50 concurrent 0
+        limit set office per source
+        limit show
+        limit add tenant-a from 10.0.9.0/24
+        limit add other from 10.0.7.0/24
+        limit add other from 10.0.7.1/24
+        limit add other from 10.0.9.0/24 per client
+        limit add other from 10.0.9.0/24 rate 5 burst 0
+        limit add other from 10.0.9.0/24 rate 20000000
+        limit set other rate 1
+        limit set trusted from 10.0.7.0/24
+        limit del tenant-b
+        export
+        limit del tenant-a
+        limit del office
+        limit del trusted
+        limit show
+    "
+    )?);
+    Ok(())
+}
+
+#[test]
 fn a_proxy_is_added_changed_drained_shown_and_removed() -> Result<()> {
     assert_snapshot!(set_up()?.transcript(
         "

@@ -30,6 +30,7 @@ mod refusal;
 mod related;
 mod reuse;
 mod route;
+mod source;
 mod support;
 mod table;
 mod tcp;

@@ -1,7 +1,9 @@
 //! What the sender of a dropped packet is told.
 
 use gateway_common::{
-    DropReason::{NoSession, Prohibited},
+    DropReason::{
+        DestinationConcurrent, NoSession, PoolExhausted, Prohibited, SessionTableFull, SourceConcurrent,
+    },
     Verdict::Snat,
 };
 use gateway_tests::{
@@ -10,7 +12,9 @@ use gateway_tests::{
     policy::Policy,
 };
 
-use crate::support::{Lab, POOL6, ROUTER, dropped, refused, reset, sent, snat, standard, too_large};
+use crate::support::{
+    Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, refused, reset, sent, snat, standard, too_large,
+};
 
 const ALL: &str = "0.0.0.0/0";
 
@@ -150,4 +154,92 @@ fn errors_have_a_rate_limit() {
     assert!(outcomes.iter().all(|action| matches!(action, Action::Tx | Action::Drop)));
     let counted = lab.counters().to_string();
     assert!(counted.contains("drops ttl_exceeded: 2000"), "{counted}");
+}
+
+/// A pool with one port, which is taken, that refuses so.
+fn full(how: &str) -> Option<Lab> {
+    let mut lab = standard(|policy| {
+        policy
+            .pool("nat", &format!("{POOL} {POOL6}"), "5000-5000")
+            .routes("0.0.0.0/0 via pool nat\n::/0 via pool nat")
+            .refuse("nat", how)
+    })?;
+    for syn in [
+        tcp("10.0.1.3:1", "203.0.113.10:443", SYN),
+        tcp("[2001:db8:1::3]:1", "[2001:db8:77::1]:443", SYN),
+        udp("10.0.1.3:1", "203.0.113.10:53"),
+    ] {
+        lab.open("in0", &syn);
+    }
+    Some(lab)
+}
+
+/// What is counted of a flow that no port is free for.
+fn exhausted(expected: Expected, address: &str) -> Expected {
+    let counted = ["attempts", "allocation_errors"].map(|what| format!("pool nat {address} {what}"));
+    counted.iter().fold(expected, |expected, name| expected.counting(name))
+}
+
+#[test]
+fn a_client_whose_connection_the_pool_cannot_take_is_told_what_the_pool_says() {
+    let four = tcp("10.0.1.2:4000", "203.0.113.10:443", SYN);
+    let six = tcp("[2001:db8:1::2]:4000", "[2001:db8:77::1]:443", SYN);
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    for how in ["drop", "reset", "icmp"] {
+        let Some(mut lab) = full(how) else { return };
+        let told = |tcp| match how {
+            "reset" if tcp => reset(PoolExhausted),
+            "drop" => dropped(PoolExhausted),
+            _ => refused(PoolExhausted),
+        };
+        lab.check("in0", &four, exhausted(told(true), POOL).by(ALL, "pool"));
+        lab.check("in0", &six, exhausted(told(true), POOL6).by("::/0", "pool"));
+        lab.check("in0", &query, exhausted(told(false), POOL).by(ALL, "pool"));
+    }
+}
+
+#[test]
+fn a_client_at_a_limit_is_told_what_the_pool_says() {
+    let policy = |policy| {
+        nat(policy).refuse("nat", "reset").limit("nat", 0, 0, 1).limit_sources(
+            "a",
+            "10.0.1.2/32",
+            "source",
+            (0, 0, 1),
+        )
+    };
+    let Some(mut lab) = standard(policy) else { return };
+    let syn = |client: &str, port: u16| tcp(&format!("{client}:{port}"), "203.0.113.10:443", SYN);
+    lab.open("in0", &syn("10.0.1.2", 4_000));
+    let expected = reset(SourceConcurrent).by(ALL, "pool").counting("limit a over_concurrent");
+    lab.check("in0", &syn("10.0.1.2", 4_001), expected);
+    let expected = reset(DestinationConcurrent).by(ALL, "pool");
+    let expected = expected.counting(&format!("pool nat {POOL} attempts"));
+    lab.check("in0", &syn("10.0.1.3", 4_000), expected.counting(&format!("pool nat {POOL} over_concurrent")));
+}
+
+#[test]
+fn a_client_that_finds_the_session_table_full_is_told_what_the_pool_says() {
+    let Some(mut lab) = standard(|policy| nat(policy).sessions(8).refuse("nat", "icmp")) else { return };
+    lab.occupy(16);
+    let query = udp("10.0.1.2:4000", "203.0.113.10:53");
+    let before = lab.counters();
+    let outcome = lab.prepare("in0", &query);
+    assert_eq!(outcome.action, Action::Tx);
+    let full = gateway_tests::counters::drops(SessionTableFull);
+    assert_eq!(lab.counters().since(&before).packets(&full), 1);
+    lab.vacate(16);
+}
+
+#[test]
+fn strangers_who_find_no_room_are_told_nothing() {
+    let policy = |policy| nat(policy).endpoint_independent("nat").half_open(1).refuse("nat", "icmp");
+    let Some(mut lab) = standard(policy) else { return };
+    let (_, port) = lab.open("in0", &tcp("10.0.1.2:4000", "203.0.113.10:80", SYN));
+    let stranger = tcp("203.0.113.12:7", &format!("{POOL}:{port}"), SYN);
+    assert_eq!(lab.prepare("out0", &stranger).action, Action::Drop);
+    let other = tcp("10.0.1.2:4000", "203.0.113.11:80", SYN);
+    assert_eq!(lab.prepare("in0", &other).action, Action::Tx);
+    let full = gateway_tests::counters::drops(SessionTableFull);
+    assert_eq!(lab.counters().packets(&full), 2);
 }

@@ -5,6 +5,7 @@
 //! Enumerations that may grow (targets, verdicts, reasons, states) are strings in rows, so that an older
 //! client can show what a newer daemon says. Writes reject unknown fields, reads tolerate them.
 
+mod limit;
 mod observed;
 mod proxy;
 
@@ -14,8 +15,9 @@ use gateway_common::counter::Counter;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{AttachMode, Mapping, PortRange, Proto, Role, TableKind};
+use crate::model::{AttachMode, Mapping, PortRange, Proto, Refuse, Role, TableKind};
 
+pub use limit::{LimitRequest, LimitRow};
 pub use observed::{
     ConfigStatus, DestinationQuery, DestinationRow, DropRow, Endpoint, Export, MapRow, Notice, SessionCount,
     SessionProxy, SessionQuery, SessionRow, SessionUse, Status, Version,
@@ -61,6 +63,7 @@ schemas! {
     PoolRow => "gateway.pools/v1";
     EipRow => "gateway.eips/v1";
     ProxyRow => "gateway.proxies/v1";
+    LimitRow => "gateway.limits/v1";
     InterfaceRow => "gateway.interfaces/v1";
     SessionRow => "gateway.sessions/v1";
     SessionCount => "gateway.session_counts/v1";
@@ -349,7 +352,7 @@ pub struct PoolRequest {
     /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mss: Option<u32>,
-    /// Refused as unsupported.
+    /// What a client is told whose connection it cannot take: `drop` (the default: nothing), `reset` or `icmp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refuse: Option<String>,
 }
@@ -380,6 +383,9 @@ pub struct PoolRow {
     /// Largest TCP segment that its connections announce, bytes; 0: what fits the links of both sides.
     #[serde(default)]
     pub mss: u16,
+    /// What a client is told whose connection it cannot take: `drop`, `reset` or `icmp`.
+    #[serde(default)]
+    pub refuse: Refuse,
     /// New connections per second of each address to each destination; 0: any number.
     #[serde(default)]
     pub rate: u32,

@@ -10,6 +10,7 @@ mod compile;
 mod counters;
 mod eips;
 mod interfaces;
+mod limits;
 mod links;
 mod netdev;
 mod netlink;
@@ -59,6 +60,7 @@ use self::{
     counters::RouteCounters,
     eips::Eips,
     interfaces::{Context, Interfaces},
+    limits::Limits,
     numbers::{CountedAddress, Numbers},
     observe::BpfObserve,
     pins::Pins,
@@ -134,6 +136,7 @@ pub struct BpfDataplane {
     interfaces: Option<Interfaces>,
     addresses: Addresses,
     eips: Eips,
+    limits: Limits,
     pools: Pools,
     proxies: Proxies,
     tunnels: Tunnels,
@@ -169,7 +172,9 @@ impl BpfDataplane {
         let destinations = ports::capacity(sessions);
         object.maps.get_mut("PORTS").context("map PORTS is missing")?.set_max_entries(destinations);
         let buckets = limit::capacity(sessions);
-        object.maps.get_mut("DESTINATIONS").context("map DESTINATIONS is missing")?.set_max_entries(buckets);
+        for name in ["DESTINATIONS", "SOURCES"] {
+            object.maps.get_mut(name).context("a map of buckets is missing")?.set_max_entries(buckets);
+        }
         let datagrams = fragment::capacity(sessions, cpus as u32);
         object.maps.get_mut("FRAGMENTS").context("map FRAGMENTS is missing")?.set_max_entries(datagrams);
         object.maps.retain(|name, _| !name.starts_with('.'));
@@ -178,7 +183,7 @@ impl BpfDataplane {
         let mut loader = EbpfLoader::new();
         loader.verifier_log_level(VerifierLogLevel::STATS);
         loader.map_max_entries("SESSIONS_V4", session_buckets).map_max_entries("SESSIONS_V6", elements);
-        loader.map_max_entries("DESTINATIONS", buckets);
+        loader.map_max_entries("DESTINATIONS", buckets).map_max_entries("SOURCES", buckets);
         loader.map_max_entries("PORTS", destinations).map_max_entries("FRAGMENTS", datagrams);
         for (name, path) in &paths {
             loader.map_pin_path(name, path);
@@ -247,6 +252,12 @@ impl BpfDataplane {
             interfaces: None,
             addresses: Addresses::new(pins.open("ADDRESSES")?)?,
             eips: Eips::new(pins.open("EIPS")?, config.policy.eips())?,
+            limits: Limits::new(
+                pins.open("LIMITS")?,
+                pins.open("LIMIT_COUNTERS")?,
+                cpus,
+                config.policy.limits(),
+            )?,
             pools,
             proxies,
             tunnels: Tunnels::default(),
@@ -347,6 +358,7 @@ impl BpfDataplane {
         interfaces.attach(&mut context, before, &to.interfaces)?;
         self.pools.write(&to.pools, &self.host)?;
         let eips = self.eips.write(&to.eips)?;
+        let limits = self.limits.write(&to.limits)?;
         self.addresses.add(&self.host, self.pools.meanings(), to.eips.keys())?;
         let devices: BTreeMap<String, u32> =
             self.host.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
@@ -366,7 +378,8 @@ impl BpfDataplane {
             devices: &devices,
             connected: &connected,
         };
-        let alone = eips == self.config.policy.eips() && to.active == self.config.policy.is_active();
+        let policy = self.config.policy;
+        let alone = (eips, limits, to.active) == (policy.eips(), policy.limits(), policy.is_active());
         let pending = self.tables.prepare(&to.tables, &references, alone)?;
 
         // From here on nothing fails but the writing of words into maps that exist.
@@ -384,9 +397,13 @@ impl BpfDataplane {
             .with_bindings(self.tables.bindings(pending.as_ref()))
             .with_interfaces(bindings.any(|binding| binding.iif.is_some()))
             .with_eips(eips)
+            .with_limits(limits)
             .with_border(self.tables.border(&to.tables, pending.as_ref()));
         self.write_config()?;
         self.eips.commit(eips);
+        if self.limits.commit(limits, &to.limits) {
+            self.sweeper.recharge();
+        }
         let interfaces = interfaces_of(&mut self.interfaces)?;
         interfaces.detach_unwanted(&self.pins, &to.interfaces, &self.host)?;
         if !to.active {
@@ -428,6 +445,7 @@ impl BpfDataplane {
         numbers.pool_addresses = pool_addresses;
         numbers.proxy_hosts = self.proxies.hosts(&to.proxies);
         numbers.eips = self.eips.count();
+        numbers.limits = self.limits.numbers(&to.limits).collect();
         numbers.half_open = to.capacity.half_open();
         numbers.interfaces = interfaces.status(&to.interfaces);
         for (name, slot) in interfaces.slots() {

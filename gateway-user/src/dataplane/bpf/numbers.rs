@@ -31,6 +31,8 @@ pub(super) struct Numbers {
     pub(super) proxy_hosts: BTreeMap<u32, (String, IpAddr)>,
     /// How many EIPs there are.
     pub(super) eips: usize,
+    /// Limits of sources by number.
+    pub(super) limits: BTreeMap<u32, String>,
     /// How many TCP sessions may be half open.
     pub(super) half_open: u32,
 }

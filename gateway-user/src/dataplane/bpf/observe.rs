@@ -24,6 +24,7 @@ use gateway_common::{
     ports::Destination,
     proxy::{PROXIED, ProxyHost, UP},
     session::{DEAD, SIDE_INSIDE, Session, Tuple},
+    source::{Charge, LimitCounters, Source},
     tcp::State,
 };
 
@@ -37,8 +38,8 @@ use super::{
 };
 use crate::{
     dataplane::{
-        AttachedInterface, DestinationStats, MapStats, Observe, PoolAddressStats, ProxyHostStats, SessionRow,
-        Traffic, UNKNOWN_INTERFACE,
+        AttachedInterface, DestinationStats, LimitStats, MapStats, Observe, PoolAddressStats, ProxyHostStats,
+        SessionRow, Traffic, UNKNOWN_INTERFACE,
     },
     model::RouteKey,
 };
@@ -64,6 +65,8 @@ pub(super) struct BpfObserve {
     sessions_v4: SessionTable<V4>,
     sessions_v6: SessionTable<V6>,
     destinations: OwnedFd,
+    sources: OwnedFd,
+    limits: PerCpuArray<MapData, LimitCounters>,
     capacity: u32,
 }
 
@@ -89,6 +92,8 @@ impl BpfObserve {
             sessions_v4: SessionTable::open(pins)?,
             sessions_v6: SessionTable::open(pins)?,
             destinations: sys::open_pin(&pins.map("DESTINATIONS"))?,
+            sources: sys::open_pin(&pins.map("SOURCES"))?,
+            limits: pins.open("LIMIT_COUNTERS")?,
             capacity,
         })
     }
@@ -290,6 +295,42 @@ impl Observe for BpfObserve {
             }
             if !more {
                 return Ok(rows);
+            }
+        }
+    }
+
+    fn limits(&self) -> Result<Vec<LimitStats>> {
+        let numbers = self.numbers().limits.clone();
+        let mut stats = BTreeMap::new();
+        for (number, name) in numbers {
+            let values = self.limits.get(&number, 0).context("cannot read map LIMIT_COUNTERS")?;
+            let mut counters = LimitCounters::default();
+            for cpu in values.iter() {
+                // What one CPU takes another one may give back.
+                counters.admitted = counters.admitted.wrapping_add(cpu.admitted);
+                counters.over_rate += cpu.over_rate;
+                counters.over_concurrent += cpu.over_concurrent;
+            }
+            stats.insert(number, LimitStats { name, counters, ..LimitStats::default() });
+        }
+        if stats.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut cursor = Cursor::default();
+        let (mut keys, mut values) = (Vec::<Source>::new(), Vec::<Bucket>::new());
+        loop {
+            let more = sys::lookup_batch(self.sources.as_fd(), &mut cursor, &mut keys, &mut values, READ)
+                .context("cannot read the buckets of sources")?;
+            for (source, bucket) in keys.iter().zip(&values) {
+                let number = Charge::from_number(source.charge as u16).limit();
+                let Some(stats) = stats.get_mut(&number) else { continue };
+                let sessions = u64::from(bucket.count());
+                stats.sources += 1;
+                stats.sessions += sessions;
+                stats.most = stats.most.max(sessions);
+            }
+            if !more {
+                return Ok(stats.into_values().collect());
             }
         }
     }

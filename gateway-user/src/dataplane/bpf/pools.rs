@@ -17,7 +17,7 @@ use gateway_common::{
     limit::Limit,
     pool::{
         DRAINED, ENDPOINT_INDEPENDENT, IN_USE, MAX_POOL_ADDRESSES, MAX_POOL_MEMBERS, MAX_POOLS, OF_HOST,
-        Pool, PoolAddress,
+        Pool, PoolAddress, REFUSE_ICMP, REFUSE_RESET,
     },
 };
 use ipnet::IpNet;
@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use super::{space::Space, sys};
 use crate::{
     dataplane::Host,
-    model::{self, Mapping},
+    model::{self, Mapping, Refuse},
 };
 
 pub(super) struct Pools {
@@ -127,7 +127,12 @@ impl Pools {
                 v6: v6.len() as u16,
                 port_low: pool.ports.low,
                 port_high: pool.ports.high,
-                flags: mapping,
+                flags: mapping
+                    | match pool.refuse {
+                        Refuse::Drop => 0,
+                        Refuse::Reset => REFUSE_RESET,
+                        Refuse::Icmp => REFUSE_ICMP,
+                    },
                 limit: limit(pool),
             };
             self.records.set(number, value, 0).context("cannot write a pool")?;

@@ -6,7 +6,10 @@
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -25,9 +28,10 @@ use gateway_common::{
     ports::Destination,
     proxy,
     session::{
-        DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CUTS, SWEEP_DESTINATIONS, SWEEP_IDLE, SWEEP_TURN,
-        Session, SweepHeader, Tuple,
+        DEAD, RETIRED, SIDE_INSIDE, SWEEP_BATCH, SWEEP_CHARGE, SWEEP_CUTS, SWEEP_DESTINATIONS, SWEEP_IDLE,
+        SWEEP_SOURCES, SWEEP_TURN, Session, SweepHeader, Tuple,
     },
+    source::Source,
     tcp::State,
 };
 
@@ -46,7 +50,7 @@ const SLICE: Duration = Duration::from_millis(5);
 const BUSY: usize = 256;
 /// Elements that one call reads.
 const READ: usize = 4_096;
-/// Time between two walks through the buckets of destinations.
+/// Time between two walks through the buckets of destinations or sources.
 const BUCKETS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Removes sessions, on a thread of its own.
@@ -55,6 +59,8 @@ pub(super) struct BpfSweeper {
     /// Apart, and held for no longer than a copy takes: a change does not wait for a slice of a thread that gives
     /// way to everybody.
     timeouts: Mutex<Timeouts>,
+    /// Whether limits of sources have changed since the last slice.
+    recharge: AtomicBool,
 }
 
 /// The walk through the session tables.
@@ -62,7 +68,10 @@ struct Sweep {
     program: Arc<Program>,
     v4: Walk<V4>,
     v6: Walk<V6>,
-    buckets: Buckets,
+    destinations: Buckets<Destination>,
+    sources: Buckets<Source>,
+    /// The walk that has sessions counted under other limits of sources.
+    charges: Option<Charges>,
     /// Whether the IPv6 table is next.
     v6_next: bool,
     /// Packets by reason of their drop.
@@ -79,11 +88,23 @@ struct Walk<F: Family> {
     elements: Vec<(Tuple<F>, Session<F>)>,
 }
 
-/// The walk through the buckets of destinations.
-struct Buckets {
+/// A walk through both session tables that looks at every session once.
+struct Charges {
+    v4: Walk<V4>,
+    v6: Walk<V6>,
+    /// Turns until it begins: packets that saw the limits before have opened their sessions by then.
+    turns: u32,
+    /// Whether the IPv4 table is done.
+    v4_done: bool,
+}
+
+/// A walk through buckets of destinations or sources.
+struct Buckets<K> {
+    /// What the program is told.
+    action: u32,
     map: OwnedFd,
     cursor: Cursor,
-    keys: Vec<Destination>,
+    keys: Vec<K>,
     values: Vec<Bucket>,
     /// When the walk began that goes on or was the last.
     began: Instant,
@@ -96,13 +117,22 @@ impl BpfSweeper {
             program,
             v4: Walk::new(SessionTable::open(pins)?),
             v6: Walk::new(SessionTable::open(pins)?),
-            buckets: Buckets::new(sys::open_pin(&pins.map("DESTINATIONS"))?),
+            destinations: Buckets::new(SWEEP_DESTINATIONS, sys::open_pin(&pins.map("DESTINATIONS"))?),
+            sources: Buckets::new(SWEEP_SOURCES, sys::open_pin(&pins.map("SOURCES"))?),
+            charges: None,
             v6_next: false,
             drops: pins.open("DROPS")?,
             refused: None,
             urgent: false,
         };
-        Ok(Self { sweep: Mutex::new(sweep), timeouts: Mutex::new(timeouts) })
+        // A daemon before this one may have died between a change of limits and its walk.
+        let recharge = AtomicBool::new(true);
+        Ok(Self { sweep: Mutex::new(sweep), timeouts: Mutex::new(timeouts), recharge })
+    }
+
+    /// Limits of sources have changed: sessions are counted under those in force from now on.
+    pub(super) fn recharge(&self) {
+        self.recharge.store(true, Ordering::Release);
     }
 
     /// Other idle times from now on.
@@ -114,7 +144,11 @@ impl BpfSweeper {
 impl Sweeper for BpfSweeper {
     fn sweep(&self, turn: bool) -> Result<Swept> {
         let timeouts = *self.timeouts.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sweep.lock().unwrap_or_else(PoisonError::into_inner).slice(turn, &timeouts)
+        let mut sweep = self.sweep.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.recharge.swap(false, Ordering::AcqRel) {
+            sweep.charges = Some(Charges::new(&sweep.v4.table, &sweep.v6.table)?);
+        }
+        sweep.slice(turn, &timeouts)
     }
 }
 
@@ -139,7 +173,13 @@ impl Sweep {
             }
         }
         if turn {
-            self.buckets.step(&self.program)?;
+            self.destinations.step(&self.program)?;
+            self.sources.step(&self.program)?;
+        }
+        if let Some(charges) = &mut self.charges
+            && charges.slice(turn, &self.program)?
+        {
+            self.charges = None;
         }
         let (mut tables_left, mut idle) = (2, 0);
         while tables_left > 0 && start.elapsed() < SLICE {
@@ -183,11 +223,48 @@ where
         }
         Ok((more, candidates.len()))
     }
+
+    /// Reads some buckets and has the program look at who counts their sessions. Returns `false` at the end of the table.
+    fn charge(&mut self, program: &Program) -> Result<bool> {
+        let more = self.table.read(&mut self.cursor, &mut self.elements, READ)?;
+        let tuples = self.elements.iter().map(|(tuple, _)| *tuple);
+        let inside: Vec<_> =
+            tuples.filter(|tuple| tuple.side == SIDE_INSIDE && !mapping::is_key(tuple)).collect();
+        for batch in inside.chunks(SWEEP_BATCH) {
+            program.run(F::AF, SWEEP_CHARGE, batch)?;
+        }
+        Ok(more)
+    }
 }
 
-impl Buckets {
-    fn new(map: OwnedFd) -> Self {
-        Self { map, cursor: Cursor::default(), keys: Vec::new(), values: Vec::new(), began: Instant::now() }
+impl Charges {
+    fn new(v4: &SessionTable<V4>, v6: &SessionTable<V6>) -> Result<Self> {
+        let (v4, v6) = (Walk::new(v4.try_clone()?), Walk::new(v6.try_clone()?));
+        Ok(Self { v4, v6, turns: 2, v4_done: false })
+    }
+
+    /// Continues for one slice; whether it is through.
+    fn slice(&mut self, turn: bool, program: &Program) -> Result<bool> {
+        if self.turns > 0 {
+            self.turns -= u32::from(turn);
+            return Ok(false);
+        }
+        let start = Instant::now();
+        while start.elapsed() < SLICE {
+            if !self.v4_done {
+                self.v4_done = !self.v4.charge(program)?;
+            } else if !self.v6.charge(program)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl<K: Pod> Buckets<K> {
+    fn new(action: u32, map: OwnedFd) -> Self {
+        let (cursor, keys, values) = (Cursor::default(), Vec::new(), Vec::new());
+        Self { action, map, cursor, keys, values, began: Instant::now() }
     }
 
     /// Reads some buckets and has the program look at what may go.
@@ -199,16 +276,16 @@ impl Buckets {
             self.began = Instant::now();
         }
         sys::lookup_batch(self.map.as_fd(), &mut self.cursor, &mut self.keys, &mut self.values, READ)
-            .context("cannot read the buckets of destinations")?;
-        let unused: Vec<Destination> = self
+            .context("cannot read the buckets of destinations or sources")?;
+        let unused: Vec<K> = self
             .keys
             .iter()
             .zip(&self.values)
             .filter(|(_, bucket)| bucket.sessions as u32 == 0)
-            .map(|(destination, _)| *destination)
+            .map(|(key, _)| *key)
             .collect();
         for batch in unused.chunks(SWEEP_BATCH) {
-            program.run(V4::AF, SWEEP_DESTINATIONS, batch)?;
+            program.run(V4::AF, self.action, batch)?;
         }
         Ok(())
     }
