@@ -68,6 +68,14 @@ pub(super) struct Proxies {
     tunnel_hosts: HashMap<TunnelKey, u32>,
     /// What was last said of hosts.
     health: BTreeMap<(String, IpAddr), bool>,
+    /// The slots of each proxy as they were last shared out, because that takes longer than all else that is written.
+    shared: BTreeMap<u32, Shared>,
+}
+
+/// Slots, and the hosts that they are shared out to.
+struct Shared {
+    hosts: Vec<(u16, Share)>,
+    slots: Box<[u16; SLOTS]>,
 }
 
 impl Proxies {
@@ -83,8 +91,8 @@ impl Proxies {
         let tunnels = maps.tunnels.iter().collect::<Result<_, _>>().context("cannot read map TUNNELS")?;
         let tunnel_hosts =
             maps.tunnel_hosts.iter().collect::<Result<_, _>>().context("cannot read map TUNNEL_HOSTS")?;
-        let (numbers, health) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { maps, numbers, proxy_space, elements, macs: known, tunnels, tunnel_hosts, health })
+        let (numbers, health, shared) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Ok(Self { maps, numbers, proxy_space, elements, macs: known, tunnels, tunnel_hosts, health, shared })
     }
 
     /// Numbers of proxies by name.
@@ -119,8 +127,8 @@ impl Proxies {
                 Fail::Pool(name) => (FAIL_POOL, *around.pools.get(name).context("no such pool")?),
                 Fail::Proxy(name) => (FAIL_PROXY, *self.numbers.get(name).context("no such proxy")?),
             };
-            let record = Proxy { fail, object, in_use: 1, slots: self.slots(proxy) };
             let number = self.numbers[&proxy.name];
+            let record = Proxy { fail, object, in_use: 1, slots: self.slots(number, proxy) };
             self.maps.proxies.set(number, record, 0).context("cannot write a proxy")?;
         }
         Ok(())
@@ -146,6 +154,7 @@ impl Proxies {
         let gone: Vec<String> = self.numbers.keys().filter(|name| !to.contains_key(*name)).cloned().collect();
         for name in gone {
             if let Some(number) = self.numbers.remove(&name) {
+                self.shared.remove(&number);
                 self.maps.proxies.set(number, NO_PROXY, 0).context("cannot clear a proxy")?;
                 self.proxy_space.give_back(number, 1);
             }
@@ -177,7 +186,7 @@ impl Proxies {
             }
             if changed {
                 let record = self.maps.proxies.get(&number, 0).context("cannot read a proxy")?;
-                let record = Proxy { slots: self.slots(proxy), ..record };
+                let record = Proxy { slots: self.slots(number, proxy), ..record };
                 self.maps.proxies.set(number, record, 0).context("cannot write a proxy")?;
             }
         }
@@ -232,8 +241,8 @@ impl Proxies {
         IN_USE | flag(up, UP) | flag(proxy.drained.contains(&address), DRAINED)
     }
 
-    /// The slots of a proxy, as the flags of its hosts say.
-    fn slots(&self, proxy: &model::Proxy) -> [u16; SLOTS] {
+    /// The slots of the proxy of this number, as the flags of its hosts say.
+    fn slots(&mut self, number: u32, proxy: &model::Proxy) -> [u16; SLOTS] {
         let hosts: Vec<(u16, Share)> = proxy
             .hosts
             .iter()
@@ -243,6 +252,9 @@ impl Proxies {
                 Some((number as u16, Share { address: host.address, weight: host.weight, live }))
             })
             .collect();
+        if let Some(shared) = self.shared.get(&number).filter(|shared| shared.hosts == hosts) {
+            return *shared.slots;
+        }
         let shares: Vec<Share> = hosts.iter().map(|(_, share)| *share).collect();
         let mut slots = [NO_HOST; SLOTS];
         if maglev::fill(&shares, &mut slots) {
@@ -250,6 +262,7 @@ impl Proxies {
                 *slot = hosts[usize::from(*slot)].0;
             }
         }
+        self.shared.insert(number, Shared { hosts, slots: Box::new(slots) });
         slots
     }
 
