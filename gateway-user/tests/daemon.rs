@@ -94,7 +94,11 @@ fn every_packet_is_counted_once() -> Result<()> {
     };
     ensure!(direct("in") == 3 && direct("out") == 3, "{} in, {} out", direct("in"), direct("out"));
     ensure!(total("gateway_table_packets_total{", r#"target="blackhole""#) == 3, "{page}");
-    ensure!(total("gateway_scrape_success{", "") == 9, "a part cannot be read:\n{page}");
+    let parts = page.lines().filter(|line| line.starts_with("gateway_scrape_success{")).count();
+    ensure!(
+        parts > 0 && total("gateway_scrape_success{", "") == parts as u64,
+        "a part cannot be read:\n{page}"
+    );
     check_with_promtool(&page)
 }
 
