@@ -28,7 +28,7 @@ pub(crate) unsafe fn replace_long(word: *mut u64, old: u64, new: u64) -> bool {
     done
 }
 
-/// Sets `bits` and returns what was there. A full barrier.
+/// Sets `bits` and returns what was there. A full barrier where the result is used.
 ///
 /// # Safety
 /// `word` points into a map value.
@@ -38,7 +38,7 @@ pub(crate) unsafe fn set(word: *mut u64, bits: u64) -> u64 {
     unsafe { atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(word, bits) }
 }
 
-/// Clears `bits` and returns what was there. A full barrier.
+/// Clears `bits` and returns what was there. A full barrier where the result is used.
 ///
 /// # Safety
 /// `word` points into a map value.

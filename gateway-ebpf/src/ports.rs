@@ -3,7 +3,7 @@
 //!
 //! # Why a port that is free is always found
 //!
-//! The session table decides: inserting the outside tuple with `NOEXIST` is the only way to get a port, and
+//! The session table decides: inserting the outside tuple where it is not there is the only way to get a port, and
 //! deleting it the only way to give it back. A bit of [`Ports::used`] only says "do not ask the table".
 //! So a bit that is clear while the port is taken costs one lookup, which sets it; such bits may come about
 //! in any way. A bit that is set while the port is free would hide the port. None stays so:

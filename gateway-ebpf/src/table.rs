@@ -36,7 +36,7 @@ static SESSIONS_V4: Array<Bucket<V4>, 109_227> = Array::new();
 #[btf_map]
 static TABLE: Array<Fill, 1> = Array::new();
 
-/// A bucket, and where the element in question is.
+/// A bucket in the map.
 type BucketPointer = *mut Bucket<V4>;
 
 /// The session under the tuple of these words.
@@ -238,7 +238,8 @@ pub(crate) extern "C" fn sessions_find_tag(bucket: u64, tag: u64) -> u64 {
     }
 }
 
-/// Shows the element that was put where [`sessions_take`] said, and unlocks its buckets.
+/// Shows the element that was put where [`sessions_take`] said, and unlocks its buckets. Returns the tags that were
+/// beside its own, because an atomic operation is a barrier only where its result is used: the element is written before.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn sessions_show(addresses: u64, rest: u64, location: u64) -> u64 {
@@ -249,11 +250,12 @@ pub(crate) extern "C" fn sessions_show(addresses: u64, rest: u64, location: u64)
     else {
         return 0;
     };
+    let mut beside = 0;
     // SAFETY: the pointers are to map values.
     unsafe {
         if slot < SLOTS {
             let word = (&raw mut (*bucket).tags).cast::<u64>().add(slot / LANES);
-            atomic::set(word, table::lane(slot, place.tag));
+            beside = atomic::set(word, table::lane(slot, place.tag));
             atomic::add(&raw mut (*bucket).used, 1);
         }
         if index != place.first {
@@ -261,10 +263,11 @@ pub(crate) extern "C" fn sessions_show(addresses: u64, rest: u64, location: u64)
         }
         unlock(first);
     }
-    1
+    beside
 }
 
-/// Removes the element under a key; 0: there is none.
+/// Removes the element under a key; 0: there is none. Else its tag and those beside it, so that this is a barrier, as
+/// [`crate::ports`] asks for.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn sessions_remove(addresses: u64, rest: u64) -> u64 {
@@ -279,11 +282,11 @@ pub(crate) extern "C" fn sessions_remove(addresses: u64, rest: u64) -> u64 {
     // SAFETY: the pointers are to map values.
     unsafe {
         let word = (&raw mut (*bucket).tags).cast::<u64>().add(slot / LANES);
-        atomic::clear(word, table::lane(slot, 0xffff));
+        let tags = atomic::clear(word, table::lane(slot, 0xffff));
         atomic::add(&raw mut (*bucket).used, 1u32.wrapping_neg());
         atomic::add(&raw mut (*fill).elements, 1u32.wrapping_neg());
+        tags
     }
-    1
 }
 
 /// The place of a slot as a number, not 0.

@@ -62,8 +62,8 @@ static TURN: Array<Turn, 1> = Array::new();
 #[btf_map]
 static SUBJECTS: ProgramArray<3> = ProgramArray::new();
 
-/// A table like the one for IPv4 sessions, with the same sizes of keys and values. User space gives it the
-/// same capacity. Keys are what stands on the wire from the source address on.
+/// A hash map of the kernel's, with keys and values of the sizes that IPv4 sessions have. User space gives it the
+/// capacity of their table. Keys are what stands on the wire from the source address on.
 #[btf_map]
 static TABLE: HashMap<[u64; 2], [u64; 8], 2_097_152> = HashMap::new();
 
