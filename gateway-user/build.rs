@@ -1,10 +1,6 @@
 //! Builds the XDP object for the BPF target, to be embedded: one binary to copy to a host.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{env, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -13,7 +9,9 @@ const OBJECT: &str = "gateway-ebpf";
 
 fn main() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").context("OUT_DIR is not set")?);
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package has no parent folder")?;
+    // Not `env!`: the folder that the script was built in need not be there.
+    let package = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR is not set")?);
+    let root = package.parent().context("the package has no parent folder")?;
     for input in
         ["gateway-ebpf", "gateway-common/src", "gateway-common/Cargo.toml", "Cargo.toml", "Cargo.lock"]
     {
