@@ -27,6 +27,7 @@ pub mod quote;
 pub mod reason;
 pub mod route;
 pub mod session;
+pub mod share;
 pub mod source;
 pub mod table;
 pub mod tcp;
@@ -38,7 +39,7 @@ pub use reason::DropReason;
 pub use verdict::Verdict;
 
 /// Version of every layout in this crate. Pinned maps carry it in [`config::Config::abi`].
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// Marks a type as plain old data for aya.
 macro_rules! pod {

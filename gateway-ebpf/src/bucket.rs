@@ -43,8 +43,7 @@ const LOST: u32 = 8;
 /// [`Bucket::sessions`].
 #[inline(always)]
 pub(crate) fn admit<K>(buckets: &Buckets<K>, key: &K, tag: u64, limit: &Limit) -> u32 {
-    // SAFETY: the helper has no arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = now();
     for _ in 0..LOOKUPS {
         let mut found = buckets.get_ptr_mut(key);
         if found.is_none() {
@@ -92,6 +91,30 @@ pub(crate) fn ended<K>(buckets: &Buckets<K>, key: &K) {
     }
 }
 
+/// Refuses a connection because its client leaves what there is to others, if `stands_back` says so of the number of
+/// sessions and of [`Bucket::full`]: [`OVER_RATE`] or [`OVER_CONCURRENT`]; 0: it does not.
+#[inline(always)]
+pub(crate) fn refuse<K>(buckets: &Buckets<K>, key: &K, stands_back: impl FnOnce(u32, u64) -> u32) -> u32 {
+    let Some(bucket) = buckets.get_ptr_mut(key) else { return 0 };
+    // SAFETY: the pointer is to a map value, which other CPUs write.
+    unsafe {
+        let reason = stands_back(bucket.read_volatile().count(), (&raw const (*bucket).full).read_volatile());
+        if reason == OVER_RATE {
+            atomic::add_long(&raw mut (*bucket).over_rate, 1);
+        } else if reason == OVER_CONCURRENT {
+            atomic::add_long(&raw mut (*bucket).over_concurrent, 1);
+        }
+        reason
+    }
+}
+
+/// The time that buckets go by, nanoseconds.
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: the helper has no arguments.
+    unsafe { bpf_ktime_get_ns() }
+}
+
 /// The number of sessions.
 #[inline(always)]
 pub(crate) fn sessions<K>(buckets: &Buckets<K>, key: &K) -> u32 {
@@ -103,10 +126,10 @@ pub(crate) fn sessions<K>(buckets: &Buckets<K>, key: &K) -> u32 {
 #[inline(always)]
 pub(crate) fn visit<K>(buckets: &Buckets<K>, key: &K, tag: u64) {
     let Some(bucket) = buckets.get_ptr_mut(key) else { return };
-    // SAFETY: the helper has no arguments; the pointer is to a map value, and nobody else removes it.
+    // SAFETY: the pointer is to a map value, and nobody else removes it.
     unsafe {
         // Until it is full, it remembers what was admitted.
-        if (&raw const (*bucket).full).read_volatile() <= bpf_ktime_get_ns()
+        if (&raw const (*bucket).full).read_volatile() <= now()
             && atomic::replace_long(&raw mut (*bucket).sessions, tag, tag | u64::from(GONE))
         {
             let _ = buckets.remove(key);

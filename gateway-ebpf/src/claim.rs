@@ -86,6 +86,7 @@ pub(crate) fn claim<F: Datapath>(
         random: unsafe { bpf_get_prandom_u32() },
         secret,
         closing: context.config.timeouts.tcp_closing,
+        client: limit::Client::new(pool::client(&F::mapped(&packet.source), secret)),
         client_sum: F::sum(&packet.source),
         pseudo_header: pseudo_header(packet),
         chosen: 0,
@@ -177,7 +178,7 @@ pub(crate) fn give_back<F: Datapath>(scratch: &mut session::Scratch<F>) {
 fn leave<F: Datapath>(scratch: &mut session::Scratch<F>) {
     if scratch.claim.sessions != 0 {
         scratch.claim.sessions = 0;
-        limit::take_back(&scratch.towards, &scratch.claim.limit);
+        limit::take_back(&scratch.towards, &scratch.claim.limit, &scratch.claim.client);
     }
 }
 
@@ -207,6 +208,7 @@ pub(crate) struct Claim {
     secret: u32,
     /// Idle time of closed connections, ticks.
     closing: u32,
+    pub(crate) client: limit::Client,
     pub(crate) client_sum: u32,
     /// 1 where the transport checksum covers the addresses.
     pseudo_header: u32,
@@ -229,7 +231,13 @@ pub(crate) struct Claim {
 impl Claim {
     /// What [`insert`] has to know where the address, the element `chosen`, and the port are known already.
     #[inline(always)]
-    pub(crate) fn adopt<F: Datapath>(&mut self, packet: &Packet<F>, client: &F::Address, chosen: u32) {
+    pub(crate) fn adopt<F: Datapath>(
+        &mut self,
+        packet: &Packet<F>,
+        (client, secret): (&F::Address, u32),
+        chosen: u32,
+    ) {
+        self.client.hash = pool::client(&F::mapped(client), secret);
         self.client_sum = F::sum(client);
         self.pseudo_header = pseudo_header(packet);
         self.chosen = chosen;
@@ -358,7 +366,7 @@ fn enter<F: Datapath>(scratch: &mut session::Scratch<F>) -> bool {
     claim.search = Search::new(claim.low, claim.high, claim.random.wrapping_mul(claim.nth | 1));
     towards.address = address.address;
     outside.destination = F::unmapped(&address.address);
-    let said = limit::admit(towards, &claim.limit);
+    let said = limit::admit(towards, &claim.limit, &mut claim.client);
     if said & limit::REFUSED != 0 {
         claim.refused |= said;
         return false;

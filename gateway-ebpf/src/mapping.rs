@@ -403,7 +403,7 @@ fn insert<F: Datapath>(
 ) -> Result<Entered, DropReason> {
     let Subject { packet, tuple, .. } = subject;
     let Scratch { inside, outside, outside_session: answer, towards, claim, .. } = scratch;
-    claim.adopt(packet, &inside.source, claim.chosen);
+    claim.adopt(packet, (&inside.source, context.config.secret), claim.chosen);
     *towards = destination(outside);
     // Answers that come before the inside element is there have to wait for it: they look for it.
     answer.generation = session::STALE;
@@ -419,7 +419,7 @@ fn insert<F: Datapath>(
     }
     // There is one address for it: the mapping's.
     let limit = &pool::get(subject.route.object).ok_or(DropReason::Internal)?.limit;
-    let said = limit::admit(&scratch.towards, limit);
+    let said = limit::admit(&scratch.towards, limit, &mut scratch.claim.client);
     if said & limit::REFUSED != 0 {
         let reason = limit::reason(said).unwrap_or(DropReason::Internal);
         claim::refused(scratch.claim.chosen, reason);
@@ -427,7 +427,7 @@ fn insert<F: Datapath>(
     }
     let error = claim::insert(scratch);
     if error != 0 {
-        limit::take_back(&scratch.towards, limit);
+        limit::take_back(&scratch.towards, limit, &scratch.claim.client);
         return if error == EEXIST {
             meet_other(context, subject, mark, scratch)
         } else {
@@ -438,7 +438,7 @@ fn insert<F: Datapath>(
         Ok(()) => Ok(Entered::New),
         Err(error) => {
             let _ = F::remove_session(&scratch.outside);
-            limit::take_back(&scratch.towards, limit);
+            limit::take_back(&scratch.towards, limit, &scratch.claim.client);
             if error == EEXIST { Ok(Entered::Known) } else { Err(session::refusal(error)) }
         }
     }
@@ -566,8 +566,10 @@ fn remove<F: Datapath>(tuple: &Tuple<F>, owner: &Session<F>) {
             let _ = F::remove_session(&key);
         }
     }
+    let secret = config::config().map_or(0, |config| config.secret);
+    let client = pool::client(&F::mapped(&owner.translated), secret);
     if F::remove_session(tuple).is_ok() {
-        ports::removed(&destination(tuple), tuple.destination_port);
+        ports::removed(&destination(tuple), tuple.destination_port, client);
         count::session(tuple.proto, |sessions| sessions.unmapped += 1);
     }
 }

@@ -53,6 +53,12 @@ pub(crate) fn is_endpoint_independent(number: u32) -> bool {
     get(number).is_some_and(|pool| pool.flags & ENDPOINT_INDEPENDENT != 0)
 }
 
+/// A hash of a client that no client can foresee: not the one that chooses its address.
+#[inline(always)]
+pub(crate) fn client(address: &MappedAddress, secret: u32) -> u32 {
+    pool::respread(pool::spread(address, secret))
+}
+
 /// What clients are told whose flows the pool cannot take: [`pool::REFUSE_RESET`], [`pool::REFUSE_ICMP`] or neither.
 #[inline(always)]
 pub(crate) fn refusal(number: u32) -> u32 {

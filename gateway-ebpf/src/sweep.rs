@@ -19,7 +19,7 @@ use gateway_common::{
 };
 
 use crate::{
-    atomic, config, count, family::Datapath, limit, mapping, packet::Frame, ports, session, source, tcp,
+    atomic, config, count, family::Datapath, limit, mapping, packet::Frame, pool, ports, session, source, tcp,
 };
 
 /// Turns that a session which was cut waits for its removal: at least one whole turn of the daemon's, 50 ms.
@@ -37,6 +37,7 @@ pub(crate) fn run(frame: &Frame<'_>) -> Option<()> {
         turn: session::sweeps(),
         now: config::now(config),
         timeouts: config.timeouts,
+        secret: config.secret,
         retired: 0,
         removed: 0,
     };
@@ -74,6 +75,7 @@ struct Visit {
     turn: u32,
     now: u32,
     timeouts: Timeouts,
+    secret: u32,
     retired: u32,
     removed: u32,
 }
@@ -245,7 +247,8 @@ fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>,
     if proxied {
         count::flows(session.pool_address, -1);
     } else {
-        ports::removed(&destination, outside.destination_port);
+        let client = pool::client(&F::mapped(&inside.source), visit.secret);
+        ports::removed(&destination, outside.destination_port, client);
     }
     count::session(inside.proto, |sessions| {
         if killed {

@@ -24,6 +24,7 @@ use gateway_common::{
     config::Config,
     fragment::{Datagram, Key, LIFETIME},
     proxy::ProxyMac,
+    share::Share,
     table::{Bucket, Fill},
     tunnel::{self, GENEVE, GENEVE_PORT, Tunnel, TunnelKey},
 };
@@ -480,6 +481,15 @@ impl Gateway {
     /// If it cannot be read.
     pub fn destinations(&self) -> Vec<DestinationStats> {
         self.observe.destinations().unwrap_or_else(|error| panic!("the destinations: {error:#}"))
+    }
+
+    /// The sessions that clients are known to have, all together.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    pub fn shared(&self) -> u64 {
+        let shares = self.array::<Share>("SHARES");
+        shares.iter().map(|share| u64::from(share.expect("a share").sessions)).sum()
     }
 
     /// Reads what limits of sources have done.

@@ -41,7 +41,7 @@ fn refused(lab: &mut Lab, packet: &Packet, reason: DropReason, address: &str) {
 }
 
 /// Asserts that what is counted for destinations is what the session table has.
-fn recount(lab: &Lab) {
+pub(crate) fn recount(lab: &Lab) {
     let mut sessions = BTreeMap::new();
     for row in lab.sessions() {
         let key = (row.translated, row.destination, row.destination_port, row.proto);
@@ -54,6 +54,9 @@ fn recount(lab: &Lab) {
         .map(|row| ((row.address, row.destination, row.port, row.proto), row.sessions))
         .collect();
     assert_eq!(counted, sessions);
+    // A mapping is its client's, too.
+    let all: u64 = counted.values().map(|sessions| u64::from(*sessions)).sum();
+    assert_eq!(lab.shared(), all + lab.map_entries("mappings"));
 }
 
 #[test]

@@ -30,6 +30,7 @@ mod refusal;
 mod related;
 mod reuse;
 mod route;
+mod share;
 mod source;
 mod support;
 mod table;

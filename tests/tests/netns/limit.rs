@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::Result;
 use gateway_lab::Rig;
+use serde_json::Value;
 
 /// What a cloud NAT gateway admits with one address, and at once.
 const RATE: f64 = 900.0;
@@ -18,6 +19,11 @@ fn policy(addresses: &str) -> String {
         "[[pool]]\nname = \"nat\"\naddresses = [\"{addresses}\"]\n\
          [[table]]\nname = \"main\"\nroutes = [{{ to = \"203.0.113.0/24\", via = \"pool nat\" }}]\n"
     )
+}
+
+/// As [`policy`], with limits.
+fn limited(limits: &str) -> String {
+    policy("198.51.100.10").replacen("[[table]]", &format!("per_destination = {{ {limits} }}\n[[table]]"), 1)
 }
 
 /// Begins flows to one destination, some thousand a second, for so long. Returns their number, and how long it took.
@@ -65,5 +71,66 @@ fn eight_addresses_open_as_many_each() -> Result<()> {
     assert!(u32::try_from(flows).map(f64::from)? > RATE + RATE * time.as_secs_f64(), "{flows} in {time:?}");
     assert_eq!(rig.daemon.count("gateway_session_events_total{event=\"created\"}")?, flows);
     assert_eq!(rig.daemon.drops("destination_rate")?, 0);
+    Ok(())
+}
+
+/// Addresses of the client's that ask for little; 10.0.1.2 asks for as much as it can.
+const MODEST: std::ops::Range<u8> = 100..110;
+
+/// Asks for a connection from `address`, the `number`th.
+fn ask(address: &str, number: u16) -> Result<()> {
+    UdpSocket::bind((address, 1_024 + number))?.send_to(b"hello", "203.0.113.10:9")?;
+    Ok(())
+}
+
+/// Has ten addresses ask ten times a second each beside one that asks thousands of times. Returns how often each of the
+/// ten has asked, and how often the one.
+fn compete(rig: &Rig, time: Duration) -> Result<(u16, u16)> {
+    for host in MODEST {
+        rig.lab.c1.ip(&["address", "add", &format!("10.0.1.{host}/24"), "dev", "eth0"])?;
+    }
+    rig.lab.c1.enter(|| -> Result<(u16, u16)> {
+        let begin = Instant::now();
+        let (mut asked, mut greedy) = (0, 0);
+        while begin.elapsed() < time {
+            for _ in 0..4 {
+                ask("10.0.1.2", greedy)?;
+                greedy += 1;
+            }
+            // One of them every 10 ms.
+            if begin.elapsed() >= Duration::from_millis(10) * u32::from(asked) {
+                ask(&format!("10.0.1.{}", MODEST.start + (asked % 10) as u8), asked / 10)?;
+                asked += 1;
+            }
+            sleep(Duration::from_millis(1));
+        }
+        Ok((asked / 10, greedy))
+    })?
+}
+
+#[test]
+fn clients_that_want_little_get_it_beside_one_that_wants_all() -> Result<()> {
+    let Some(rig) = Rig::start("active", &limited("rate = 300, burst = 100"))? else { return Ok(()) };
+    let begin = Instant::now();
+    let (asked, greedy) = compete(&rig, Duration::from_secs(6))?;
+    let time = begin.elapsed().as_secs_f64();
+    sleep(Duration::from_millis(100));
+    let counted: Value =
+        serde_json::from_str(&rig.daemon.ok(&["--json", "session", "count", "by", "source"])?)?;
+    let items = counted["items"].as_array().cloned().unwrap_or_default();
+    let got = |address: &str| -> f64 {
+        let item = items.iter().find(|item| item["source"] == address);
+        item.and_then(|item| item["count"].as_f64()).unwrap_or_default()
+    };
+    let modest: Vec<f64> = MODEST.map(|host| got(&format!("10.0.1.{host}"))).collect();
+    let (sum, squares) = (modest.iter().sum::<f64>(), modest.iter().map(|got| got * got).sum::<f64>());
+    let index = sum * sum / (10.0 * squares);
+    let all = sum + got("10.0.1.2");
+    println!("Jain's index of ten that ask alike: {index:.4}; they got {sum} of {}", asked * 10);
+    println!("beside one that asked {greedy} times and got {}; together {all} in {time:.3} s", all - sum);
+    assert!(index >= 0.95, "{modest:?}");
+    assert!(sum >= 0.97 * f64::from(asked) * 10.0, "{modest:?} of {asked}");
+    // Of the burst, there may be anything between nothing and all of it left.
+    assert!((300.0 * time * 0.99..=(300.0 * time + 100.0) * 1.01).contains(&all), "{all} in {time}");
     Ok(())
 }
