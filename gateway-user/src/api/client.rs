@@ -85,13 +85,13 @@ impl Client {
     }
 
     /// Posts `text` to `path`, with `query` behind the question mark. `progress` is told how many bytes are sent.
-    pub async fn upload(
+    pub async fn upload<T: DeserializeOwned>(
         &self,
         path: &str,
         query: &impl Serialize,
         text: Bytes,
         progress: impl FnMut(usize) + Send + 'static,
-    ) -> Result<Change, ClientError> {
+    ) -> Result<T, ClientError> {
         self.call(Method::POST, &with_query(path, query)?, in_pieces(text, progress)).await
     }
 

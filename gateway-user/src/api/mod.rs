@@ -52,14 +52,21 @@
 //! | `GET /v1/stats/interfaces` | `stats interfaces` | | [`types::InterfaceStats`] |
 //! | `GET /v1/stats/maps` | `stats maps` | | [`types::MapRow`]s |
 //! | `GET /v1/export` | `export` | | one [`types::Export`] |
+//! | `POST /v1/apply?confirm=...` | `apply` | [`types::ApplyRequest`], and a configuration | [`types::Change`] |
+//! | `POST /v1/diff` | `diff` | a configuration | [`types::DiffRow`]s |
+//! | `GET /v1/confirm` | | | the last [`types::ConfirmationRow`], if there is one |
+//! | `POST /v1/confirm` | `confirm` | | [`types::Change`] |
+//! | `POST /v1/undo` | `undo` | [`types::UndoRequest`] | [`types::Change`] |
+//! | `GET /v1/history` | `history` | | [`types::RevisionRow`]s, the newest first |
 //! | `GET /v1/version` | `version` | | one [`types::Version`] |
 //!
 //! `GET` and `DELETE` take their arguments as a query, the others as a JSON body; `route import` takes a query and a
-//! body of plain text, which is read as it arrives. Names in paths are
+//! body of plain text, which is read as it arrives; `apply` and `diff` a configuration file (TOML). Names in paths are
 //! percent-encoded ([`segment`]).
 //! Reads answer a [`types::List`], changes a [`types::Change`], failures an [`ApiError`].
 
 pub mod client;
+mod difference;
 pub mod error;
 mod extract;
 mod import;
@@ -67,6 +74,7 @@ mod listen;
 #[cfg(test)]
 mod reference;
 mod request;
+mod revisions;
 mod routes;
 mod rows;
 mod server;

@@ -34,7 +34,8 @@ fn reference() -> String {
         "\n`GET` and `DELETE` take their arguments as a query, the others as a JSON body of at most 1 MiB.\n\
          `route import` takes a query and a body of plain text of at most 1 GiB, which is read as it arrives:\n\n    \
          curl --unix-socket /run/gateway/gateway.sock --data-binary @trusted.txt \\\n         \
-         'http://gw/v1/routes/import?via=direct&table=servers'\n"
+         'http://gw/v1/routes/import?via=direct&table=servers'\n\n\
+         `apply` and `diff` take a configuration file as their body, likewise.\n"
     );
     let _ = writeln!(
         page,
@@ -54,6 +55,7 @@ fn reference() -> String {
         include_str!("types/limit.rs"),
         include_str!("types/proxy.rs"),
         include_str!("types/observed.rs"),
+        include_str!("types/revision.rs"),
         include_str!("error.rs"),
     ] {
         types(&mut page, source);
@@ -120,7 +122,7 @@ fn json(kind: &str) -> String {
     match kind {
         "String" | "IpAddr" | "IpNet" | "PortRange" | "Proto" | "Role" | "AttachMode" | "TableKind"
         | "Mapping" | "Per" | "Refuse" => "string".to_owned(),
-        "u16" | "u32" | "u64" | "f64" => "number".to_owned(),
+        "i32" | "u16" | "u32" | "u64" | "f64" => "number".to_owned(),
         "bool" => "boolean".to_owned(),
         "T" => "row".to_owned(),
         "Count" => "[Count](#count), or its fields".to_owned(),

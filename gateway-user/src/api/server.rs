@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ApiError, ErrorKind, Row,
     extract::{Answer, Body, Query},
-    import, request, routes, rows,
+    import, request, revisions, routes, rows,
     sessions::Page,
     status::Context,
     types::{
@@ -90,9 +90,15 @@ fn router(context: Context) -> Router {
         .route("/stats/interfaces", get(stats_interfaces))
         .route("/stats/maps", get(stats_maps))
         .route("/export", get(export))
+        .route("/confirm", get(revisions::confirmation).post(revisions::confirm))
+        .route("/undo", post(revisions::undo))
+        .route("/history", get(revisions::history))
         .route("/version", get(version));
     let import = Router::new()
         .route("/v1/routes/import", post(route_import))
+        .route("/v1/apply", post(revisions::apply))
+        .route("/v1/diff", post(revisions::diff))
+        .layer(DefaultBodyLimit::max(revisions::MAX_BODY))
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(IMPORT_TIMEOUT, in_time));
     Router::new()
@@ -105,10 +111,10 @@ fn router(context: Context) -> Router {
         .with_state(Arc::new(context))
 }
 
-type Ctx = State<Arc<Context>>;
-type From = ConnectInfo<Peer>;
-type Changed = Result<Answer<Change>, ApiError>;
-type Rows<T> = Result<Answer<List<T>>, ApiError>;
+pub(super) type Ctx = State<Arc<Context>>;
+pub(super) type From = ConnectInfo<Peer>;
+pub(super) type Changed = Result<Answer<Change>, ApiError>;
+pub(super) type Rows<T> = Result<Answer<List<T>>, ApiError>;
 
 // ---- routes -------------------------------------------------------------------------------------------
 
@@ -498,7 +504,7 @@ async fn list_routes(context: Arc<Context>, query: RouteQuery) -> Rows<RouteRow>
 }
 
 /// Why a read failed: a typed error, or whatever the data plane says.
-enum Failure {
+pub(super) enum Failure {
     Api(ApiError),
     Dataplane(anyhow::Error),
 }
@@ -516,7 +522,7 @@ impl std::convert::From<anyhow::Error> for Failure {
 }
 
 /// Runs a read on a thread that may block, and wraps its rows.
-async fn read<T, F>(context: Arc<Context>, rows: F) -> Rows<T>
+pub(super) async fn read<T, F>(context: Arc<Context>, rows: F) -> Rows<T>
 where
     T: Row + Send + 'static,
     F: FnOnce(&Current, &dyn Observe) -> Result<Vec<T>, Failure> + Send + 'static,
@@ -544,7 +550,7 @@ where
     blocking(job).await.map(Answer)
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, ApiError> {
     let fault = |what: String| ApiError::new("", ErrorKind::Internal, what).hint("see the log of gatewayd");

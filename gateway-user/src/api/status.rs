@@ -220,7 +220,14 @@ fn remarks(current: &Current) -> Vec<Notice> {
     if current.config_changed {
         remarks.push(notice(
             "the configuration file has changed, and changes made with gwctl win over it".to_owned(),
-            "compare it with `gwctl export`",
+            "`gwctl diff -f FILE` shows what is different, `gwctl apply -f FILE` puts the file in force",
+        ));
+    }
+    if let Some(waiting) = current.confirmation.as_ref().filter(|it| it.answer.is_none()) {
+        let left = waiting.left().as_secs();
+        remarks.push(notice(
+            format!("revision {} is taken back in {left} s unless it is confirmed", waiting.revision),
+            "`gwctl confirm` keeps it, `gwctl undo` takes it back at once",
         ));
     }
     for (faces, missing) in [

@@ -75,7 +75,7 @@ pub(super) fn usage(root: &Command, path: &[String]) -> String {
     }
     for argument in command.get_arguments() {
         if argument.get_help_heading() == Some(OPTIONS) {
-            add(flag(argument), false);
+            add(flag(argument), argument.is_required_set());
         }
     }
     usage

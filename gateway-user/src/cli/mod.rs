@@ -15,6 +15,7 @@ mod pool;
 mod proxy;
 #[cfg(test)]
 mod reference;
+mod revision;
 mod route;
 mod session;
 mod stats;
@@ -132,8 +133,18 @@ enum Noun {
     Status(status::Status),
     /// Show counters
     Stats(stats::Stats),
+    /// Put a configuration file in force, in the place of what is
+    Apply(revision::Apply),
+    /// Show what a configuration file would change; exit code 10 if anything
+    Diff(revision::Diff),
     /// Print the running state as a configuration file
     Export(gateway::Export),
+    /// Keep what was applied with --confirm
+    Confirm(revision::Confirm),
+    /// Bring a revision back
+    Undo(revision::Undo),
+    /// Show the revisions that can be brought back, and who made them
+    History(revision::History),
     /// Print a completion script for a shell
     Completion(completion::Completion),
     /// Show the versions of gwctl and gatewayd
@@ -247,7 +258,12 @@ async fn execute(noun: Noun, context: &mut Context<'_, '_>) -> Result<u8, Failur
         Noun::Deactivate(verb) => verb.run(context).await?,
         Noun::Status(verb) => return verb.run(context).await,
         Noun::Stats(stats) => stats.run(context).await?,
+        Noun::Apply(verb) => verb.run(context).await?,
+        Noun::Diff(verb) => return verb.run(context).await,
         Noun::Export(verb) => verb.run(context).await?,
+        Noun::Confirm(verb) => verb.run(context).await?,
+        Noun::Undo(verb) => verb.run(context).await?,
+        Noun::History(verb) => verb.run(context).await?,
         Noun::Completion(verb) => verb.run(context)?,
         Noun::Version(verb) => verb.run(context).await?,
     }

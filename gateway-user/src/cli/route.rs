@@ -19,7 +19,7 @@ use super::{
 use crate::api::{
     error::exit,
     types::{
-        List, RouteFlush, RouteGet, RouteImport, RouteMatch, RouteQuery, RouteRequest, RouteRow,
+        Change, List, RouteFlush, RouteGet, RouteImport, RouteMatch, RouteQuery, RouteRequest, RouteRow,
         RouteSelector, Version,
     },
 };
@@ -218,14 +218,14 @@ impl Import {
         };
         let query = RouteImport { via, table, prune };
         let client = context.client.patient(PATIENCE);
-        let change = client.upload("/v1/routes/import", &query, text.into(), sent).await;
+        let change: Result<Change, _> = client.upload("/v1/routes/import", &query, text.into(), sent).await;
         bar.finish_and_clear();
         context.changed(&change.map_err(|error| Failure::of_call(error, client.socket()))?)
     }
 }
 
 /// The text of a file, or of standard input.
-fn read(file: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn read(file: &Path) -> io::Result<Vec<u8>> {
     if file.as_os_str() != "-" {
         return fs::read(file);
     }

@@ -183,12 +183,11 @@ impl<'a> Reader<'a> {
         self.out.push(word.to_owned());
         let takes_value =
             |argument: &Arg| argument.get_action().takes_values() && !argument.is_require_equals_set();
-        let argument = word.strip_prefix("--").and_then(|long| {
-            self.root
-                .get_arguments()
-                .chain(self.command.get_arguments())
-                .find(|argument| argument.get_long() == Some(long))
-        });
+        let is_it = |argument: &&Arg| match (word.strip_prefix("--"), word.strip_prefix('-')) {
+            (Some(long), _) => argument.get_long() == Some(long),
+            (None, short) => argument.get_short().map(String::from).as_deref() == short,
+        };
+        let argument = self.root.get_arguments().chain(self.command.get_arguments()).find(is_it);
         match (argument.is_some_and(takes_value), rest.split_first()) {
             (true, Some((value, rest))) => {
                 self.out.push(value.clone());

@@ -56,9 +56,30 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let text = read(path).map_err(|error| {
         ConfigError::of_file(path, error).hint("give the path of the configuration file with --config")
     })?;
-    let source = Source { path, text: &text };
+    let directory = path.parent().unwrap_or(Path::new(""));
+    parse(Source { path, text: &text }, Some(directory))
+}
+
+/// Reads and checks a configuration that is no file of this host: `name` is what errors call it. It names no route files.
+///
+/// # Errors
+/// As [`load`].
+pub fn read_text(name: &str, text: &str) -> Result<Config, ConfigError> {
+    parse(Source { path: Path::new(name), text }, None)
+}
+
+/// Reads and checks a configuration whose route files are in `directory`.
+///
+/// # Errors
+/// As [`load`].
+pub fn read_text_in(name: &str, text: &str, directory: &Path) -> Result<Config, ConfigError> {
+    parse(Source { path: Path::new(name), text }, Some(directory))
+}
+
+fn parse(source: Source<'_>, directory: Option<&Path>) -> Result<Config, ConfigError> {
+    let text = source.text;
     let file = File::parse(&source)?;
-    let mut loader = Loader { source, fingerprint: Fingerprint::new(), lines: Vec::new() };
+    let mut loader = Loader { source, directory, fingerprint: Fingerprint::new(), lines: Vec::new() };
     loader.fingerprint.add(text.as_bytes());
     let (snapshot, metrics) = loader.state(&file)?;
     validate(&snapshot)
@@ -77,6 +98,8 @@ struct RouteLine {
 
 struct Loader<'a> {
     source: Source<'a>,
+    /// Of the route files, if there may be any.
+    directory: Option<&'a Path>,
     fingerprint: Fingerprint,
     lines: Vec<RouteLine>,
 }
@@ -344,7 +367,12 @@ impl Loader<'_> {
 
     /// Adds the routes of a file, whose path is relative to that of the configuration file.
     fn routes_file(&mut self, named: &Spanned<PathBuf>, table: &mut Table) -> Result<(), ConfigError> {
-        let directory = self.source.path.parent().unwrap_or(Path::new(""));
+        let Some(directory) = self.directory else {
+            let message =
+                format!("{} is a file, which the daemon does not read for others", named.get_ref().display());
+            let error = self.source.error(named.span().start, "table.routes_file", message);
+            return Err(error.hint("write its routes into `routes`, as `gwctl apply -f FILE` does"));
+        };
         let path = directory.join(named.get_ref());
         let text = read(&path).map_err(|error| {
             self.source

@@ -163,6 +163,24 @@ pub enum Command {
     Activate,
     /// From now on, the host stack does what it did without a gateway.
     Deactivate,
+    /// Puts a whole state in the place of the present one.
+    Apply {
+        /// The state.
+        state: Arc<Snapshot>,
+        /// Where it comes from.
+        origin: Origin,
+    },
+}
+
+/// Where a whole state comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A configuration that somebody has given.
+    File,
+    /// This revision.
+    Revision(u64),
+    /// What was in force before this revision, which nobody has confirmed.
+    Unconfirmed(u64),
 }
 
 /// A route and where it goes.
@@ -253,6 +271,7 @@ impl Command {
             Self::InterfaceDel { name } => interface_del(&mut next, name)?,
             Self::Activate => next.active = true,
             Self::Deactivate => next.active = false,
+            Self::Apply { state: whole, origin: _ } => next = apply(whole, state)?,
         }
         Ok(next)
     }
@@ -287,7 +306,7 @@ impl Command {
             Self::InterfaceAdd(Interface { name, .. }) | Self::InterfaceDel { name } => {
                 Subject::Interface(name.clone())
             }
-            Self::Activate | Self::Deactivate => Subject::Gateway,
+            Self::Activate | Self::Deactivate | Self::Apply { .. } => Subject::Gateway,
         }
     }
 }
@@ -369,6 +388,11 @@ impl fmt::Display for Command {
             Self::InterfaceDel { name } => write!(f, "interface del {name}"),
             Self::Activate => f.write_str("activate"),
             Self::Deactivate => f.write_str("deactivate"),
+            Self::Apply { origin: Origin::File, .. } => f.write_str("apply"),
+            Self::Apply { origin: Origin::Revision(revision), .. } => write!(f, "undo {revision}"),
+            Self::Apply { origin: Origin::Unconfirmed(revision), .. } => {
+                f.write_str(&super::confirm::taken_back(*revision))
+            }
         }
     }
 }
@@ -392,6 +416,34 @@ fn exists(noun: &str, name: &str) -> ApiError {
 
 fn in_use(noun: &str, name: &str, by: &str) -> ApiError {
     ApiError::new(noun, ErrorKind::InUse, format!("{noun} `{name}` is in use by {by}"))
+}
+
+/// `whole` in the place of `state`; what they have in common is shared.
+fn apply(whole: &Snapshot, state: &Snapshot) -> Result<Snapshot, ApiError> {
+    for (name, asked, present) in [
+        ("sessions", whole.capacity.sessions, state.capacity.sessions),
+        ("routes", whole.capacity.routes, state.capacity.routes),
+    ] {
+        if asked != present {
+            let message =
+                format!("capacity.{name} is {present} and cannot become {asked} while the gateway is there");
+            return Err(ApiError::new("apply", ErrorKind::Invalid, message).field(format!("capacity.{name}")).hint(
+                "leave it as it is; to change it, write it into the configuration file of gatewayd and start that \
+                 anew after `gatewayd --detach-on-exit`",
+            ));
+        }
+    }
+    let mut next = whole.clone();
+    for (name, table) in &mut next.tables {
+        let Some(present) = state.tables.get(name) else { continue };
+        if table == present {
+            table.clone_from(present);
+        } else {
+            let table = Arc::make_mut(table);
+            table.routes = std::mem::take(&mut table.routes).sharing_with(&present.routes);
+        }
+    }
+    Ok(next)
 }
 
 fn table_mut<'a>(state: &'a mut Snapshot, name: &str) -> Result<&'a mut Table, ApiError> {

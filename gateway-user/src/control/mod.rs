@@ -5,8 +5,15 @@
 //! ```
 //! A change is all or nothing: what fails before the last step leaves everything as it was. Readers
 //! ([`Handle::current`]) never wait for writers: they take the state that was published last.
+//!
+//! A whole state may be put in the place of the present one ([`Handle::apply`]), and one of before be brought back
+//! ([`Handle::undo`]). What somebody has to confirm and nobody does is taken back by the task itself, also by that of a
+//! daemon that starts later ([`confirm`]).
 
+mod boot;
 mod command;
+mod confirm;
+mod handle;
 mod saved;
 mod store;
 #[cfg(test)]
@@ -25,14 +32,16 @@ use tracing::{error, info, warn};
 
 use crate::{
     api::{ApiError, ErrorKind, types::Change},
-    dataplane::{Dataplane, Host, Observe},
+    dataplane::{Dataplane, Host},
     health::Health,
-    model::{Snapshot, Violation, validate, validate_change},
-    refused::Refused,
+    model::{Snapshot, Violation, validate_change},
 };
 
-pub use command::{Command, Entry, Import, LimitChanges, ProxyChanges, not_found};
-pub use store::{Saved, Store};
+use boot::{Boot, boot};
+pub use command::{Command, Entry, Import, LimitChanges, Origin, ProxyChanges, not_found};
+pub use confirm::{Answer, Confirmation};
+pub use handle::{ApplyOptions, Handle};
+pub use store::{Made, Saved, Store, history::Kept};
 use worker::Worker;
 
 /// Changes that may wait for their turn; senders beyond that wait to be queued.
@@ -67,23 +76,14 @@ pub struct Current {
     pub config_differs: bool,
     /// Whether the configuration file is not the one that the run-time changes were made on.
     pub config_changed: bool,
+    /// The last change that had to be confirmed, and what became of it.
+    pub confirmation: Option<Confirmation>,
     /// Why the last change could not be put in force or saved; `None` if it was.
     pub apply_error: Option<String>,
     /// Why the data plane could not follow the last change of the host's links; `None` if it could.
     pub host_error: Option<String>,
     /// Why the data plane could not be told which hosts of proxies are up; `None` if it could.
     pub health_error: Option<String>,
-}
-
-/// The way to the control plane. Cheap to clone.
-#[derive(Clone)]
-pub struct Handle {
-    messages: mpsc::Sender<Message>,
-    current: Arc<ArcSwap<Current>>,
-    revisions: watch::Receiver<u64>,
-    host: Arc<ArcSwap<Host>>,
-    health: Arc<ArcSwap<Health>>,
-    observe: Arc<dyn Observe>,
 }
 
 /// A running control plane.
@@ -101,9 +101,18 @@ enum Message {
 
 /// Somebody's wish, and the way to the answer.
 struct Request {
-    command: Command,
+    wish: Wish,
     peer: Peer,
     reply: oneshot::Sender<Result<Change, ApiError>>,
+}
+
+/// What somebody wants.
+#[derive(Clone, Debug)]
+enum Wish {
+    Command(Command),
+    Apply(Arc<Snapshot>, ApplyOptions),
+    Undo(Option<u64>),
+    Confirm,
 }
 
 /// Puts the saved state, or else that of `base`, in force, and starts to take changes.
@@ -117,7 +126,7 @@ pub async fn start(
     mut store: Store,
 ) -> anyhow::Result<(Handle, Control)> {
     let observe = dataplane.observe();
-    let Boot { current, base_fingerprint } = boot(&base, &mut store)?;
+    let Boot { current, base_fingerprint, made } = boot(&base, &mut store)?;
     let worker = Worker::start(dataplane)?;
     worker.host_changed(host.clone()).await.context("cannot tell the data plane about the host")?;
     worker.apply(None, current.snapshot.clone()).await.context("cannot put the state in force")?;
@@ -125,12 +134,16 @@ pub async fn start(
     let current = Arc::new(ArcSwap::from_pointee(current));
     let health: Arc<ArcSwap<Health>> = Arc::default();
     let store = Arc::new(Mutex::new(store));
-    let task = Task { worker, store, base, base_fingerprint, current, revision, health: health.clone() };
-    task.save(&task.current.load()).await.context("cannot save the state")?;
+    let task =
+        Task { worker, store, base, base_fingerprint, current, revision, health: health.clone(), made };
+    task.save(vec![task.saved(&task.current.load(), task.made.clone())])
+        .await
+        .context("cannot save the state")?;
     info!(revision = task.current.load().revision, "the data plane has its state");
     let (messages, queue) = mpsc::channel(QUEUE);
     let handle = Handle {
         messages: messages.clone(),
+        directory: task.store.lock().unwrap_or_else(PoisonError::into_inner).directory().into(),
         current: task.current.clone(),
         revisions,
         host: Arc::new(ArcSwap::from_pointee(host)),
@@ -138,70 +151,6 @@ pub async fn start(
         observe,
     };
     Ok((handle, Control { task: tokio::spawn(task.run(queue)), messages }))
-}
-
-impl Handle {
-    /// Makes a change. When this returns, it is in force and saved, or nothing has changed.
-    pub async fn change(&self, command: Command, peer: Peer) -> Result<Change, ApiError> {
-        let stopping = || ApiError::new("daemon", ErrorKind::Internal, "the daemon is stopping");
-        let (reply, answer) = oneshot::channel();
-        let message = Message::Change(Request { command, peer, reply });
-        self.messages.send(message).await.map_err(|_| stopping())?;
-        answer.await.map_err(|_| stopping())?
-    }
-
-    /// Tells the data plane what the host looks like. Returns when it is queued.
-    pub async fn host_changed(&self, host: Host) {
-        self.host.store(Arc::new(host.clone()));
-        // A control plane that has stopped has no use for it.
-        let _ = self.messages.send(Message::HostChanged(host)).await;
-    }
-
-    /// What the host looked like when the data plane was last told.
-    pub fn host(&self) -> Arc<Host> {
-        self.host.load_full()
-    }
-
-    /// Tells the data plane which hosts of proxies are up. Returns when it is queued.
-    pub async fn health_changed(&self, health: Health) {
-        // A control plane that has stopped has no use for it.
-        let _ = self.messages.send(Message::HealthChanged(health)).await;
-    }
-
-    /// What is known of the hosts of proxies; the data plane has been told.
-    pub fn health(&self) -> Arc<Health> {
-        self.health.load_full()
-    }
-
-    /// Changes with every revision that comes into force.
-    pub fn revisions(&self) -> watch::Receiver<u64> {
-        self.revisions.clone()
-    }
-
-    /// What is in force.
-    pub fn current(&self) -> Arc<Current> {
-        self.current.load_full()
-    }
-
-    /// The state in force.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.current.load().snapshot.clone()
-    }
-
-    /// The revision in force.
-    pub fn revision(&self) -> u64 {
-        self.current.load().revision
-    }
-
-    /// Whether the last change could be put in force.
-    pub fn last_apply_success(&self) -> bool {
-        self.current.load().apply_error.is_none()
-    }
-
-    /// The reading side of the data plane.
-    pub fn observe(&self) -> Arc<dyn Observe> {
-        self.observe.clone()
-    }
 }
 
 impl Control {
@@ -230,51 +179,19 @@ impl fmt::Display for Peer {
     }
 }
 
-/// What to start with.
-struct Boot {
-    current: Current,
-    base_fingerprint: String,
-}
-
-/// Decides between the saved state and the configuration file.
-fn boot(base: &Base, store: &mut Store) -> anyhow::Result<Boot> {
-    validate(&base.snapshot).context("the configuration is not acceptable")?;
-    let current = |snapshot, revision| Current {
-        snapshot,
-        revision,
-        config_differs: false,
-        config_changed: false,
-        apply_error: None,
-        host_error: None,
-        health_error: None,
-    };
-    let from_base = |revision| Boot {
-        current: current(base.snapshot.clone(), revision),
-        base_fingerprint: base.fingerprint.clone(),
-    };
-    let Some(saved) = store.load(&base.snapshot)? else { return Ok(from_base(1)) };
-    let file_changed = saved.base != base.fingerprint;
-    let Some(running) = saved.running else {
-        return Ok(from_base(saved.revision + u64::from(file_changed)));
-    };
-    if *running == *base.snapshot {
-        return Ok(from_base(saved.revision));
+impl Current {
+    fn new(snapshot: Arc<Snapshot>, revision: u64) -> Self {
+        Self {
+            snapshot,
+            revision,
+            config_differs: false,
+            config_changed: false,
+            confirmation: None,
+            apply_error: None,
+            host_error: None,
+            health_error: None,
+        }
     }
-    validate(&running).map_err(|violation| {
-        Refused::error(
-            format!("what was changed at run time does not fit the configuration file: {violation}"),
-            "change the configuration file back, or move the file state.json in the state directory away; \
-             the changes made with gwctl are lost then",
-        )
-    })?;
-    if file_changed {
-        warn!("the configuration file has changed, and changes made with gwctl win over it");
-    } else {
-        info!("changes made with gwctl win over the configuration file");
-    }
-    let current =
-        Current { config_differs: true, config_changed: file_changed, ..current(running, saved.revision) };
-    Ok(Boot { current, base_fingerprint: saved.base })
 }
 
 /// The owner of the desired state.
@@ -289,6 +206,8 @@ struct Task {
     /// Of [`Task::current`], for those who wait for changes.
     revision: watch::Sender<u64>,
     health: Arc<ArcSwap<Health>>,
+    /// Who made what is in force.
+    made: Option<Made>,
 }
 
 impl Task {
@@ -299,9 +218,14 @@ impl Task {
             let message = if next.is_some() {
                 next.take()
             } else {
+                let confirmation = self.current.load().confirmation.clone();
                 tokio::select! {
                     message = queue.recv() => message,
                     () = self.worker.ended() => None,
+                    () = confirm::overdue(confirmation.as_ref()) => {
+                        self.take_back_unconfirmed().await;
+                        continue;
+                    }
                 }
             };
             match message {
@@ -335,43 +259,116 @@ impl Task {
         let before = self.current.load_full();
         let fingerprint = self.base_fingerprint.clone();
         let mut after = (*before).clone();
+        let mut revisions = Vec::new();
         let mut answers = Vec::with_capacity(requests.len());
-        for Request { command, peer, reply } in requests {
-            let result = self.put_in_force(&mut after, &command).await;
-            answers.push((command, peer, reply, result));
+        for Request { wish, peer, reply } in requests {
+            let result = self.fulfil(&mut after, &wish, Some(peer), &mut revisions).await;
+            answers.push((wish, peer, reply, result));
         }
-        let saved = if after.revision == before.revision { Ok(()) } else { self.save(&after).await };
-        let unsaved = match saved {
-            Ok(()) => {
-                self.publish(after);
-                None
-            }
-            Err(error) => {
-                self.base_fingerprint = fingerprint;
-                Some(self.take_back(&before, after, &error).await)
-            }
-        };
-        for (command, peer, reply, result) in answers {
+        let unsaved = self.settle(&before, after, fingerprint, revisions).await;
+        for (wish, peer, reply, result) in answers {
             let result = match (&unsaved, result) {
                 (Some(error), Ok(Change { changed: true, .. })) => Err(error.clone()),
                 (_, result) => result,
             };
             match &result {
-                Ok(Change { changed: true, revision, .. }) => info!(%peer, %command, revision, "changed"),
+                Ok(Change { changed: true, revision, .. }) => info!(%peer, %wish, revision, "changed"),
                 Ok(_) => {}
-                Err(refused) => info!(%peer, %command, code = refused.code, "refused: {refused}"),
+                Err(refused) => info!(%peer, %wish, code = refused.code, "refused: {refused}"),
             }
             // Whoever asked may have gone; the change stands all the same.
             let _ = reply.send(result);
         }
     }
 
-    /// Makes a change, which is not saved, of what is in force.
-    async fn put_in_force(&mut self, current: &mut Current, command: &Command) -> Result<Change, ApiError> {
+    /// Saves and publishes what has come into force, or takes it back; returns what to tell those who asked for it then.
+    async fn settle(
+        &mut self,
+        before: &Current,
+        after: Current,
+        fingerprint: String,
+        revisions: Vec<Saved>,
+    ) -> Option<ApiError> {
+        let Some(made) = revisions.last().map(|saved| saved.made.clone()) else {
+            // Nothing but what failed.
+            if after.apply_error != before.apply_error {
+                self.publish(after);
+            }
+            return None;
+        };
+        match self.save(revisions).await {
+            Ok(()) => {
+                self.made = made;
+                self.publish(after);
+                None
+            }
+            Err(error) => {
+                self.base_fingerprint = fingerprint;
+                Some(self.take_back(before, after, &error).await)
+            }
+        }
+    }
+
+    /// Does what somebody wants, and adds to `revisions` what is to be saved of it.
+    async fn fulfil(
+        &mut self,
+        current: &mut Current,
+        wish: &Wish,
+        peer: Option<Peer>,
+        revisions: &mut Vec<Saved>,
+    ) -> Result<Change, ApiError> {
+        let waiting = current.confirmation.as_ref().and_then(Confirmation::waits);
+        let (command, options) = match wish {
+            Wish::Confirm => {
+                let confirmation = confirm::confirmed(current)?;
+                current.confirmation = Some(confirmation);
+                revisions.push(self.saved(current, self.made.clone()));
+                return Ok(Change::new(current.revision, true));
+            }
+            Wish::Undo(revision) => {
+                let revision = confirm::to_undo(current, *revision)?;
+                let state = match &waiting {
+                    Some(back) if revision + 1 == current.revision => back.clone(),
+                    _ => self.find(revision).await?,
+                };
+                (Command::Apply { state, origin: Origin::Revision(revision) }, ApplyOptions::default())
+            }
+            _ if waiting.is_some() => return Err(confirm::in_the_way(current.revision)),
+            Wish::Apply(state, options) => {
+                confirm::expected(current, options.expect)?;
+                (Command::Apply { state: state.clone(), origin: Origin::File }, *options)
+            }
+            Wish::Command(command) => (command.clone(), ApplyOptions::default()),
+        };
         let Some(next) = plan(command.clone(), current.snapshot.clone()).await? else {
+            if waiting.is_some() {
+                // What waited is what was there before.
+                current.confirmation = current.confirmation.take().map(|it| it.answered(Answer::TakenBack));
+                revisions.push(self.saved(current, self.made.clone()));
+            }
             return Ok(Change::new(current.revision, false));
         };
-        let next = Arc::new(next);
+        if options.check {
+            return Ok(Change::new(current.revision, true));
+        }
+        let before = current.snapshot.clone();
+        self.put_in_force(current, &command, Arc::new(next)).await?;
+        current.confirmation = match options.confirm {
+            Some(within) => Some(Confirmation::new(current.revision, within, before)),
+            None if waiting.is_some() => current.confirmation.take().map(|it| it.answered(Answer::TakenBack)),
+            None => current.confirmation.take(),
+        };
+        revisions.push(self.saved(current, Some(Made::by(peer, &command))));
+        Ok(Change::new(current.revision, true))
+    }
+
+    /// Makes a change, which is not saved, of what is in force.
+    async fn put_in_force(
+        &mut self,
+        current: &mut Current,
+        command: &Command,
+        next: Arc<Snapshot>,
+    ) -> Result<(), ApiError> {
         if let Err(error) = self.worker.apply(Some(current.snapshot.clone()), next.clone()).await {
             error!(%command, "rolled back: {error:#}");
             current.apply_error = Some(format!("{error:#}"));
@@ -389,13 +386,13 @@ impl Task {
             apply_error: None,
             ..current.clone()
         };
-        Ok(Change::new(current.revision, true))
+        Ok(())
     }
 
     /// Undoes what is in force and could not be saved. Returns what to tell those who asked for it.
     async fn take_back(&self, before: &Current, after: Current, cause: &anyhow::Error) -> ApiError {
         // The file may have been replaced before the failure.
-        if let Err(error) = self.save(before).await {
+        if let Err(error) = self.save(vec![self.saved(before, self.made.clone())]).await {
             warn!("cannot save the state that was in force before: {error:#}");
         }
         match self.worker.apply(Some(after.snapshot.clone()), before.snapshot.clone()).await {
@@ -415,11 +412,20 @@ impl Task {
         }
     }
 
-    async fn save(&self, current: &Current) -> anyhow::Result<()> {
+    /// What is to be saved of `current`.
+    fn saved(&self, current: &Current, made: Option<Made>) -> Saved {
+        Saved {
+            revision: current.revision,
+            base: self.base_fingerprint.clone(),
+            running: current.config_differs.then(|| current.snapshot.clone()),
+            made,
+            confirm_by: current.confirmation.as_ref().and_then(Confirmation::confirm_by),
+        }
+    }
+
+    async fn save(&self, revisions: Vec<Saved>) -> anyhow::Result<()> {
         let store = self.store.clone();
-        let running = current.config_differs.then(|| current.snapshot.clone());
-        let saved = Saved { revision: current.revision, base: self.base_fingerprint.clone(), running };
-        let write = move || store.lock().unwrap_or_else(PoisonError::into_inner).save(saved);
+        let write = move || store.lock().unwrap_or_else(PoisonError::into_inner).save_all(revisions);
         tokio::task::spawn_blocking(write).await?
     }
 
@@ -460,6 +466,19 @@ fn rolled_back(cause: &anyhow::Error) -> ApiError {
     let message = format!("the change could not be put in force and was rolled back: {cause:#}");
     ApiError::new("apply", ErrorKind::RolledBack, message)
         .hint("nothing has changed; see the log of gatewayd for what led to it")
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Command(command) => command.fmt(f),
+            Self::Apply(_, ApplyOptions { check: true, .. }) => f.write_str("apply --check"),
+            Self::Apply(..) => f.write_str("apply"),
+            Self::Undo(Some(revision)) => write!(f, "undo {revision}"),
+            Self::Undo(None) => f.write_str("undo"),
+            Self::Confirm => f.write_str("confirm"),
+        }
+    }
 }
 
 /// The state after `command`, checked; `None` if that is `state` itself. Large tables take a while.

@@ -5,7 +5,8 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Binding, Difference, Eip, Interface, Limit, Pool, Proxy, Routes, Snapshot, Table, TableKind,
+    Binding, Difference, Eip, Interface, Limit, NoSession, Pool, Proxy, Routes, Snapshot, Table, TableKind,
+    Timeouts,
 };
 
 /// The part of a [`Snapshot`] that can be changed at run time.
@@ -13,6 +14,9 @@ use crate::model::{
 #[serde(deny_unknown_fields)]
 pub(super) struct Running<'a> {
     active: bool,
+    /// Absent where they are the configuration file's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    settings: Option<Settings>,
     interfaces: Cow<'a, BTreeMap<String, Interface>>,
     pools: Cow<'a, BTreeMap<String, Pool>>,
     // Gateways of before there were any did not write these.
@@ -25,12 +29,25 @@ pub(super) struct Running<'a> {
     tables: Cow<'a, BTreeMap<String, Arc<Table>>>,
 }
 
+/// What only a whole configuration changes: `gwctl` has no words for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Settings {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    half_open: Option<u32>,
+    timeouts: Timeouts,
+    no_session: NoSession,
+}
+
 /// From one state to the next. What there are few of is written as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Delta<'a> {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     active: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    settings: Option<Settings>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     interfaces: Option<Cow<'a, BTreeMap<String, Interface>>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,10 +81,12 @@ struct TableDelta<'a> {
 }
 
 impl<'a> Running<'a> {
-    /// What is to be written of `state`.
-    pub(super) fn of(state: &'a Snapshot) -> Self {
+    /// What is to be written of `state`, over a configuration file that says `base`.
+    pub(super) fn of(state: &'a Snapshot, base: Option<&Settings>) -> Self {
+        let settings = Settings::of(state);
         Self {
             active: state.active,
+            settings: base.is_some_and(|base| *base != settings).then_some(settings),
             interfaces: Cow::Borrowed(&state.interfaces),
             pools: Cow::Borrowed(&state.pools),
             eips: Cow::Borrowed(&state.eips),
@@ -85,7 +104,7 @@ impl<'a> Running<'a> {
             let table = Arc::make_mut(table);
             table.routes = std::mem::take(&mut table.routes).sharing_with(&original.routes);
         }
-        Snapshot {
+        let mut state = Snapshot {
             name: base.name.clone(),
             active: self.active,
             capacity: base.capacity,
@@ -97,7 +116,28 @@ impl<'a> Running<'a> {
             proxies: self.proxies.into_owned(),
             limits: self.limits.into_owned(),
             tables,
+        };
+        if let Some(settings) = self.settings {
+            settings.apply(&mut state);
         }
+        state
+    }
+}
+
+impl Settings {
+    pub(super) fn of(state: &Snapshot) -> Self {
+        Self {
+            name: state.name.clone(),
+            half_open: state.capacity.half_open,
+            timeouts: state.timeouts,
+            no_session: state.no_session,
+        }
+    }
+
+    fn apply(self, state: &mut Snapshot) {
+        let Self { name, half_open, timeouts, no_session } = self;
+        state.capacity.half_open = half_open;
+        (state.name, state.timeouts, state.no_session) = (name, timeouts, no_session);
     }
 }
 
@@ -115,6 +155,7 @@ impl<'a> Delta<'a> {
         let removed = before.tables.keys().filter(|name| !after.tables.contains_key(*name));
         Some(Self {
             active: (before.active != after.active).then_some(after.active),
+            settings: (Settings::of(before) != Settings::of(after)).then(|| Settings::of(after)),
             interfaces: changed(&before.interfaces, &after.interfaces),
             pools: changed(&before.pools, &after.pools),
             eips: changed(&before.eips, &after.eips),
@@ -128,6 +169,9 @@ impl<'a> Delta<'a> {
     /// Makes the change. `Err` says why it cannot be one of `state`.
     pub(super) fn apply(self, state: &mut Snapshot) -> Result<(), String> {
         state.active = self.active.unwrap_or(state.active);
+        if let Some(settings) = self.settings {
+            settings.apply(state);
+        }
         replace(&mut state.interfaces, self.interfaces);
         replace(&mut state.pools, self.pools);
         replace(&mut state.eips, self.eips);

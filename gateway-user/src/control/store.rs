@@ -3,11 +3,14 @@
 //! `state.json` is lines of JSON, each with a checksum. The first one holds the revision, a fingerprint of the
 //! configuration file that the changes were made on, and, as long as the running state differs from that file, the
 //! running state itself. Each line behind it is one change of that state; a change is saved when its line is on disk.
-//! When the changes outweigh the state, the file is replaced by one with the state alone.
+//! When the changes outweigh the state, the file is replaced by one with the state alone. The one before it stays as
+//! `history-REVISION.json` for a while, so that revisions can be brought back ([`history`]).
 //!
 //! What a crash leaves of a line that was being written is no change: nobody was told that it was saved. Anything else
-//! that is damaged is refused. What `gwctl` has no words for (name, capacity, timeouts, `no_session`) always comes from
-//! the configuration file.
+//! that is damaged is refused. What only a whole configuration changes (name, timeouts, `no_session`, half-open sessions)
+//! is written where it differs from the configuration file; all other capacities always come from there.
+
+pub(super) mod history;
 
 use std::{
     borrow::Cow,
@@ -21,11 +24,13 @@ use std::{
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use super::saved::{Delta, Running};
+use super::saved::{Delta, Running, Settings};
 use crate::{model::Snapshot, refused::Refused};
 
 /// Format of the file.
-const SCHEMA: &str = "gateway.state/v2";
+const SCHEMA: &str = "gateway.state/v3";
+/// Format of a file that does not tell who made its revisions.
+const SECOND_SCHEMA: &str = "gateway.state/v2";
 /// Format of a file that is one line without a checksum, and never has another one.
 const FIRST_SCHEMA: &str = "gateway.state/v1";
 /// Name of the file.
@@ -52,6 +57,8 @@ pub struct Store {
     tail: Option<Tail>,
     /// How many bytes of changes the file may have, if the state has fewer.
     most: u64,
+    /// What the configuration file says of what a state need not say; `None` before it is known.
+    settings: Option<Settings>,
 }
 
 /// A file that another line can be added to.
@@ -74,6 +81,25 @@ pub struct Saved {
     pub base: String,
     /// The running state, if it differs from the configuration file.
     pub running: Option<Arc<Snapshot>>,
+    /// Who made it; `None` where it was made before that was written down.
+    pub made: Option<Made>,
+    /// Until when somebody has to confirm it, or the revision before it comes back: milliseconds since 1970 (UTC).
+    pub confirm_by: Option<u64>,
+}
+
+/// Who made a revision, when and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    /// When: seconds since 1970 (UTC).
+    pub time: u64,
+    /// The user; `None`: the gateway itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The process, 0 where the kernel did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// How, as `gwctl` would be told.
+    pub command: String,
 }
 
 /// The first line.
@@ -83,6 +109,10 @@ struct State<'a> {
     schema: Cow<'a, str>,
     revision: u64,
     base: Cow<'a, str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made: Option<Cow<'a, Made>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    confirm_by: Option<u64>,
     running: Option<Running<'a>>,
 }
 
@@ -90,8 +120,12 @@ struct State<'a> {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Change<'a> {
-    /// Of the state after it.
+    /// Of the state after it; that of the state before it where it is confirmed, and nothing changes.
     revision: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made: Option<Cow<'a, Made>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    confirm_by: Option<u64>,
     delta: Delta<'a>,
 }
 
@@ -103,7 +137,7 @@ impl Store {
             .mode(0o700)
             .create(directory)
             .with_context(|| format!("cannot make the state directory {}", directory.display()))?;
-        Ok(Self { directory: directory.to_owned(), tail: None, most: MAX_CHANGES })
+        Ok(Self { directory: directory.to_owned(), tail: None, most: MAX_CHANGES, settings: None })
     }
 
     /// Reads what was saved; `None` if nothing ever was. What only the configuration file says comes from `base`.
@@ -111,6 +145,7 @@ impl Store {
     /// # Errors
     /// A file that cannot be read or understood: starting without it would lose routes.
     pub fn load(&mut self, base: &Snapshot) -> anyhow::Result<Option<Saved>> {
+        self.settings = Some(Settings::of(base));
         let path = self.path();
         let unreadable = |error: &dyn std::fmt::Display| {
             Refused::error(
@@ -124,7 +159,7 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(unreadable(&error)),
         };
-        let read = read(&bytes, base).map_err(|error| unreadable(&error))?;
+        let read = read(&bytes, base, u64::MAX).map_err(|error| unreadable(&error))?;
         let lost = bytes.len() as u64 - read.end;
         if lost > 0 {
             tracing::warn!(
@@ -145,20 +180,53 @@ impl Store {
     /// # Errors
     /// What was saved before is still there.
     pub fn save(&mut self, saved: Saved) -> anyhow::Result<()> {
+        self.save_all(vec![saved])
+    }
+
+    /// Saves revisions that have come into force one after the other. Waits for the disk once.
+    ///
+    /// # Errors
+    /// What was saved before is still there, or some of the revisions are.
+    pub fn save_all(&mut self, revisions: Vec<Saved>) -> anyhow::Result<()> {
         let path = self.path();
-        if self.tail.as_ref().is_some_and(|tail| tail.saved == saved) {
-            return Ok(());
+        let begun = self.tail.as_ref().map(|tail| (tail.end, tail.saved.clone()));
+        let mut replaced = false;
+        let written = self.write_all(&path, revisions, &mut replaced);
+        if written.is_err() && !replaced {
+            // Lines of revisions that did not come into force must not stay.
+            self.tail = self.tail.take().zip(begun).and_then(|(tail, (end, saved))| {
+                tail.file.set_len(end).ok()?;
+                Some(Tail { end, saved, ..tail })
+            });
         }
-        let added =
-            self.add(&saved).and_then(|added| if added { Ok(()) } else { self.replace(&path, saved) });
-        added.with_context(|| format!("cannot write {}", path.display()))
+        written.with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn write_all(&mut self, path: &Path, revisions: Vec<Saved>, replaced: &mut bool) -> io::Result<()> {
+        let mut added = false;
+        for saved in revisions {
+            if self.tail.as_ref().is_some_and(|tail| tail.saved == saved) {
+                continue;
+            }
+            added = self.add(&saved)?;
+            if !added {
+                self.replace(path, saved)?;
+                *replaced = true;
+            }
+        }
+        if added { self.sync() } else { Ok(()) }
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     fn path(&self) -> PathBuf {
         self.directory.join(FILE)
     }
 
-    /// Adds a line to the file, if it is one that takes it.
+    /// Adds a line to the file, if it is one that takes it. It is on disk after [`Store::sync`].
     fn add(&mut self, saved: &Saved) -> io::Result<bool> {
         let path = self.path();
         let Some(tail) = self.tail.as_mut().filter(|tail| tail.is_at(&path)) else { return Ok(false) };
@@ -168,7 +236,9 @@ impl Store {
         }
         let Some(delta) = Delta::between(before, running, MAX_ROUTES) else { return Ok(false) };
         let mut line = Vec::new();
-        write_line(&mut line, CHANGE, &Change { revision: saved.revision, delta })?;
+        let made = saved.made.as_ref().map(Cow::Borrowed);
+        let change = Change { revision: saved.revision, made, confirm_by: saved.confirm_by, delta };
+        write_line(&mut line, CHANGE, &change)?;
         let end = tail.end + line.len() as u64;
         if end - tail.state > self.most.max(tail.state) {
             return Ok(false);
@@ -179,14 +249,19 @@ impl Store {
             }
             return Err(error);
         }
-        if let Err(error) = tail.file.sync_data() {
-            // What is on disk now is anybody's guess, and asking again would not tell (fsync(2)).
-            self.tail = None;
-            return Err(error);
-        }
         tail.end = end;
         tail.saved = saved.clone();
         Ok(true)
+    }
+
+    /// Has the lines that were added on disk.
+    fn sync(&mut self) -> io::Result<()> {
+        let synced = self.tail.as_ref().map_or(Ok(()), |tail| tail.file.sync_data());
+        if synced.is_err() {
+            // What is on disk now is anybody's guess, and asking again would not tell (fsync(2)).
+            self.tail = None;
+        }
+        synced
     }
 
     /// Puts a file in the place of the present one that has the state alone.
@@ -198,11 +273,16 @@ impl Store {
             schema: SCHEMA.into(),
             revision: saved.revision,
             base: Cow::Borrowed(&saved.base),
-            running: saved.running.as_deref().map(Running::of),
+            made: saved.made.as_ref().map(Cow::Borrowed),
+            confirm_by: saved.confirm_by,
+            running: saved.running.as_deref().map(|state| Running::of(state, self.settings.as_ref())),
         };
         let length = write_line(&mut writer, STATE, &state)?;
         let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
+        if let Some(tail) = self.tail.as_ref().filter(|tail| tail.is_at(path)) {
+            history::keep(&self.directory, path, tail.saved.revision)?;
+        }
         fs::rename(&temporary, path)?;
         // From here on, the file before is gone.
         self.tail = None;
@@ -231,22 +311,25 @@ struct Read {
     end: u64,
 }
 
-fn read(bytes: &[u8], base: &Snapshot) -> Result<Read, String> {
+/// Reads a file up to the revision `until`.
+fn read(bytes: &[u8], base: &Snapshot, until: u64) -> Result<Read, String> {
     let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
     let first = lines.next().unwrap_or_default();
     let has_checksum = first.starts_with(STATE);
     let text = if has_checksum { verified(first, STATE).ok_or("its first line is damaged")? } else { bytes };
-    let State { schema, revision, base: fingerprint, running } =
+    let State { schema, revision, base: fingerprint, made, confirm_by, running } =
         serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    let expected = if has_checksum { SCHEMA } else { FIRST_SCHEMA };
-    if schema != expected {
+    let known: &[&str] = if has_checksum { &[SCHEMA, SECOND_SCHEMA] } else { &[FIRST_SCHEMA] };
+    if !known.contains(&&*schema) {
         return Err(format!("its schema is `{schema}` and not `{SCHEMA}`"));
     }
     let running = running.map(|running| Arc::new(running.over(base)));
-    let mut saved = Saved { revision, base: fingerprint.into_owned(), running };
+    let made = made.map(Cow::into_owned);
+    let mut saved = Saved { revision, base: fingerprint.into_owned(), running, made, confirm_by };
     if !has_checksum {
         return Ok(Read { saved, state: None, end: bytes.len() as u64 });
     }
+    let takes_lines = schema == SCHEMA;
     let mut end = first.len();
     let mut lines = lines.enumerate().peekable();
     while let Some((number, line)) = lines.next() {
@@ -259,17 +342,22 @@ fn read(bytes: &[u8], base: &Snapshot) -> Result<Read, String> {
             }
             break;
         };
-        let Change { revision, delta } =
+        let Change { revision, made, confirm_by, delta } =
             serde_json::from_slice(text).map_err(|error| damaged(&format!("makes no sense: {error}")))?;
-        let state = saved.running.as_mut().map(Arc::make_mut).ok_or_else(|| damaged("changes no state"))?;
-        delta.apply(state).map_err(|why| damaged(&format!("makes no sense: {why}")))?;
-        if revision <= saved.revision {
+        if revision > until {
+            break;
+        }
+        let confirms = revision == saved.revision && delta == Delta::default();
+        if revision <= saved.revision && !confirms {
             return Err(damaged(&format!("makes revision {revision} of revision {}", saved.revision)));
         }
-        saved.revision = revision;
+        let state = saved.running.as_mut().map(Arc::make_mut).ok_or_else(|| damaged("changes no state"))?;
+        delta.apply(state).map_err(|why| damaged(&format!("makes no sense: {why}")))?;
+        (saved.revision, saved.confirm_by) = (revision, confirm_by);
+        saved.made = made.map(Cow::into_owned);
         end += line.len();
     }
-    Ok(Read { saved, state: Some(first.len() as u64), end: end as u64 })
+    Ok(Read { saved, state: takes_lines.then_some(first.len() as u64), end: end as u64 })
 }
 
 /// The value in a line, if the line is whole.

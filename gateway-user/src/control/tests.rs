@@ -7,9 +7,10 @@ use rstest::rstest;
 
 use super::*;
 use crate::{
-    dataplane::{Link, Sweeper, Swept, memory::Memory},
+    dataplane::{Link, Observe, Sweeper, Swept, memory::Memory},
     health::{HealthState, HostHealth},
-    model::{Fail, Interface, Pool, PortRange, Proxy, TableKind, words},
+    model::{Fail, Interface, Pool, PortRange, Proxy, TableKind, validate, words},
+    refused::Refused,
 };
 
 const PEER: Peer = Peer { uid: 1000, pid: 42 };
@@ -610,4 +611,160 @@ fn port_ranges_that_overlap_in_part_are_refused() {
     assert_eq!(with(["1-100", "50"]), Ok(()));
     assert_eq!(with(["1-100", "1-50"]), Ok(()));
     assert!(with(["1-100", "50-150"]).is_err());
+}
+
+fn with_route(state: &Snapshot, line: &str) -> Snapshot {
+    parse(&format!("route main {line}")).change(state).expect("a route")
+}
+
+fn confirm_within(time: Duration) -> ApplyOptions {
+    ApplyOptions { confirm: Some(time), ..ApplyOptions::default() }
+}
+
+#[tokio::test]
+async fn a_whole_state_takes_the_place_of_the_present_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    let mut next = with_route(&base().snapshot, "192.0.2.0/24 via direct");
+    next.timeouts.udp = Duration::from_mins(7);
+    next.name = "gw-9".to_owned();
+    let apply = |state: &Snapshot, options| rig.handle.apply(state.clone(), options, PEER);
+    let checked = apply(&next, ApplyOptions { check: true, ..ApplyOptions::default() }).await.expect("good");
+    assert_eq!((checked.changed, checked.revision), (true, 1));
+    assert_eq!(rig.applied(), *base().snapshot, "a check changes nothing");
+    let late = apply(&next, ApplyOptions { expect: Some(7), ..ApplyOptions::default() }).await;
+    let late = late.expect_err("refused");
+    assert_eq!((&*late.code, &*late.message), ("apply.conflict", "revision 1 is in force, not 7"));
+    let expected = ApplyOptions { expect: Some(1), ..ApplyOptions::default() };
+    assert_eq!(apply(&next, expected).await.expect("applied"), Change::new(2, true));
+    assert_eq!(rig.applied(), next);
+    assert_eq!(apply(&next, ApplyOptions::default()).await.expect("nothing to do"), Change::new(2, false));
+    let mut larger = next.clone();
+    larger.capacity.sessions += 1;
+    let refused = apply(&larger, ApplyOptions::default()).await.expect_err("refused");
+    assert_eq!(refused.field.as_deref(), Some("capacity.sessions"));
+    rig.stop().await;
+    // Also what only a whole configuration says is there after a restart.
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    assert_eq!(rig.applied(), next);
+    assert!(rig.handle.current().config_differs);
+    let back = rig.handle.apply((*base().snapshot).clone(), ApplyOptions::default(), PEER).await;
+    assert_eq!(back.expect("applied"), Change::new(3, true));
+    assert!(!rig.handle.current().config_differs, "the file is in force again");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_revision_is_brought_back_by_undo_also_after_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    let nothing = rig.handle.undo(None, PEER).await.expect_err("refused");
+    assert_eq!(nothing.message, "there is no revision before this one");
+    rig.run("route main 192.0.2.0/24 via direct").await.expect("changed");
+    let second = rig.applied();
+    rig.run("activate").await.expect("changed");
+    rig.run("route main 198.51.100.0/28 via blackhole").await.expect("changed");
+    assert_eq!(rig.handle.undo(Some(2), PEER).await.expect("undone"), Change::new(5, true));
+    assert_eq!(rig.applied(), second);
+    assert_eq!(
+        rig.handle.undo(None, PEER).await.expect("undone"),
+        Change::new(6, true),
+        "undo takes undo back"
+    );
+    assert!(rig.applied().active);
+    rig.stop().await;
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    assert_eq!(rig.handle.undo(Some(1), PEER).await.expect("undone"), Change::new(7, true));
+    assert_eq!(rig.applied(), *base().snapshot);
+    let unknown = rig.handle.undo(Some(9), PEER).await.expect_err("refused");
+    assert_eq!(unknown.message, "there is no revision 9: 7 is in force");
+    let history = rig.handle.history().expect("a history");
+    let told: Vec<_> = history
+        .iter()
+        .map(|kept| (kept.revision, kept.made.as_ref().map_or("", |made| &*made.command)))
+        .collect();
+    let route = "route add 192.0.2.0/24 via direct table main";
+    assert_eq!(told.first(), Some(&(7, "undo 1")));
+    assert!(told.contains(&(5, "undo 2")) && told.contains(&(2, route)), "{told:?}");
+    assert_eq!(told.last(), Some(&(1, "the configuration file")));
+    assert_eq!(history[0].made.as_ref().and_then(|made| made.uid), Some(PEER.uid));
+    rig.stop().await;
+    // What the file said then is not what another one says now.
+    let mut other = base();
+    other.fingerprint = "two".to_owned();
+    other.snapshot = Arc::new(with_route(&other.snapshot, "10.99.0.0/16 via blackhole"));
+    let rig = Rig::start(directory.path(), other).await.expect("starts");
+    let gone = rig.handle.undo(Some(1), PEER).await.expect_err("refused");
+    assert!(gone.message.contains("was that of the configuration file"), "{gone}");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_nobody_confirms_is_taken_back_and_what_somebody_confirms_stays() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    rig.run("activate").await.expect("changed");
+    let before = rig.applied();
+    let next = with_route(&before, "192.0.2.0/24 via direct");
+    let apply = |options| rig.handle.apply(next.clone(), options, PEER);
+    apply(confirm_within(Duration::from_millis(300))).await.expect("applied");
+    assert_eq!(rig.applied(), next);
+    let refused = rig.run("deactivate").await.expect_err("another change is in the way");
+    assert_eq!(refused.code, "apply.conflict");
+    let mut revisions = rig.handle.revisions();
+    tokio::time::timeout(Duration::from_secs(10), revisions.wait_for(|it| *it == 4))
+        .await
+        .expect("in time")
+        .expect("one");
+    assert_eq!(rig.applied(), before);
+    let made = rig.handle.history().expect("a history")[0].made.clone().expect("known");
+    assert_eq!((made.uid, &*made.command), (None, "take back revision 3, which nobody has confirmed"));
+    let late = rig.handle.confirm(PEER).await.expect_err("refused");
+    assert_eq!(late.message, "revision 3 was taken back before it was confirmed");
+    // Confirmed.
+    apply(confirm_within(Duration::from_millis(500))).await.expect("applied");
+    assert_eq!(rig.handle.confirm(PEER).await.expect("confirmed"), Change::new(5, true));
+    rig.handle.confirm(PEER).await.expect_err("nothing is left to confirm");
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!((rig.applied(), rig.handle.revision()), (next, 5));
+    rig.run("deactivate").await.expect("changed");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn undo_takes_back_at_once_what_waits() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    let next = with_route(&base().snapshot, "192.0.2.0/24 via direct");
+    rig.handle.apply(next, confirm_within(Duration::from_mins(1)), PEER).await.expect("applied");
+    assert_eq!(rig.handle.undo(None, PEER).await.expect("undone"), Change::new(3, true));
+    assert_eq!(rig.applied(), *base().snapshot);
+    let answer = rig.handle.current().confirmation.as_ref().and_then(|it| it.answer);
+    assert_eq!(answer, Some(Answer::TakenBack));
+    rig.run("activate").await.expect("nothing is in the way");
+    rig.stop().await;
+}
+
+#[tokio::test]
+async fn what_nobody_confirms_is_taken_back_by_the_next_daemon() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let next = with_route(&base().snapshot, "192.0.2.0/24 via direct");
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    rig.run("activate").await.expect("changed");
+    let before = rig.applied();
+    let next = Snapshot { active: true, ..next };
+    rig.handle.apply(next.clone(), confirm_within(Duration::from_secs(2)), PEER).await.expect("applied");
+    rig.stop().await;
+    // In time.
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    assert_eq!(rig.applied(), next, "there is time left");
+    assert!(rig.handle.current().confirmation.as_ref().is_some_and(|it| it.answer.is_none()));
+    rig.stop().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    assert_eq!((rig.applied(), rig.handle.revision()), (before.clone(), 4));
+    rig.stop().await;
+    let rig = Rig::start(directory.path(), base()).await.expect("starts");
+    assert_eq!((rig.applied(), rig.handle.revision()), (before, 4), "once");
+    rig.stop().await;
 }

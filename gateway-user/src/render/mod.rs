@@ -10,6 +10,7 @@ mod eip;
 mod interface;
 mod limit;
 mod pool;
+mod revision;
 mod route;
 mod session;
 mod stats;
@@ -18,6 +19,7 @@ mod version;
 
 pub use grid::{Cell, Column, Columns, Grid, Rated};
 pub use paint::{Paint, Tone};
+pub use revision::differences;
 pub use route::ruling;
 pub use version::ProgramVersion;
 

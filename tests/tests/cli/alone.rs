@@ -109,7 +109,7 @@ fn something_that_is_not_the_daemon_is_told_apart() -> Result<()> {
 
 #[test]
 fn a_line_that_makes_no_sense_is_exit_code_2_and_says_nothing_on_standard_output() -> Result<()> {
-    for line in ["", "route", "bogus", "s", "route add default", "limit shwo", "apply -f x"] {
+    for line in ["", "route", "bogus", "s", "route add default", "limit shwo", "apply x"] {
         let said = run(Path::new(NOWHERE), line)?;
         let expected = if line == "route" { 3 } else { 2 };
         assert_eq!((said.code, said.out.as_str()), (expected, ""), "{line}: {said:?}");

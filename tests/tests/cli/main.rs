@@ -2,5 +2,6 @@
 //! plane is in memory. No root needed.
 
 mod alone;
+mod revision;
 mod support;
 mod talk;

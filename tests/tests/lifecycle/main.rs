@@ -1,6 +1,7 @@
 //! The daemon may come and go; the gateway stays.
 
 mod attach;
+mod revision;
 mod scale;
 
 use std::{fs, time::Duration};

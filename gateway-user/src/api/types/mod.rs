@@ -8,6 +8,7 @@
 mod limit;
 mod observed;
 mod proxy;
+mod revision;
 
 use std::net::IpAddr;
 
@@ -24,6 +25,7 @@ pub use observed::{
 };
 
 pub use proxy::{ProxyDrainRequest, ProxyHostRow, ProxyRequest, ProxyRow};
+pub use revision::{ApplyRequest, ConfirmationRow, DiffRow, RevisionRow, UndoRequest};
 
 /// The answer to a read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,6 +76,9 @@ schemas! {
     InterfaceStats => "gateway.stats.interfaces/v1";
     MapRow => "gateway.stats.maps/v1";
     Export => "gateway.export/v1";
+    ConfirmationRow => "gateway.confirmation/v1";
+    RevisionRow => "gateway.history/v1";
+    DiffRow => "gateway.diff/v1";
     Version => "gateway.version/v1";
 }
 

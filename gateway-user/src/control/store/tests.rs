@@ -44,7 +44,18 @@ fn history() -> Vec<Arc<Snapshot>> {
 }
 
 fn saved(revision: usize, state: &Arc<Snapshot>) -> Saved {
-    Saved { revision: revision as u64, base: "abc".to_owned(), running: Some(state.clone()) }
+    let made = Some(made(revision));
+    Saved {
+        revision: revision as u64,
+        base: "abc".to_owned(),
+        running: Some(state.clone()),
+        made,
+        confirm_by: None,
+    }
+}
+
+fn made(revision: usize) -> Made {
+    Made { time: 1_800_000_000, uid: Some(1000), pid: Some(7), command: format!("change {revision}") }
 }
 
 fn load(directory: &Path) -> anyhow::Result<Option<Saved>> {
@@ -72,8 +83,13 @@ fn what_is_saved_reads_back() {
     store.save(saved(7, &state())).expect("saved");
     let read = store.load(&base).expect("readable").expect("something");
     assert_eq!((read.revision, &*read.base), (7, "abc"));
-    assert_eq!(*read.running.expect("a state"), Snapshot { name: "gw-1".to_owned(), ..(*state()).clone() });
-    store.save(Saved { running: None, ..saved(8, &state()) }).expect("saved");
+    assert_eq!(read.running, Some(state()), "a name that the file does not say");
+    let same = Arc::new(Snapshot { name: "gw-1".to_owned(), ..(*state()).clone() });
+    store.save(saved(8, &same)).expect("saved");
+    let other = Snapshot { name: "gw-2".to_owned(), ..Snapshot::default() };
+    let read = Store::open(&path).expect("a store").load(&other).expect("readable").expect("something");
+    assert_eq!(read.running.expect("a state").name, "gw-1", "what was given up comes from the line");
+    store.save(Saved { running: None, ..saved(9, &state()) }).expect("saved");
     assert_eq!(load(&path).expect("readable").expect("something").running, None);
 }
 
@@ -149,13 +165,13 @@ fn a_damaged_file_is_refused_with_a_remedy() {
     let without_change = [&bytes[..ends[0]], &bytes[ends[1]..]].concat();
     let twice = [&bytes[..ends[1]], &bytes[ends[0]..]].concat();
     let old = first.replace("10.0.0.0/8", "10.0.0.1/8");
-    let old = old.strip_prefix("{\"state\":").expect("a state").replace("state/v2", "state/v1");
+    let old = old.strip_prefix("{\"state\":").expect("a state").replace("state/v3", "state/v1");
     let old = old.split(",\"crc32\"").next().expect("a state");
     for damaged in [
         b"".as_slice(),
         b"{",
         &bytes[..ends[0] - 9],
-        first.replace("gateway.state/v2", "gateway.state/v9").as_bytes(),
+        first.replace("gateway.state/v3", "gateway.state/v9").as_bytes(),
         old.as_bytes(),
         &without_change,
         &twice,
@@ -178,12 +194,17 @@ fn a_file_of_a_gateway_before_there_were_changes_is_read_and_replaced() {
         schema: FIRST_SCHEMA.into(),
         revision: 1,
         base: "abc".into(),
-        running: Some(Running::of(&history[0])),
+        made: None,
+        confirm_by: None,
+        running: Some(Running::of(&history[0], None)),
     };
     let text = serde_json::to_string(&first).expect("json").replace("\"eips\":{},", "");
     fs::write(&file, text + "\n").expect("written");
     let mut store = Store::open(directory.path()).expect("a store");
-    assert_eq!(store.load(&Snapshot::default()).expect("readable"), Some(saved(1, &history[0])));
+    assert_eq!(
+        store.load(&Snapshot::default()).expect("readable"),
+        Some(Saved { made: None, ..saved(1, &history[0]) })
+    );
     store.save(saved(2, &history[1])).expect("saved");
     assert!(fs::read(&file).expect("a file").starts_with(STATE));
     assert_eq!(load(directory.path()).expect("readable"), Some(saved(2, &history[1])));
@@ -257,6 +278,113 @@ fn a_file_that_somebody_took_away_is_written_again() {
     fs::remove_file(directory.path().join(FILE)).expect("removed");
     store.save(saved(2, &history[1])).expect("saved");
     assert_eq!(load(directory.path()).expect("readable"), Some(saved(2, &history[1])));
+}
+
+#[test]
+fn a_file_that_does_not_tell_who_made_its_revisions_is_read_and_replaced() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join(FILE);
+    let history = history();
+    let mut lines = Vec::new();
+    let (state, delta) = (Running::of(&history[0], None), Delta::between(&history[0], &history[1], 9));
+    let first = State {
+        schema: SECOND_SCHEMA.into(),
+        revision: 1,
+        base: "abc".into(),
+        made: None,
+        confirm_by: None,
+        running: Some(state),
+    };
+    write_line(&mut lines, STATE, &first).expect("written");
+    let second = Change { revision: 2, made: None, confirm_by: None, delta: delta.expect("a change") };
+    write_line(&mut lines, CHANGE, &second).expect("written");
+    fs::write(&file, lines).expect("written");
+    let mut store = Store::open(directory.path()).expect("a store");
+    let read = store.load(&Snapshot::default()).expect("readable").expect("something");
+    assert_eq!(read, Saved { made: None, ..saved(2, &history[1]) });
+    store.save(read.clone()).expect("saved");
+    let text = fs::read_to_string(&file).expect("a file");
+    assert!(text.contains(SCHEMA) && text.lines().count() == 1, "{text}");
+    assert_eq!(load(directory.path()).expect("readable"), Some(read));
+}
+
+#[test]
+fn every_revision_is_kept_across_files_and_can_be_found() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut store = Store::open(directory.path()).expect("a store");
+    store.most = 1_500;
+    let history = history();
+    let state = |revision: usize| &history[revision % history.len()];
+    for revision in 1..=40 {
+        store.save(saved(revision, state(revision))).expect("saved");
+    }
+    let files = fs::read_dir(directory.path()).expect("a directory").count();
+    assert!((3..=17).contains(&files), "{files} files");
+    let kept = history::list(directory.path()).expect("a list");
+    let oldest = kept.last().expect("a revision").revision;
+    let expected: Vec<u64> = (oldest..=40).rev().collect();
+    assert_eq!(kept.iter().map(|kept| kept.revision).collect::<Vec<_>>(), expected, "without a gap");
+    assert!(oldest <= 30, "{oldest}");
+    for kept in kept {
+        let revision = kept.revision as usize;
+        assert_eq!(kept.made, Some(made(revision)));
+        let found = history::find(directory.path(), kept.revision, &Snapshot::default());
+        assert_eq!(found.expect("readable"), Some(saved(revision, state(revision))));
+    }
+    for missing in [0, 41] {
+        let found = history::find(directory.path(), missing, &Snapshot::default()).expect("readable");
+        assert_eq!(found, None, "{missing}");
+    }
+}
+
+#[test]
+fn files_of_old_revisions_have_a_bound_and_the_newest_stays() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut store = Store::open(directory.path()).expect("a store");
+    let history = history();
+    for revision in 1..=60 {
+        // Each of them is written as a state: the file before belongs to another configuration file.
+        let base = format!("file {revision}");
+        store.save(Saved { base, ..saved(revision, &history[0]) }).expect("saved");
+    }
+    let files = fs::read_dir(directory.path()).expect("a directory").count();
+    assert_eq!(files, 17);
+    assert!(directory.path().join("history-59.json").exists());
+}
+
+#[test]
+fn revisions_that_come_together_are_lines_of_their_own_or_none_of_them_stays() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join(FILE);
+    let history = history();
+    let mut store = Store::open(directory.path()).expect("a store");
+    let all =
+        |from: usize, to: usize| (from..=to).map(|it| saved(it, &history[it % history.len()])).collect();
+    store.save_all(all(1, 4)).expect("saved");
+    assert_eq!(fs::read_to_string(&file).expect("a file").lines().count(), 4);
+    let before = fs::read(&file).expect("a file");
+    // The last of them needs a file of its own, which cannot be made.
+    fs::create_dir(directory.path().join("state.json.tmp")).expect("in the way");
+    let mut more: Vec<Saved> = all(5, 7);
+    more[2].base = "another".to_owned();
+    store.save_all(more).expect_err("refused");
+    assert_eq!(fs::read(&file).expect("a file"), before);
+    store.save_all(all(5, 6)).expect("saved");
+    assert_eq!(load(directory.path()).expect("readable"), Some(saved(6, &history[1])));
+}
+
+#[test]
+fn what_waits_to_be_confirmed_is_told_until_it_is() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let history = history();
+    let mut store = Store::open(directory.path()).expect("a store");
+    store.save(saved(1, &history[0])).expect("saved");
+    let waiting = Saved { confirm_by: Some(5), ..saved(2, &history[1]) };
+    store.save(waiting.clone()).expect("saved");
+    assert_eq!(load(directory.path()).expect("readable"), Some(waiting));
+    store.save(saved(2, &history[1])).expect("saved");
+    assert_eq!(load(directory.path()).expect("readable"), Some(saved(2, &history[1])));
+    assert_eq!(history::list(directory.path()).expect("a list").len(), 2);
 }
 
 proptest! {
