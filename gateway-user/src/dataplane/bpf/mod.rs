@@ -148,6 +148,8 @@ pub struct BpfDataplane {
     host: Host,
     /// What was applied last.
     applied: Option<Snapshot>,
+    /// Where system routes lead, by that and the host.
+    connected: Connected,
     /// Whether the kernel may lack a part of what was applied, because the last attempt failed.
     incomplete: bool,
 }
@@ -268,6 +270,7 @@ impl BpfDataplane {
             numbers,
             host: Host::default(),
             applied: None,
+            connected: Connected::default(),
             incomplete: false,
             ebpf,
             pins,
@@ -360,9 +363,8 @@ impl BpfDataplane {
         let eips = self.eips.write(&to.eips)?;
         let limits = self.limits.write(&to.limits)?;
         self.addresses.add(&self.host, self.pools.meanings(), to.eips.keys())?;
-        let devices: BTreeMap<String, u32> =
-            self.host.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
-        let connected = Connected::of(&self.host, to);
+        let devices = devices(&self.host);
+        self.connected = Connected::of(&self.host, to);
         self.tunnels.write(to)?;
         let around = Surroundings {
             host: &self.host,
@@ -376,7 +378,7 @@ impl BpfDataplane {
             proxies: self.proxies.numbers(),
             slots: interfaces.slots(),
             devices: &devices,
-            connected: &connected,
+            connected: &self.connected,
         };
         let policy = self.config.policy;
         let alone = (eips, limits, to.active) == (policy.eips(), policy.limits(), policy.is_active());
@@ -420,6 +422,61 @@ impl BpfDataplane {
         }
         self.tables.tidy(&to.tables)?;
         self.publish(to)
+    }
+
+    /// Whether `to` is what was applied, but for tables.
+    fn has_other_tables_only(&self, to: &Snapshot) -> bool {
+        let Some(applied) = self.applied.as_ref().filter(|_| !self.incomplete) else { return false };
+        let Snapshot {
+            // Nothing of the kernel's.
+            name: _,
+            tables: _,
+            active,
+            capacity,
+            timeouts,
+            no_session,
+            interfaces,
+            pools,
+            eips,
+            proxies,
+            limits,
+        } = applied;
+        (*active, *capacity, *timeouts, *no_session) == (to.active, to.capacity, to.timeouts, to.no_session)
+            && *interfaces == to.interfaces
+            && *pools == to.pools
+            && *eips == to.eips
+            && *proxies == to.proxies
+            && *limits == to.limits
+    }
+
+    /// Makes the tables of `to`, which is in force but for these. Pools, proxies and their neighbours are left alone.
+    fn realize_tables(&mut self, to: &Snapshot) -> Result<()> {
+        let slots = interfaces_of(&mut self.interfaces)?.slots();
+        let devices = devices(&self.host);
+        let references = References {
+            pools: self.pools.numbers(),
+            proxies: self.proxies.numbers(),
+            slots,
+            devices: &devices,
+            connected: &self.connected,
+        };
+        let pending = self.tables.prepare(&to.tables, &references, true)?;
+        let mut bindings = to.tables.values().flat_map(|table| &table.bindings);
+        let policy = self
+            .config
+            .policy
+            .with_bindings(self.tables.bindings(pending.as_ref()))
+            .with_interfaces(bindings.any(|binding| binding.iif.is_some()))
+            .with_border(self.tables.border(&to.tables, pending.as_ref()));
+        if policy != self.config.policy {
+            self.config.policy = policy;
+            self.write_config()?;
+        }
+        self.move_generation()?;
+        if let Some(pending) = pending {
+            self.tables.commit(pending, &to.tables)?;
+        }
+        self.tables.tidy(&to.tables)
     }
 
     /// Tells the reading side what the numbers mean.
@@ -483,14 +540,16 @@ impl BpfDataplane {
 impl Dataplane for BpfDataplane {
     fn apply(&mut self, from: Option<&Snapshot>, to: &Snapshot) -> Result<()> {
         let before = self.config;
-        let result = self.realize(to);
+        let result = if self.has_other_tables_only(to) { self.realize_tables(to) } else { self.realize(to) };
         if let (Err(error), Some(from)) = (&result, from) {
             tracing::warn!(
                 error = format!("{error:#}"),
                 "a change failed, going back to the state before it"
             );
             self.config = Config { generation: self.config.generation, ..before };
-            self.realize(from).context("cannot go back to the state before a change that failed")?;
+            let back = self.realize(from);
+            self.incomplete = back.is_err();
+            back.context("cannot go back to the state before a change that failed")?;
         }
         if result.is_ok() {
             self.applied = Some(to.clone());
@@ -544,6 +603,11 @@ impl Dataplane for BpfDataplane {
 
 fn interfaces_of(interfaces: &mut Option<Interfaces>) -> Result<&mut Interfaces> {
     interfaces.as_mut().context("the devices of the host are not known yet")
+}
+
+/// Ifindexes of the host's devices by name.
+fn devices(host: &Host) -> BTreeMap<String, u32> {
+    host.links.iter().map(|(name, link)| (name.clone(), link.index)).collect()
 }
 
 /// Loads every program and makes the stages known to the entry.
