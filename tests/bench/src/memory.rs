@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, os::fd::AsRawFd as _};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::MapInfo;
+use aya::maps::{MapInfo, MapType};
 use serde::Serialize;
 
 use crate::{Options, network::programs_of, report::Report, single::Single, statistic::Samples};
@@ -85,7 +85,9 @@ fn size(id: u32) -> Result<Size> {
     let field = text.lines().find_map(|line| line.strip_prefix("memlock:"));
     let bytes = field.and_then(|word| word.trim().parse().ok());
     let bytes = bytes.with_context(|| format!("the kernel does not tell the size of map {map}"))?;
-    ensure!(bytes > 0, "the kernel does not count the memory of map {map}: kernels before 6.4 do not");
+    // A trie takes memory by element, and may have none.
+    let counted = bytes > 0 || info.map_type()? == MapType::LpmTrie;
+    ensure!(counted, "the kernel does not count the memory of map {map}: kernels before 6.4 do not");
     Ok(Size { map, elements: info.max_entries(), bytes })
 }
 

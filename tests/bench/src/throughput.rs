@@ -10,6 +10,7 @@ use crate::{
     Options,
     frame::{Flow, LENGTH, Transport, shuffle},
     generator,
+    kernel::Order,
     report::Report,
     statistic::Samples,
     subject::{Bench, Rates, Subject, count},
@@ -116,11 +117,16 @@ fn rounds(options: &Options) -> Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-/// Sends packets of these flows, first until all sessions are there, then to be counted.
+/// Sends packets of these flows, first until all sessions are there, then in another order, to be counted: packets of
+/// many clients do not come in the order in which their sessions were opened, which a processor would foresee.
 fn turn(bench: &mut Bench, subject: Subject, frames: &[[u8; LENGTH]], options: &Options) -> Result<Rates> {
     bench.kernel.set_frames(frames)?;
     bench.expect(subject)?;
     let poller = bench.poller()?;
+    generator::during(&bench.kernel, &bench.network.clients, bench.clients, || {
+        bench.warm_up(subject, frames.len() as u64)
+    })?;
+    bench.kernel.set_turns(frames.len(), frames.len() as u32, Order::Scattered)?;
     generator::during(&bench.kernel, &bench.network.clients, bench.clients, || {
         bench.warm_up(subject, frames.len() as u64)?;
         count(&bench.kernel, &poller, options.turn())
