@@ -1,9 +1,18 @@
 //! The table of IPv4 sessions: an array of buckets, each with a line of tags and room for [`SLOTS`] elements.
 //!
-//! A key has two buckets that it may be in, and a tag, all three from a hash with the gateway's secret. A lookup
-//! reads the tags of a bucket, all at once, and then the one element whose tag it is: no two elements of a bucket
-//! have the same. So an established packet touches one line of tags, sometimes two, and its element, all of them
-//! within one page, where a hash map of the kernel follows a list, with a header before every element.
+//! A key has two buckets that it may be in, a slot where it is at home in both, and a tag, all of them from a hash with
+//! the gateway's secret. An element is put into the first bucket unless that is full, and at home unless another one is
+//! there. A lookup looks there first, and reads nothing else if it finds what it looks for: no address that it reads
+//! from comes out of memory, so that a processor waits for memory once. Else it reads the tags of a bucket, all at once,
+//! and then the one element whose tag it is: no two elements of a bucket have the same. The other bucket is looked
+//! into only while it has elements whose first one this is ([`Bucket::spilled`]). A hash map of the kernel follows a
+//! list, with a header before every element.
+//!
+//! # When an element is there
+//!
+//! It is there for lookups by key ([`home`](Place::home)) from the moment that the last word of its key is written, after
+//! all else, and for lookups by tag from when that is set, after this. It is removed in the same order: what is left of
+//! its key is no packet's ([`NOBODY`]), then its tag is cleared.
 //!
 //! The table takes as many elements as it was made for, and is larger than that by [`SPARE`]: two buckets to
 //! choose from, the emptier one where the first has much in it, do then not run over (Azar, Broder, Karlin, Upfal,
@@ -23,6 +32,8 @@ pub const WORDS: usize = SLOTS / LANES;
 pub const LANES: usize = 4;
 /// Elements from which on a bucket leaves new ones to the other bucket of theirs, if that has fewer.
 pub const PREFERRED: u32 = 18;
+/// Last word of a key that no packet has: the protocol is reserved (255), and there is no such side.
+pub const NOBODY: u64 = u64::MAX;
 /// The table has room for so many elements more than it takes: one for each so many.
 const SPARE: u32 = 4;
 
@@ -46,8 +57,10 @@ pub struct Bucket<F: Family> {
     pub lock: u32,
     /// Slots that are taken.
     pub used: u32,
+    /// Elements whose first bucket this is and that are in their other one.
+    pub spilled: u32,
     /// Zero.
-    pub reserved: u64,
+    pub reserved: u32,
     /// Elements.
     pub slots: [Slot<F>; SLOTS],
     /// Zero: buckets do not share pages.
@@ -71,6 +84,8 @@ pub struct Place {
     pub first: u32,
     /// Its other one; the same where there is only one.
     pub second: u32,
+    /// The slot where it is at home, in both.
+    pub home: usize,
     /// Its tag, 1 to 65,535.
     pub tag: u64,
 }
@@ -98,7 +113,8 @@ pub const fn place(words: [u64; 2], secret: u32, buckets: u32) -> Place {
     let first = scale(hash >> 32, buckets);
     let ahead = first + 1 + scale(other >> 32, buckets - 1);
     let second = if ahead >= buckets { ahead - buckets } else { ahead };
-    Place { first, second, tag: 1 + (((hash & 0xffff) * 0xffff) >> 16) }
+    let home = (((hash >> 16 & 0xffff) * SLOTS as u64) >> 16) as usize;
+    Place { first, second, home, tag: 1 + (((hash & 0xffff) * 0xffff) >> 16) }
 }
 
 /// A number below `end`, of one of 32 bits.
@@ -204,9 +220,9 @@ mod tests {
     fn both_buckets_are_in_the_table_and_two() {
         for buckets in [1, 2, 3, 24, 5_462, 109_227] {
             for number in 0..10_000 {
-                let Place { first, second, tag } = place(words(number), 7, buckets);
+                let Place { first, second, home, tag } = place(words(number), 7, buckets);
                 assert!(first < buckets && second < buckets && (buckets == 1 || first != second));
-                assert!(tag != 0 && tag <= 0xffff);
+                assert!(home < SLOTS && tag != 0 && tag <= 0xffff);
             }
         }
     }

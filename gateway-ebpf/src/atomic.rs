@@ -1,6 +1,6 @@
 //! Atomic operations on map values shared between CPUs.
 
-use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd, atomic_xchg};
 
 /// Replaces `old` by `new` if that is what is there; tells whether it did.
 ///
@@ -26,6 +26,16 @@ pub(crate) unsafe fn replace_long(word: *mut u64, old: u64, new: u64) -> bool {
         atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new)
     };
     done
+}
+
+/// Writes `value` and returns what was there. A full barrier.
+///
+/// # Safety
+/// `word` points into a map value.
+#[inline(always)]
+pub(crate) unsafe fn swap(word: *mut u64, value: u64) -> u64 {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(word, value) }
 }
 
 /// Sets `bits` and returns what was there. A full barrier where the result is used.

@@ -1,8 +1,9 @@
 //! Maps `SESSIONS_V4` and `TABLE`: the table of IPv4 sessions, see [`gateway_common::table`].
 //!
 //! Lookups and removals lock nothing. An insertion locks the first bucket of its key, so that no other CPU inserts the
-//! same key, and the other bucket where it puts the element there. The tag is written last: who sees it sees the
-//! element. A removed element is not overwritten while a packet may read it, as [`gateway_common::session`] tells.
+//! same key, and the other bucket where it puts the element there. Whoever sees an element's key or tag sees the
+//! element: they are written last. A removed element is not overwritten while a packet may read it, as
+//! [`gateway_common::session`] tells.
 
 use core::{arch::asm, ffi::c_void};
 
@@ -10,7 +11,7 @@ use aya_ebpf::{btf_maps::Array, helpers::generated::bpf_loop, macros::btf_map};
 use gateway_common::{
     V4,
     session::{Session, Tuple},
-    table::{self, Bucket, Fill, LANES, PREFERRED, Place, SLOTS, Slot, WORDS},
+    table::{self, Bucket, Fill, LANES, NOBODY, PREFERRED, Place, SLOTS, Slot, WORDS},
 };
 
 use crate::{atomic, config, session::EEXIST};
@@ -47,8 +48,14 @@ pub(crate) fn get(words: [u64; 2]) -> Option<*mut Session<V4>> {
     // SAFETY: the pointers are to map values.
     unsafe {
         let bucket = SESSIONS_V4.get_ptr_mut(place.first)?;
+        if let Some(slot) = at_home(slot_of(bucket, place.home), words) {
+            return Some(&raw mut (*slot).session);
+        }
         if let Some(slot) = find(bucket, place.tag, words) {
             return Some(&raw mut (*slot).session);
+        }
+        if (&raw const (*bucket).spilled).read_volatile() == 0 {
+            return None;
         }
         let bucket = SESSIONS_V4.get_ptr_mut(place.second)?;
         find(bucket, place.tag, words).map(|slot| &raw mut (*slot).session)
@@ -79,10 +86,12 @@ pub(crate) fn insert(tuple: &Tuple<V4>, session: &Session<V4>) -> Result<(), i32
         return Err(taken as i32);
     }
     let slot = slot_at(taken).ok_or(ENOENT)?;
-    // SAFETY: the pointer is to a map value; nobody reads a slot without a tag.
+    // SAFETY: the pointer is to a map value, and a tuple is two words; nobody reads a slot before its key is there.
     unsafe {
-        (*slot).tuple = *tuple;
         (*slot).session = *session;
+        let key: *mut u64 = (&raw mut (*slot).tuple).cast();
+        key.write_volatile(addresses);
+        atomic::swap(key.add(1), rest);
     }
     sessions_show(addresses, rest, taken);
     Ok(())
@@ -115,9 +124,15 @@ pub(crate) extern "C" fn sessions_locate(addresses: u64, rest: u64) -> u64 {
     };
     // SAFETY: the pointers are to map values.
     unsafe {
+        if at_home(slot_of(first, place.home), words).is_some() {
+            return location(place.first, place.home);
+        }
         let slot = candidate(first, place.tag);
         if is_under(first, slot, words) {
             return location(place.first, slot);
+        }
+        if (&raw const (*first).spilled).read_volatile() == 0 {
+            return 0;
         }
         let slot = candidate(second, place.tag);
         if is_under(second, slot, words) { location(place.second, slot) } else { 0 }
@@ -191,16 +206,25 @@ unsafe fn choose(
     second: BucketPointer,
     words: [u64; 2],
 ) -> Result<u64, i32> {
-    let Place { tag, .. } = *place;
-    let (in_first, in_second) = (find_tag(place.first, tag), find_tag(place.second, tag));
+    let Place { tag, home, .. } = *place;
+    let in_first = find_tag(place.first, tag);
     // SAFETY: the caller vouches for the pointers.
     unsafe {
-        if is_under(first, in_first, words) || is_under(second, in_second, words) {
+        if is_under(first, in_first, words) {
             return Err(EEXIST);
         }
         // A bucket has no tag twice.
-        let free = if in_first >= SLOTS { find_tag(place.first, FREE) } else { SLOTS };
+        let free = if in_first >= SLOTS { find_free(place.first, home) } else { SLOTS };
         let used = (&raw const (*first).used).read_volatile();
+        let spilled = (&raw const (*first).spilled).read_volatile();
+        if free < SLOTS && used < PREFERRED && spilled == 0 {
+            // The other bucket, which is in no cache yet, has nothing to say.
+            return Ok(location(place.first, free));
+        }
+        let in_second = find_tag(place.second, tag);
+        if is_under(second, in_second, words) {
+            return Err(EEXIST);
+        }
         let emptier = (&raw const (*second).used).read_volatile() < used;
         if (free >= SLOTS || used >= PREFERRED && emptier)
             && place.first != place.second
@@ -208,8 +232,9 @@ unsafe fn choose(
         {
             if try_lock(second) {
                 // Another element may have come there before it was locked.
-                let free_in_second = find_tag(place.second, FREE);
+                let free_in_second = find_free(place.second, home);
                 if find_tag(place.second, tag) >= SLOTS && free_in_second < SLOTS {
+                    atomic::add(&raw mut (*first).spilled, 1);
                     return Ok(location(place.second, free_in_second));
                 }
                 unlock(second);
@@ -235,6 +260,32 @@ pub(crate) extern "C" fn sessions_find_tag(bucket: u64, tag: u64) -> u64 {
         // SAFETY: the pointer is to a map value.
         Some(bucket) => unsafe { candidate(bucket, tag) as u64 },
         None => SLOTS as u64,
+    }
+}
+
+/// As [`sessions_find_free`].
+#[inline(always)]
+fn find_free(bucket: u32, home: usize) -> usize {
+    sessions_find_free(bucket.into(), home as u64) as usize
+}
+
+/// A free slot of a bucket, the one called home where that is free; [`SLOTS`] or more: there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn sessions_find_free(bucket: u64, home: u64) -> u64 {
+    let Some(bucket) = SESSIONS_V4.get_ptr_mut(bucket as u32) else { return SLOTS as u64 };
+    if home >= SLOTS as u64 {
+        return SLOTS as u64;
+    }
+    let slot = home as usize;
+    // SAFETY: the pointer is to a map value.
+    unsafe {
+        let word = (&raw const (*bucket).tags).cast::<u64>().add(slot / LANES);
+        if word.read_volatile() & table::lane(slot, 0xffff) == 0 {
+            home
+        } else {
+            candidate(bucket, FREE) as u64
+        }
     }
 }
 
@@ -275,15 +326,25 @@ pub(crate) extern "C" fn sessions_remove(addresses: u64, rest: u64) -> u64 {
         0 => return 0,
         location => split(location),
     };
-    let (Some(bucket), Some(fill)) = (SESSIONS_V4.get_ptr_mut(index), TABLE.get_ptr_mut(0)) else { return 0 };
+    let Some(config) = config::config() else { return 0 };
+    let place = table::place([addresses, rest], config.secret, config.buckets);
+    let (Some(bucket), Some(first), Some(fill)) =
+        (SESSIONS_V4.get_ptr_mut(index), SESSIONS_V4.get_ptr_mut(place.first), TABLE.get_ptr_mut(0))
+    else {
+        return 0;
+    };
     if slot >= SLOTS {
         return 0;
     }
-    // SAFETY: the pointers are to map values.
+    // SAFETY: the pointers are to map values, the slot is one of the bucket's, and a tuple is two words.
     unsafe {
+        slot_of(bucket, slot).cast::<u64>().add(1).write_volatile(NOBODY);
         let word = (&raw mut (*bucket).tags).cast::<u64>().add(slot / LANES);
         let tags = atomic::clear(word, table::lane(slot, 0xffff));
         atomic::add(&raw mut (*bucket).used, 1u32.wrapping_neg());
+        if index != place.first {
+            atomic::add(&raw mut (*first).spilled, 1u32.wrapping_neg());
+        }
         atomic::add(&raw mut (*fill).elements, 1u32.wrapping_neg());
         tags
     }
@@ -340,6 +401,32 @@ unsafe fn candidate(bucket: BucketPointer, tag: u64) -> usize {
     // SAFETY: a register is copied to itself.
     unsafe { asm!("{0} = {0}", inout(reg) slot, options(nomem, nostack, preserves_flags, pure)) };
     slot
+}
+
+/// The element in a slot if it has the key of these words, whether its tag is set yet or not.
+///
+/// What is read of the element depends on its key, so that no processor reads it before: without a tag, the key alone says
+/// that it is there.
+///
+/// # Safety
+/// The pointer is to a slot of a map value.
+#[inline(always)]
+unsafe fn at_home(slot: *mut Slot<V4>, words: [u64; 2]) -> Option<*mut Slot<V4>> {
+    // SAFETY: the caller vouches for the pointer. A tuple is two words.
+    let difference = unsafe {
+        let key: *const u64 = slot.cast();
+        // The key and what lies behind it may be in two lines of the cache: they come at once.
+        slot.cast::<u32>().add(size_of::<Slot<V4>>() / 4 - 1).read_volatile();
+        (key.read_volatile() ^ words[0]) | (key.add(1).read_volatile() ^ words[1])
+    };
+    if difference != 0 {
+        return None;
+    }
+    let mut nothing = difference;
+    // SAFETY: a register is copied to itself. The verifier knows that it is 0, the compiler does not.
+    unsafe { asm!("{0} = {0}", inout(reg) nothing, options(nomem, nostack, preserves_flags, pure)) };
+    // SAFETY: as above.
+    Some(unsafe { slot.byte_add(nothing as usize) })
 }
 
 /// Whether the element in a slot has the key of these words.

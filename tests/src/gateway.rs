@@ -25,7 +25,7 @@ use gateway_common::{
     fragment::{Datagram, Key, LIFETIME},
     proxy::ProxyMac,
     share::Share,
-    table::{Bucket, Fill},
+    table::{self, Bucket, Fill, Slot},
     tunnel::{self, GENEVE, GENEVE_PORT, Tunnel, TunnelKey},
 };
 use gateway_lab::Sandbox;
@@ -374,19 +374,37 @@ impl Gateway {
     pub fn elements(&self) -> usize {
         let config = self.config();
         let buckets: Array<_, Bucket<V4>> = self.array("SESSIONS_V4");
+        let buckets: Vec<_> = buckets.iter().map(|bucket| bucket.expect("a bucket")).collect();
+        let mut spilled = vec![0; buckets.len()];
         let mut elements = 0;
-        for (index, bucket) in (0..).zip(buckets.iter()) {
-            let bucket = bucket.expect("a bucket");
-            let there = bucket.elements(index, config.secret, config.buckets).count();
+        for (index, bucket) in (0..).zip(&buckets) {
+            let mut there = 0;
+            for slot in bucket.elements(index, config.secret, config.buckets) {
+                let first = table::place(slot.tuple.words(), config.secret, config.buckets).first;
+                spilled[first as usize] += u32::from(first != index);
+                there += 1;
+            }
             let tags = bucket.tags.iter().flat_map(|word| word.to_ne_bytes().as_chunks::<2>().0.to_vec());
             assert_eq!(tags.filter(|tag| *tag != [0, 0]).count(), there, "tags of bucket {index}");
             assert_eq!((bucket.used as usize, bucket.lock), (there, 0), "bucket {index}");
             elements += there;
         }
+        let noted: Vec<_> = buckets.iter().map(|bucket| bucket.spilled).collect();
+        assert_eq!(noted, spilled, "elements in the other bucket of theirs");
         let fill: Array<_, Fill> = self.array("TABLE");
         let counted = fill.get(&0, 0).expect("the count").elements as usize;
         assert!(counted >= elements, "{counted} elements are counted and {elements} are there");
         counted
+    }
+
+    /// All slots of the IPv4 session table, those that have no element, too.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    #[must_use]
+    pub fn slots(&self) -> Vec<Slot<V4>> {
+        let buckets: Array<_, Bucket<V4>> = self.array("SESSIONS_V4");
+        buckets.iter().flat_map(|bucket| bucket.expect("a bucket").slots).collect()
     }
 
     fn fill(&mut self, change: impl FnOnce(&mut Fill)) {

@@ -4,7 +4,7 @@ use gateway_common::DropReason::SessionTableFull;
 use gateway_tests::{
     counters,
     gateway::Action,
-    packet::{Packet, udp},
+    packet::{Packet, bare, udp},
 };
 
 use crate::support::{POOL, standard};
@@ -54,4 +54,37 @@ fn a_table_takes_what_it_is_made_for_again_and_again_and_no_more() {
         lab.change(|policy| policy.without_routes().routes("0.0.0.0/0 via pool nat"));
         next += CAPACITY + 1;
     }
+}
+
+/// The key of a slot that nothing was put into yet is zero.
+#[test]
+fn a_packet_whose_key_is_zero_meets_no_session() {
+    let Some(mut lab) =
+        standard(|policy| policy.pool("nat", POOL, "1024-65535").routes("0.0.0.0/0 via pool nat"))
+    else {
+        return;
+    };
+    for port in ["in0", "out0"] {
+        let outcome = lab.prepare(port, &bare("0.0.0.0", "0.0.0.0", 0));
+        assert_eq!(outcome.action, Action::Drop, "{port}");
+    }
+    assert_eq!(lab.elements(), 0);
+}
+
+#[test]
+fn the_key_of_a_session_that_was_removed_is_nobodys() {
+    let Some(mut lab) =
+        standard(|policy| policy.pool("nat", POOL, "1024-65535").routes("0.0.0.0/0 via pool nat"))
+    else {
+        return;
+    };
+    let packet = flow(1);
+    let first = lab.prepare("in0", &packet);
+    assert_eq!(first.action, Action::Redirect);
+    lab.change(|policy| policy.without_routes().routes("0.0.0.0/0 via blackhole"));
+    assert_eq!(lab.prepare("in0", &packet).action, Action::Drop);
+    lab.sweep_until_cut_are_gone();
+    assert_eq!(lab.elements(), 0);
+    let bytes: Vec<u8> = lab.slots().iter().flat_map(|slot| slot.tuple.words()[1].to_ne_bytes()).collect();
+    assert!(bytes.iter().all(|byte| [0, 0xff].contains(byte)), "what is left of keys is no packet's");
 }
