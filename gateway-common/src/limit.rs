@@ -53,8 +53,8 @@ impl Bucket {
 /// In place of the number of sessions: the bucket is being removed.
 pub const GONE: u32 = u32::MAX;
 
-/// Elements of `DESTINATIONS`, and of `SOURCES`, for so many sessions: as many, and some for those of small gateways that were there a
-/// moment ago.
+/// Elements of `DESTINATIONS`, and of `SOURCES`, for so many sessions: as many, and some for those of small gateways that
+/// were there a moment ago.
 #[must_use]
 pub const fn capacity(sessions: u32) -> u32 {
     if sessions < 65_536 { 65_536 } else { sessions }

@@ -1,4 +1,5 @@
-//! Map `SESSIONS_V6`, and what both families' sessions have in common; [`crate::table`] has those of IPv4. How a session lives is told in [`gateway_common::session`].
+//! Map `SESSIONS_V6`, and what both families' sessions have in common; [`crate::table`] has those of IPv4. How a session
+//! lives is told in [`gateway_common::session`].
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
@@ -38,8 +39,7 @@ pub(crate) fn refusal(error: i32) -> DropReason {
     }
 }
 
-// The capacity is set by the loader. The table of IPv4 has its memory from the start, so that a new session never
-// waits for it; IPv6 takes memory as it goes, so that a gateway without IPv6 does not pay for it.
+// The capacity is set by the loader. IPv6 takes memory as it goes, so that a gateway without IPv6 does not pay for it.
 #[btf_map]
 pub(crate) static SESSIONS_V6: HashMap<Tuple<V6>, Session<V6>, 2_097_152, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
