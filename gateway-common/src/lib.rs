@@ -25,6 +25,7 @@ pub mod ports;
 pub mod proxy;
 pub mod quote;
 pub mod reason;
+pub mod record;
 pub mod route;
 pub mod session;
 pub mod share;

@@ -77,7 +77,9 @@ pub struct Route {
     /// Number of the pool, router or proxy.
     pub object: u32,
     /// Element of `ROUTE_COUNTERS`.
-    pub counter: u32,
+    pub counter: u16,
+    /// What its sessions are recorded under: key of `LOG_NAMES`, or 0 where they are not, see [`crate::record`].
+    pub log: u16,
     /// First element of `RULES`.
     pub rule: u32,
 }
@@ -158,6 +160,7 @@ impl BindingKey {
 /// Elements of one `BINDINGS` trie.
 pub const MAX_BINDINGS: u32 = 4_096;
 
+const _: () = assert!(MAX_ROUTE_COUNTERS <= 1 << u16::BITS);
 const _: () = assert!(size_of::<Route>() == 16);
 const _: () = assert!(size_of::<Rule>() == 24);
 const _: () = assert!(size_of::<Router>() == 20);

@@ -121,8 +121,11 @@ pub struct Session<F: Family> {
     /// Inside element: 0, [`CUT`], [`CUT_SEEN`] or [`CUT_QUEUED`]. Outside element:
     /// [`crate::mapping::HELD`] | [`crate::mapping::HAIRPIN`] | [`crate::mapping::INWARD`].
     pub flags: u8,
-    /// Element of `ROUTE_COUNTERS`.
-    pub counter: u32,
+    /// Element of `ROUTE_COUNTERS`. In the claim of a mapping: number of its pool.
+    pub counter: u16,
+    /// What the session is recorded under, as its route said when it began: key of `LOG_NAMES`, or 0 where it is not,
+    /// see [`crate::record`].
+    pub log: u16,
     /// Inside element: the sequence number that [`crate::tcp::Step::mark`] tells of, network byte order; packets
     /// of an established session leave what they acknowledge here. Outside element: the tick at which the
     /// session began, host byte order.

@@ -58,8 +58,8 @@ pub(crate) fn drop(reason: DropReason, bytes: u64) {
 
 /// Counts a packet on the route that decided it.
 #[inline(always)]
-pub(crate) fn route(counter: u32, bytes: u64) {
-    add(&ROUTE_COUNTERS, counter, bytes);
+pub(crate) fn route(counter: u16, bytes: u64) {
+    add(&ROUTE_COUNTERS, u32::from(counter), bytes);
 }
 
 #[inline(always)]

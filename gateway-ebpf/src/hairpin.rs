@@ -171,7 +171,7 @@ fn try_ask<F: Datapath>(
     context: &Context<'_>,
     subject: &Subject<F>,
     session: &mut Session<F>,
-) -> Result<u32, DropReason> {
+) -> Result<u16, DropReason> {
     let Subject { packet, tuple, .. } = subject;
     if !is_one(session, tuple.side) || !session::revive(tuple, session) {
         return Err(DropReason::NoSession);

@@ -48,6 +48,7 @@ mod path;
 mod pool;
 mod ports;
 mod proxy;
+mod record;
 mod redirect;
 mod refuse;
 mod related;

@@ -207,7 +207,8 @@ fn try_make<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result<
     owner.ingress = 0;
     owner.state = State::Gone as u8;
     owner.flags = 0;
-    owner.counter = route.object;
+    owner.counter = route.object as u16;
+    owner.log = 0;
     owner.mark = 1;
 
     claim::claim(context, packet, route.object)?;
@@ -294,7 +295,7 @@ fn try_let_in<F: Datapath, const TURNED: bool>(
     }
     // SAFETY: the pointer is to a map value.
     let owner = unsafe { &mut *owner };
-    let (client, client_port, number) = (owner.translated, owner.translated_port, owner.counter);
+    let (client, client_port, number) = (owner.translated, owner.translated_port, u32::from(owner.counter));
     if pool::of(owner.pool_address, &F::mapped(&packet.destination), number).is_none() {
         return Err(DropReason::NoSession);
     }
@@ -554,7 +555,8 @@ pub(crate) fn visit<F: Datapath>(tuple: &Tuple<F>) -> u32 {
 /// have its port.
 #[inline(always)]
 fn remove<F: Datapath>(tuple: &Tuple<F>, owner: &Session<F>) {
-    let key = mapping::pointer_key(owner.translated, owner.translated_port, tuple.proto, owner.counter);
+    let key =
+        mapping::pointer_key(owner.translated, owner.translated_port, tuple.proto, owner.counter.into());
     if let Some(pointer) = F::session(&key) {
         // SAFETY: the pointer is to a map value.
         let removable = unsafe {
@@ -581,7 +583,7 @@ fn remove<F: Datapath>(tuple: &Tuple<F>, owner: &Session<F>) {
 fn belongs<F: Datapath>(owner: &Session<F>, client: &F::Address, port: [u8; 2], number: u32) -> bool {
     is_same(&F::mapped(&owner.translated), &F::mapped(client))
         && owner.translated_port == port
-        && owner.counter == number
+        && u32::from(owner.counter) == number
 }
 
 /// Holds a mapping; `false` where it has come to its end.

@@ -13,7 +13,7 @@ use crate::{
     family::Datapath,
     forward, mss,
     path::{Code, Context, Outcome},
-    proxy, rewrite,
+    proxy, record, rewrite,
     session::{self, EEXIST, Scratch, Subject},
     tcp,
 };
@@ -121,6 +121,7 @@ pub(crate) fn begin<F: Datapath>(
     answer.state = state as u8;
     answer.flags = if turns { HAIRPIN } else { 0 };
     answer.counter = subject.route.counter;
+    answer.log = subject.route.log;
     answer.mark = now;
 }
 
@@ -139,6 +140,7 @@ pub(crate) fn finish<F: Datapath>(
     F::insert_session(&scratch.inside, &scratch.inside_session)?;
     scratch.taken.hand_over();
     count::session(subject.packet.proto, |sessions| sessions.created += 1);
+    record::opened(scratch);
     count::pool(scratch.claim.chosen, |pool| pool.opened += 1);
     Ok(())
 }

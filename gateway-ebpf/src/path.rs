@@ -826,16 +826,16 @@ pub(crate) fn allow<F: Datapath>(
     inside_slot: u32,
     origin: u16,
     query: &Query<F>,
-) -> Result<u32, DropReason> {
+) -> Result<u16, DropReason> {
     let counter = ask(context, inside_slot, origin, query).result()?;
-    Ok(counter.slot)
+    Ok(counter.slot as u16)
 }
 
 /// [`allow`] as a function of its own, for its stack: the counter stands in the place of the slot.
 #[inline(never)]
 fn ask<F: Datapath>(context: &Context<'_>, inside_slot: u32, origin: u16, query: &Query<F>) -> Code {
     match try_ask(context, inside_slot, origin, query) {
-        Ok(counter) => Code::outcome(Outcome { slot: counter, ..Outcome::HOST }),
+        Ok(counter) => Code::outcome(Outcome { slot: u32::from(counter), ..Outcome::HOST }),
         Err(reason) => Code::drop(reason),
     }
 }
@@ -846,7 +846,7 @@ fn try_ask<F: Datapath>(
     inside_slot: u32,
     origin: u16,
     query: &Query<F>,
-) -> Result<u32, DropReason> {
+) -> Result<u16, DropReason> {
     let source = proxy::bound_address::<F>(query.source, origin).ok_or(DropReason::NoSession)?;
     let found = route::lookup_for(context.policy, inside_slot, &source, query)?;
     let reason = match Target::from_number(found.target).ok_or(DropReason::Internal)? {

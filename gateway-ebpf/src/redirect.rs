@@ -26,7 +26,7 @@ use crate::{
     neighbor::{self, Found},
     open,
     path::{self, Code, Context, Outcome},
-    proxy,
+    proxy, record,
     route::Query,
     session::{self, EEXIST, Scratch, Subject},
     source, tcp,
@@ -158,6 +158,7 @@ fn try_enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result
             taken.hand_over();
             count::session(subject.packet.proto, |sessions| sessions.created += 1);
             count::flows(scratch.inside_session.pool_address, 1);
+            record::opened(scratch);
             Ok(())
         }
         Err(error) => {

@@ -145,7 +145,7 @@ fn try_way<F: Datapath>(
     context: &Context<'_>,
     subject: &Subject<F>,
     session: &Session<F>,
-) -> Result<(NextHop, u32), DropReason> {
+) -> Result<(NextHop, u16), DropReason> {
     let Subject { packet, tuple, .. } = subject;
     let inside = tuple.side == SIDE_INSIDE;
     if !session::is_live(tuple, session) {
@@ -235,7 +235,7 @@ fn allow<F: Datapath>(
     (client, server): (F::Address, F::Address),
     slot: u32,
     origin: u16,
-) -> Result<u32, DropReason> {
+) -> Result<u16, DropReason> {
     let query = Query::<F> {
         source: client,
         destination: server,

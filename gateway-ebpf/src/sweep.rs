@@ -19,7 +19,8 @@ use gateway_common::{
 };
 
 use crate::{
-    atomic, config, count, family::Datapath, limit, mapping, packet::Frame, pool, ports, session, source, tcp,
+    atomic, config, count, family::Datapath, limit, mapping, packet::Frame, pool, ports, record, session,
+    source, tcp,
 };
 
 /// Turns that a session which was cut waits for its removal: at least one whole turn of the daemon's, 50 ms.
@@ -232,6 +233,7 @@ fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>,
     let pool_address = u32::from(session.pool_address);
     let (held, proxied) = (mapping::is_held(outside), session.is_proxied());
     let charge = session.charge();
+    record::closed(inside, session, state, killed);
     if F::remove_session(inside).is_ok() && held {
         mapping::let_go(outside);
     }

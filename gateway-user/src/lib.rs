@@ -7,6 +7,7 @@
 //! metrics, session show, stats  <──── dataplane::Observe ───────┘
 //! ```
 
+pub mod access_log;
 pub mod api;
 pub mod cli;
 pub mod config;

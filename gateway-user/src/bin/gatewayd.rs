@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         daemon::check_bpffs(pin_dir)?;
         let dataplane = BpfDataplane::open(&Options { pin_dir: pin_dir.to_owned(), capacity })?;
         let events = Some(dataplane.events()?);
-        Ok(Backend { dataplane: Box::new(dataplane), events })
+        let records = Some(dataplane.records()?);
+        Ok(Backend { dataplane: Box::new(dataplane), events, records })
     })
 }

@@ -87,7 +87,7 @@ pub(super) struct Full {
     /// Only packets to these ports
     #[arg(long, value_name = "A[-B]")]
     dport: Option<String>,
-    /// Log the sessions of the route; refused, this version has no access log
+    /// Record its sessions in the access log
     #[arg(long)]
     log: bool,
     /// A note for whoever reads the table next

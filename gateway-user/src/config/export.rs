@@ -5,9 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use super::access_log;
 use crate::model::{
-    Limit, MAIN_TABLE, NoSession, Per, PerDestination, Pool, Proxy, ProxyMode, Route, RouteKey, Snapshot,
-    Table, TableKind,
+    AccessLog, Limit, MAIN_TABLE, NoSession, Per, PerDestination, Pool, Proxy, ProxyMode, Route, RouteKey,
+    Snapshot, Table, TableKind,
 };
 
 /// Writes a state as a configuration file that loads to the same state.
@@ -45,6 +46,9 @@ fn write(out: &mut String, state: &Snapshot, metrics: Option<SocketAddr>) -> fmt
     ] {
         writeln!(out, "{key} = \"{}\"", humantime::format_duration(value))?;
     }
+    if let Some(log) = &state.access_log {
+        write_access_log(out, log)?;
+    }
     for interface in state.interfaces.values() {
         writeln!(out, "\n[[interface]]")?;
         writeln!(out, "name = {}", quote(&interface.name))?;
@@ -62,6 +66,26 @@ fn write(out: &mut String, state: &Snapshot, metrics: Option<SocketAddr>) -> fmt
     state.proxies.values().try_for_each(|proxy| write_proxy(out, proxy))?;
     state.limits.values().try_for_each(|limit| write_limit(out, limit))?;
     state.tables.values().try_for_each(|table| write_table(out, table))
+}
+
+fn write_access_log(out: &mut String, log: &AccessLog) -> fmt::Result {
+    let AccessLog { path, all, tables, max_rate, max_size, max_age, keep, fsync } = log;
+    writeln!(out, "\n[access_log]")?;
+    writeln!(out, "path = {}", quote(&path.to_string()))?;
+    if *all {
+        writeln!(out, "all = true")?;
+    }
+    if !tables.is_empty() {
+        let tables: Vec<_> = tables.iter().map(|table| quote(table)).collect();
+        writeln!(out, "tables = [{}]", tables.join(", "))?;
+    }
+    if *max_rate != 0 {
+        writeln!(out, "max_rate = {max_rate}")?;
+    }
+    writeln!(out, "max_size = \"{}\"", access_log::size_words(*max_size))?;
+    writeln!(out, "max_age = \"{}\"", humantime::format_duration(*max_age))?;
+    writeln!(out, "keep = {keep}")?;
+    writeln!(out, "fsync = \"{fsync}\"")
 }
 
 fn write_pool(out: &mut String, pool: &Pool) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use toml::Spanned;
 
 use super::ConfigError;
@@ -28,7 +28,7 @@ pub(super) struct File {
     pub(super) proxy: Vec<Proxy>,
     #[serde(default)]
     pub(super) table: Vec<Table>,
-    pub(super) access_log: Option<Spanned<IgnoredAny>>,
+    pub(super) access_log: Option<AccessLog>,
     #[serde(default)]
     pub(super) limit: Vec<Limit>,
 }
@@ -59,6 +59,21 @@ pub(super) struct Timeouts {
     pub(super) udp: Option<Spanned<String>>,
     pub(super) udp_dns: Option<Spanned<String>>,
     pub(super) icmp: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AccessLog {
+    pub(super) path: Spanned<String>,
+    #[serde(default)]
+    pub(super) all: bool,
+    #[serde(default)]
+    pub(super) tables: Vec<Spanned<String>>,
+    pub(super) max_rate: Option<u32>,
+    pub(super) max_size: Option<Spanned<String>>,
+    pub(super) max_age: Option<Spanned<String>>,
+    pub(super) keep: Option<Spanned<u32>>,
+    pub(super) fsync: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -3,6 +3,7 @@
 //! [`load`] reads TOML and the route files it names, and accepts all of it or nothing. [`export()`] writes a
 //! state in the same form: what it writes loads to the same state.
 
+mod access_log;
 mod error;
 mod export;
 mod file;
@@ -84,7 +85,8 @@ fn parse(source: Source<'_>, directory: Option<&Path>) -> Result<Config, ConfigE
     let (snapshot, metrics) = loader.state(&file)?;
     validate(&snapshot)
         .map_err(|violation| locate::locate(&loader.source, &file, &loader.lines, violation))?;
-    let warnings = below_standard(&snapshot.timeouts);
+    let mut warnings = below_standard(&snapshot.timeouts);
+    warnings.extend(snapshot.unrecorded());
     Ok(Config { snapshot, metrics, fingerprint: loader.fingerprint.finish(), warnings })
 }
 
@@ -106,7 +108,6 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn state(&mut self, file: &File) -> Result<(Snapshot, Option<SocketAddr>), ConfigError> {
-        self.refuse_unsupported(file)?;
         let mut state = Snapshot::default();
         let metrics = self.gateway(file, &mut state)?;
         for interface in &file.interface {
@@ -132,16 +133,10 @@ impl Loader<'_> {
             let table = self.table(table)?;
             state.tables.insert(table.name.clone(), Arc::new(table));
         }
+        if let Some(section) = &file.access_log {
+            state.access_log = Some(self.access_log(section, &state)?);
+        }
         Ok((state, metrics))
-    }
-
-    fn refuse_unsupported(&self, file: &File) -> Result<(), ConfigError> {
-        let Some(value) = &file.access_log else { return Ok(()) };
-        let message = "the access log is not supported by this version";
-        Err(self
-            .source
-            .error(value.span().start, "access_log", message)
-            .hint("remove the section `access_log`"))
     }
 
     fn gateway(&self, file: &File, state: &mut Snapshot) -> Result<Option<SocketAddr>, ConfigError> {

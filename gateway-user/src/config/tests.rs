@@ -6,8 +6,8 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
 use crate::model::{
-    AttachMode, Check, Fail, MAIN_TABLE, Mapping, NoSession, Per, Proxy, ProxyHost, Refuse, Role, Target,
-    words::parse_binding,
+    AccessLog, AttachMode, Check, Fail, Fsync, MAIN_TABLE, Mapping, NoSession, Per, Proxy, ProxyHost, Refuse,
+    Role, Sink, Target, words::parse_binding,
 };
 
 /// The sample of the reference, as far as this version goes.
@@ -117,7 +117,7 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         replaced("role = \"inside\"", ""),
         replaced("dport = \"53\"", "dport = 53"),
         replaced("comment = \"ours\"", "coment = \"ours\""),
-        replaced("comment = \"ours\"", "log = true"),
+        replaced("comment = \"the rest\"", "log = true"),
         // The gateway.
         replaced("\"gw-1\"", "\"gw 1\""),
         replaced("state = \"active\"", "state = \"activ\""),
@@ -191,8 +191,6 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         routes("10.0.0.0/8 vai direct"),
         routes("203.0.113.0/24 via direct"),
         routes("10.0.0.0/8 via gateway 2001:db8::1"),
-        // What the contract knows and this version does not.
-        added("[access_log]\npath = \"journal\"\n"),
         added(
             "[[table]]\nname = \"return\"\nkind = \"border\"\nroutes = [{ to = \"10.0.0.0/8\", via = \"pool nat\" }]\n",
         ),
@@ -206,6 +204,21 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
         replaced("comment = \"the rest\"", "domain = \"*.example.com\""),
     ];
     insta::assert_snapshot!("errors", complaints(cases));
+}
+
+#[test]
+fn what_is_wrong_with_an_access_log_is_said_with_its_place_and_a_remedy() {
+    let added = |text: &str| (format!("{SAMPLE}{text}"), ROUTES.to_owned());
+    let cases = [
+        added("[access_log]\npath = \"journal\"\n"),
+        added("[access_log]\npath = \"access.jsonl\"\n"),
+        added("[access_log]\npath = \"/a\"\ntables = [\"mian\"]\n"),
+        added("[access_log]\npath = \"/a\"\nmax_size = \"100MB\"\n"),
+        added("[access_log]\npath = \"/a\"\nmax_age = \"1ms\"\n"),
+        added("[access_log]\npath = \"/a\"\nkeep = 10001\n"),
+        added("[access_log]\npath = \"/a\"\nfsync = \"often\"\n"),
+    ];
+    insta::assert_snapshot!("access_log_errors", complaints(cases));
 }
 
 #[test]
@@ -307,6 +320,15 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
     (name, any::<bool>(), timeouts, interfaces, 1..4usize, tables).prop_map(
         |(name, active, timeouts, interfaces, pools, tables)| {
             let mut state = Snapshot { name, active, ..Snapshot::default() };
+            state.access_log = (pools == 3).then(|| AccessLog {
+                all: true,
+                tables: [MAIN_TABLE.to_owned()].into(),
+                max_rate: 9,
+                max_size: 5_000,
+                keep: 0,
+                fsync: Fsync::Never,
+                ..AccessLog::new(Sink::File("/var/log/a \"log\"".into()))
+            });
             state.no_session = if pools == 2 { NoSession::Drop } else { NoSession::Reset };
             let mut timeouts = timeouts.into_iter().map(Duration::from_millis);
             state.timeouts.tcp_established = timeouts.next().unwrap_or_default();

@@ -214,6 +214,7 @@ impl Command {
         match self {
             Self::RouteAdd(entry) => route_add(&mut next, entry)?,
             Self::RouteReplace(Entry { table, key, route }) => {
+                may_be_logged(&next, key, route)?;
                 table_mut(&mut next, table)?.routes.insert(*key, route.clone());
             }
             Self::RouteDel { table, key } => route_del(&mut next, table, key)?,
@@ -454,7 +455,19 @@ fn table_mut<'a>(state: &'a mut Snapshot, name: &str) -> Result<&'a mut Table, A
     table.ok_or_else(|| ApiError::new("table", ErrorKind::Internal, format!("table `{name}` vanished")))
 }
 
+/// A route that would be logged nowhere is not accepted.
+fn may_be_logged(state: &Snapshot, key: &RouteKey, route: &Route) -> Result<(), ApiError> {
+    if !route.log || state.access_log.is_some() {
+        return Ok(());
+    }
+    let message = format!("route {key} cannot be logged: there is no access log");
+    Err(ApiError::new("route", ErrorKind::Invalid, message)
+        .hint("add a section `[access_log]` with a `path` to the configuration file, and restart gatewayd")
+        .field("log"))
+}
+
 fn route_add(state: &mut Snapshot, Entry { table, key, route }: &Entry) -> Result<(), ApiError> {
+    may_be_logged(state, key, route)?;
     let routes = &mut table_mut(state, table)?.routes;
     if let Some(present) = routes.get(key) {
         let message = format!("route {key} exists already in table `{table}`, via {}", present.target);

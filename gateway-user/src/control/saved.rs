@@ -115,6 +115,7 @@ impl<'a> Running<'a> {
             eips: self.eips.into_owned(),
             proxies: self.proxies.into_owned(),
             limits: self.limits.into_owned(),
+            access_log: base.access_log.clone(),
             tables,
         };
         if let Some(settings) = self.settings {

@@ -33,10 +33,11 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
+    access_log,
     api::{self, error::exit, types::Notice},
     config::{self, Config, ConfigError},
     control::{self, Base, Control, Handle, Store},
-    dataplane::{Dataplane, Host},
+    dataplane::{Dataplane, Host, Records},
     events, health,
     metrics::{self, Metrics},
     model::{Capacity, Proxy, ProxyMode, Role, Snapshot},
@@ -83,6 +84,8 @@ pub struct Backend {
     pub dataplane: Box<dyn Dataplane>,
     /// Messages of the packet path, if there is one.
     pub events: Option<RingBuf<MapData>>,
+    /// What it records of sessions.
+    pub records: Option<Box<dyn Records>>,
 }
 
 /// Runs the daemon with the data plane that `open` opens, from the command line to the exit code.
@@ -196,13 +199,18 @@ async fn run(
     let socket = api::listen(&args.socket)?;
     let _socket_file = Removed(args.socket.clone());
 
+    let access_log = config.snapshot.access_log.clone();
+    let sink = access_log.as_ref().map(access_log::open).transpose()?;
+    let sink = sink.zip(access_log.map(|log| log.max_rate));
     let netlink = Netlink::open().await.context("cannot read the host's network")?;
     let backend = open(&args.pin_dir, config.snapshot.capacity)?;
     let base = Base { snapshot: Arc::new(config.snapshot), fingerprint: config.fingerprint };
     let (handle, mut control) =
         control::start(backend.dataplane, netlink.host().clone(), base, store).await?;
 
-    let metrics = Metrics::new(handle.clone())?;
+    let recorded = Arc::new(access_log::Stats::default());
+    let records = backend.records.map(|records| access_log::start(records, sink, &recorded)).transpose()?;
+    let metrics = Metrics::new(handle.clone(), recorded)?;
     let context = api::Context {
         control: handle.clone(),
         config_file: absolute(&args.config).unwrap_or_else(|_| args.config.clone()),
@@ -239,6 +247,9 @@ async fn run(
     finish("requests on the control socket", api).await;
     finish("the checks of proxies", checks).await;
     finish("the connection to the host's network", follower).await;
+    if let Some(records) = records {
+        records.stop();
+    }
     leave(control, pin_lock, args).await
 }
 

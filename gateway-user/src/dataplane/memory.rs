@@ -233,6 +233,10 @@ impl Observe for Memory {
         })
     }
 
+    fn records_lost(&self) -> anyhow::Result<u64> {
+        self.read(|_| 0)
+    }
+
     fn events_lost(&self) -> anyhow::Result<u64> {
         self.read(|_| 0)
     }

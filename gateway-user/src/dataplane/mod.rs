@@ -20,6 +20,8 @@ use gateway_common::{
     source::LimitCounters,
 };
 
+use jiff::Timestamp;
+
 use crate::model::{Role, RouteKey, Snapshot};
 
 pub use connected::Connected;
@@ -152,6 +154,63 @@ pub trait Observe: Send + Sync {
     fn maps(&self) -> anyhow::Result<Vec<MapStats>>;
     /// Events that were lost because the ring buffer was full.
     fn events_lost(&self) -> anyhow::Result<u64>;
+    /// Records of sessions that were lost because their ring buffer was full.
+    fn records_lost(&self) -> anyhow::Result<u64>;
+}
+
+/// Takes out what the packet path has recorded of sessions.
+pub trait Records: Send {
+    /// Adds records to `into`, as they were written, at most `most` of them, and does not wait for any. Returns how many
+    /// there were.
+    fn read(&mut self, most: usize, into: &mut Vec<Logged>) -> anyhow::Result<usize>;
+}
+
+/// What was recorded of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Logged {
+    /// What has happened.
+    pub event: LogEvent,
+    /// When.
+    pub time: Timestamp,
+    /// When the session began, to about 130 ms.
+    pub start: Timestamp,
+    /// IP protocol number.
+    pub proto: u8,
+    /// Inside address, and port or query identifier.
+    pub source: (IpAddr, u16),
+    /// What they are to the outside; `None` where nothing is translated.
+    pub translated: Option<(IpAddr, u16)>,
+    /// Server address and port; port 0 for ICMP.
+    pub destination: (IpAddr, u16),
+    /// What decided, in the words of when the session began; `None` where they are not known.
+    pub names: Option<Arc<LogNames>>,
+}
+
+/// What has happened to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogEvent {
+    /// It has opened.
+    Open,
+    /// It was removed.
+    Close {
+        /// Why, see [`gateway_common::record::Ending`].
+        reason: &'static str,
+        /// IP packets from the inside, and their bytes.
+        sent: Counter,
+        /// The same from the outside.
+        received: Counter,
+    },
+}
+
+/// What decided a session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LogNames {
+    /// Table.
+    pub table: String,
+    /// Route; `None` where too many routes are recorded to tell them apart.
+    pub route: Option<String>,
+    /// Target.
+    pub target: String,
 }
 
 /// An interface with a program on it.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt::Display,
+    sync::Arc,
 };
 
 use gateway_common::{
@@ -16,6 +17,7 @@ use prometheus::{
 
 use super::descriptor::{self as metric, Descriptor, Kind};
 use crate::{
+    access_log::{Lost, Stats},
     control::Handle,
     dataplane::{AttachedInterface, LimitStats, MapStats, PoolAddressStats, ProxyHostStats, Traffic},
     model::Snapshot,
@@ -24,13 +26,14 @@ use crate::{
 /// The metrics of the gateway, as a collector of the client library.
 pub(super) struct GatewayCollector {
     control: Handle,
+    recorded: Arc<Stats>,
     descs: Vec<Desc>,
 }
 
 impl GatewayCollector {
-    pub(super) fn new(control: Handle) -> prometheus::Result<Self> {
+    pub(super) fn new(control: Handle, recorded: Arc<Stats>) -> prometheus::Result<Self> {
         let descs = metric::ALL.iter().map(Descriptor::desc).collect::<prometheus::Result<_>>()?;
-        Ok(Self { control, descs })
+        Ok(Self { control, recorded, descs })
     }
 }
 
@@ -92,6 +95,13 @@ impl Collector for GatewayCollector {
                 out.set(&metric::MAP_ENTRIES, [&name], entries);
                 out.set(&metric::MAP_CAPACITY, [&name], capacity);
             }
+        }
+        out.set(&metric::ACCESS_LOG_RECORDS, [], self.recorded.written());
+        for cause in Lost::ALL {
+            out.set(&metric::ACCESS_LOG_LOST, [cause.name()], self.recorded.lost(cause));
+        }
+        if let Some(lost) = out.read("records", observe.records_lost()) {
+            out.set(&metric::ACCESS_LOG_LOST, ["kernel"], lost);
         }
         if let Some(lost) = out.read("events", observe.events_lost()) {
             out.set(&metric::EVENTS_LOST, [], lost);

@@ -9,10 +9,12 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use anyhow::Context as _;
 use prometheus::{Encoder as _, Registry, TextEncoder, process_collector::ProcessCollector};
 
-use crate::control::Handle;
+use crate::{access_log, control::Handle};
 
 pub use server::serve;
 
@@ -24,10 +26,10 @@ pub struct Metrics {
 
 impl Metrics {
     /// Metrics that read the control plane and its data plane whenever they are asked for.
-    pub fn new(control: Handle) -> anyhow::Result<Self> {
+    pub fn new(control: Handle, recorded: Arc<access_log::Stats>) -> anyhow::Result<Self> {
         let registry = Registry::new();
         registry
-            .register(Box::new(collector::GatewayCollector::new(control.clone())?))
+            .register(Box::new(collector::GatewayCollector::new(control.clone(), recorded)?))
             .context("cannot register the metrics of the gateway")?;
         // Only the library's default registry has it of itself.
         registry

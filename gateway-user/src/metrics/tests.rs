@@ -64,7 +64,7 @@ pub(super) async fn gateway() -> (Memory, Metrics) {
     let base = Base { snapshot: Arc::new(snapshot()), fingerprint: String::new() };
     let (handle, _) =
         control::start(Box::new(memory.clone()), host, base, store).await.expect("a control plane");
-    (memory, Metrics::new(handle).expect("metrics register"))
+    (memory, Metrics::new(handle, Arc::default()).expect("metrics register"))
 }
 
 /// Two interfaces, one pool, one route.

@@ -1,5 +1,6 @@
 //! What the gateway is told to be: plain, serialisable, compared by value. No kernel, no sockets.
 
+pub mod access_log;
 pub mod eip;
 pub mod error;
 pub mod interface;
@@ -19,6 +20,7 @@ use std::{collections::BTreeMap, net::IpAddr, str::FromStr, sync::Arc, time::Dur
 
 use serde::{Deserialize, Serialize};
 
+pub use access_log::{AccessLog, Fsync, Sink};
 pub use eip::Eip;
 pub use error::{Fault, ValueError};
 pub use interface::{AttachMode, Interface, Role};
@@ -61,6 +63,9 @@ pub struct Snapshot {
     /// Limits of sources by name.
     #[serde(default)]
     pub limits: BTreeMap<String, Limit>,
+    /// The access log, if there is one.
+    #[serde(default)]
+    pub access_log: Option<AccessLog>,
     /// Tables by name; [`MAIN_TABLE`] always exists.
     pub tables: BTreeMap<String, Arc<Table>>,
 }
@@ -170,6 +175,7 @@ impl Default for Snapshot {
             eips: BTreeMap::new(),
             proxies: BTreeMap::new(),
             limits: BTreeMap::new(),
+            access_log: None,
             tables: BTreeMap::from([(MAIN_TABLE.to_owned(), Arc::new(main))]),
         }
     }
@@ -186,6 +192,19 @@ impl Snapshot {
             .filter(|(_, binding)| binding.source.contains(&source))
             .filter(|(_, binding)| binding.iif.is_none() || binding.iif.as_deref() == iif)
             .max_by_key(|(_, binding)| (binding.iif.is_some(), binding.source.prefix_len()))
+    }
+
+    /// What has to be said of routes that are to be recorded where nothing is.
+    pub fn unrecorded(&self) -> Option<String> {
+        if self.access_log.is_some() {
+            return None;
+        }
+        let table = self.tables.values().find(|table| table.routes.iter().any(|(_, route)| route.log))?;
+        Some(format!(
+            "routes of table `{}` say `log`, and there is no access log: nothing is recorded; add a section \
+             `[access_log]` to the configuration file",
+            table.name
+        ))
     }
 
     /// Table `main`.

@@ -92,7 +92,7 @@ pub struct RouteWords<'a> {
     pub dport: Option<Cow<'a, str>>,
     /// Destination names; not supported.
     pub domain: Option<Cow<'a, str>>,
-    /// Whether sessions are logged; not supported.
+    /// Whether sessions are logged.
     pub log: bool,
     /// The operator's words.
     pub comment: Option<Cow<'a, str>>,
@@ -115,11 +115,12 @@ impl RouteWords<'_> {
             prefix: parse_prefix("prefix", &self.prefix)?,
             selector: Selector::parse(self.proto.as_deref(), self.dport.as_deref())?,
         };
-        if self.log {
-            let message = format!("route {key} cannot be logged: this version has no access log");
-            return Err(ValueError::unsupported("log", message).hint("leave out `log`"));
+        let target: Target = self.via.parse()?;
+        if self.log && !target.is_recordable() {
+            let message = format!("route {key} cannot be logged: `{target}` keeps no sessions");
+            return Err(ValueError::invalid("log", message)
+                .hint("leave out `log`, or send it through a pool or a proxy"));
         }
-        let target = self.via.parse()?;
         if let Some(comment) = &self.comment {
             check_comment(comment)?;
         }

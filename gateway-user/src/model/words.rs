@@ -175,10 +175,12 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_should_be_logged_is_refused() {
+    fn a_route_without_sessions_cannot_be_logged() {
         let error = parse_route_line("192.0.2.0/24 via direct log").expect_err("refused");
-        assert_eq!(error.message, "route 192.0.2.0/24 cannot be logged: this version has no access log");
-        assert_eq!(error.hint.as_deref(), Some("leave out `log`"));
+        assert_eq!(error.message, "route 192.0.2.0/24 cannot be logged: `direct` keeps no sessions");
+        assert!(error.hint.is_some());
+        let (_, route) = parse_route_line("192.0.2.0/24 via pool nat log").expect("a route").expect("one");
+        assert!(route.log);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The gateway between real hosts: real programs through the real daemon, one network a test.
 
+mod access_log;
 mod address;
 mod border;
 mod change;

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::{
     dataplane::Connected,
-    model::{Difference, RouteKey, Selector, Table, TableKind},
+    model::{Difference, Route, RouteKey, Selector, Table, TableKind, Target},
 };
 
 /// What the elements of a table are made of.
@@ -99,7 +99,7 @@ pub(super) fn changed_prefixes(from: View<'_>, to: View<'_>, most: usize) -> Opt
         changed.extend(of_system(from).symmetric_difference(&of_system(to)));
     }
     for Difference { key, before, after } in from.table.routes.diff(&to.table.routes) {
-        if before.map(|route| &route.target) != after.map(|route| &route.target) {
+        if before.map(said) != after.map(said) {
             changed.insert(key.prefix);
         }
         if changed.len() > most {
@@ -109,6 +109,11 @@ pub(super) fn changed_prefixes(from: View<'_>, to: View<'_>, most: usize) -> Opt
     let inheriting: Vec<IpNet> = changed.iter().flat_map(|outer| inheriting(to, *outer)).collect();
     changed.extend(inheriting);
     Some(changed).filter(|changed| changed.len() <= most)
+}
+
+/// What elements say of a route.
+fn said(route: &Route) -> (&Target, bool) {
+    (&route.target, route.log)
 }
 
 /// The prefixes in `outer` whose elements say in part what those say that cover them: prefixes that only have
@@ -142,7 +147,7 @@ pub(super) fn has_routes(table: &Table, prefix: IpNet) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Proto, Route, Target};
+    use crate::model::Proto;
 
     fn key(prefix: &str, proto: Option<Proto>, dport: Option<&str>) -> RouteKey {
         let dport = dport.map(|ports| ports.parse().expect("ports"));

@@ -12,6 +12,7 @@ mod eips;
 mod interfaces;
 mod limits;
 mod links;
+mod names;
 mod netdev;
 mod netlink;
 mod numbers;
@@ -20,6 +21,7 @@ mod pins;
 mod pools;
 mod proxies;
 mod reap;
+mod records;
 mod shut;
 mod space;
 mod sweep;
@@ -61,16 +63,18 @@ use self::{
     eips::Eips,
     interfaces::{Context, Interfaces},
     limits::Limits,
+    names::{Meanings, Names},
     numbers::{CountedAddress, Numbers},
     observe::BpfObserve,
     pins::Pins,
     pools::Pools,
     proxies::{Proxies, ProxyMaps, Surroundings},
+    records::BpfRecords,
     sweep::BpfSweeper,
-    tables::{References, TableMaps, Tables},
+    tables::{Owners, References, TableMaps, Tables},
     tunnels::Tunnels,
 };
-use super::{Connected, Dataplane, Host, Observe, Sweeper};
+use super::{Connected, Dataplane, Host, Observe, Records, Sweeper};
 use crate::model::{self, Capacity, NoSession, Snapshot};
 
 /// The programs and maps, as the build made them for the BPF target.
@@ -143,6 +147,8 @@ pub struct BpfDataplane {
     tables: Tables,
     sweeper: Arc<BpfSweeper>,
     scale: Scale,
+    /// What numbers in records stand for.
+    meanings: Meanings,
     numbers: Arc<RwLock<Numbers>>,
     observe: Arc<BpfObserve>,
     host: Host,
@@ -226,12 +232,15 @@ impl BpfDataplane {
             cpus,
             Arc::clone(&numbers),
         )?;
+        let names = Names::new(pins.open("LOG_NAMES")?)?;
+        let meanings = names.meanings();
         let maps = TableMaps {
             bindings: pins.open("BINDINGS")?,
             rules: pins.open("RULES")?,
             routers: pins.open("ROUTERS")?,
         };
-        let tables = Tables::new(maps, &pins, counters, capacity.routes, config.policy.bindings(), half)?;
+        let owners = Owners { counters, names };
+        let tables = Tables::new(maps, &pins, owners, capacity.routes, config.policy.bindings(), half)?;
         let pools =
             Pools::new(pins.open("POOLS")?, pins.open("POOL_MEMBERS")?, pins.open("POOL_ADDRESSES")?, half)?;
         let proxies = Proxies::new(ProxyMaps {
@@ -266,6 +275,7 @@ impl BpfDataplane {
             tables,
             sweeper: Arc::new(BpfSweeper::new(sweep, &pins, config.timeouts)?),
             scale,
+            meanings,
             observe: Arc::new(BpfObserve::new(clock, &pins, Arc::clone(&numbers), capacity.sessions)?),
             numbers,
             host: Host::default(),
@@ -280,6 +290,12 @@ impl BpfDataplane {
     /// The messages of the packet path. All readers share one place in them.
     pub fn events(&self) -> Result<RingBuf<MapData>> {
         self.pins.open("EVENTS")
+    }
+
+    /// What the packet path records of sessions. There is to be one reader.
+    pub fn records(&self) -> Result<Box<dyn Records>> {
+        let ring = self.pins.open("RECORDS")?;
+        Ok(Box::new(BpfRecords::new(ring, self.meanings.clone(), self.scale)))
     }
 
     /// Takes the program off every device. The maps stay as they are.
@@ -379,6 +395,7 @@ impl BpfDataplane {
             slots: interfaces.slots(),
             devices: &devices,
             connected: &self.connected,
+            access_log: to.access_log.as_ref(),
         };
         let policy = self.config.policy;
         let alone = (eips, limits, to.active) == (policy.eips(), policy.limits(), policy.is_active());
@@ -440,6 +457,7 @@ impl BpfDataplane {
             eips,
             proxies,
             limits,
+            access_log,
         } = applied;
         (*active, *capacity, *timeouts, *no_session) == (to.active, to.capacity, to.timeouts, to.no_session)
             && *interfaces == to.interfaces
@@ -447,6 +465,7 @@ impl BpfDataplane {
             && *eips == to.eips
             && *proxies == to.proxies
             && *limits == to.limits
+            && *access_log == to.access_log
     }
 
     /// Makes the tables of `to`, which is in force but for these. Pools, proxies and their neighbours are left alone.
@@ -459,6 +478,7 @@ impl BpfDataplane {
             slots,
             devices: &devices,
             connected: &self.connected,
+            access_log: to.access_log.as_ref(),
         };
         let pending = self.tables.prepare(&to.tables, &references, true)?;
         let mut bindings = to.tables.values().flat_map(|table| &table.bindings);

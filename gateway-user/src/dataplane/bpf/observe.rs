@@ -33,6 +33,7 @@ use super::{
     netdev,
     numbers::{CountedAddress, CountedRoute, Numbers},
     pins::Pins,
+    records,
     sys::{self, Cursor},
     table::{SessionTable, Stored},
 };
@@ -59,6 +60,7 @@ pub(super) struct BpfObserve {
     pools: PerCpuArray<MapData, PoolCounters>,
     sessions: PerCpuArray<MapData, SessionCounters>,
     events_lost: PerCpuArray<MapData, u64>,
+    records_lost: PerCpuArray<MapData, u64>,
     half_open: Array<MapData, u32>,
     proxy_hosts: Array<MapData, ProxyHost>,
     proxy_flows: PerCpuArray<MapData, u64>,
@@ -86,6 +88,7 @@ impl BpfObserve {
             pools: pins.open("POOL_COUNTERS")?,
             sessions: pins.open("SESSION_COUNTERS")?,
             events_lost: pins.open("EVENTS_LOST")?,
+            records_lost: pins.open("RECORDS_LOST")?,
             half_open: pins.open("HALF_OPEN")?,
             proxy_hosts: pins.open("PROXY_HOSTS")?,
             proxy_flows: pins.open("PROXY_FLOWS")?,
@@ -403,6 +406,10 @@ impl Observe for BpfObserve {
         Ok(stats)
     }
 
+    fn records_lost(&self) -> Result<u64> {
+        records::lost(&self.records_lost)
+    }
+
     fn events_lost(&self) -> Result<u64> {
         let values = self.events_lost.get(&0, 0).context("cannot read map EVENTS_LOST")?;
         Ok(values.iter().sum())
@@ -472,7 +479,10 @@ impl BpfObserve {
             proxy: (session.pool_address & PROXIED != 0)
                 .then(|| numbers.proxy_hosts.get(&u32::from(session.pool_address & !PROXIED)).cloned())
                 .flatten(),
-            route: numbers.routes.get(&session.counter).map(|route| (route.table.to_string(), route.key)),
+            route: numbers
+                .routes
+                .get(&session.counter.into())
+                .map(|route| (route.table.to_string(), route.key)),
             state: state(tuple.proto, session, answer),
             // Without its other half, a session is being removed.
             age: self.clock.since(now, answer.map_or(now, |answer| answer.mark)),

@@ -31,6 +31,7 @@ use ipnet::IpNet;
 use super::{
     compile::{self, Otherwise, View},
     counters::RouteCounters,
+    names::Names,
     pins::Pins,
     reap::Reaper,
     space::Space,
@@ -39,7 +40,7 @@ use super::{
 };
 use crate::{
     dataplane::Connected,
-    model::{self, MAIN_TABLE, Proto, RouteKey, Selector, Table, TableKind, Target},
+    model::{self, AccessLog, MAIN_TABLE, Proto, RouteKey, Selector, Table, TableKind, Target},
 };
 
 /// `BPF_F_NO_PREALLOC`, which tries must have.
@@ -72,6 +73,14 @@ pub(super) struct References<'a> {
     pub(super) devices: &'a BTreeMap<String, u32>,
     /// Where system routes lead.
     pub(super) connected: &'a Connected,
+    /// What is recorded.
+    pub(super) access_log: Option<&'a AccessLog>,
+}
+
+/// Who counts where, and who is recorded under what.
+pub(super) struct Owners {
+    pub(super) counters: RouteCounters,
+    pub(super) names: Names,
 }
 
 /// The maps that [`Tables`] takes over.
@@ -87,6 +96,7 @@ pub(super) struct Tables {
     /// Descriptors of `ROUTES_V4`, `ROUTES_V6` and `BINDINGS`, for what aya does not offer.
     outer: [OwnedFd; 3],
     counters: RouteCounters,
+    names: Names,
     /// Elements of a table and family.
     capacity: u32,
     live: BTreeMap<String, Live>,
@@ -128,7 +138,7 @@ impl Tables {
     pub(super) fn new(
         maps: TableMaps,
         pins: &Pins,
-        counters: RouteCounters,
+        Owners { counters, names }: Owners,
         capacity: u32,
         bindings: u32,
         half: u32,
@@ -140,6 +150,7 @@ impl Tables {
             maps,
             outer: [outer("ROUTES_V4")?, outer("ROUTES_V6")?, outer("BINDINGS")?],
             counters,
+            names,
             capacity,
             live: BTreeMap::new(),
             connected: Connected::default(),
@@ -452,7 +463,12 @@ impl Tables {
             Some(Otherwise::System(prefix)) => {
                 let key = RouteKey { prefix: *prefix, selector: Selector::default() };
                 let counter = self.counters.number(&table.name, &key, Target::Direct.kind())?;
-                Route { target: Code::Direct as u8, flags: SYSTEM, counter, ..Route::default() }
+                Route {
+                    target: Code::Direct as u8,
+                    flags: SYSTEM,
+                    counter: counter as u16,
+                    ..Route::default()
+                }
             }
             None => Route::default(),
         };
@@ -499,8 +515,14 @@ impl Tables {
             Target::Prohibit => (Code::Prohibit, 0),
             Target::Host => (Code::Host, 0),
         };
-        let counter = self.counters.number(&table.name, key, route.target.kind())?;
-        Ok(Route { target: code as u8, flags: 0, rules: 0, object, counter, rule: 0 })
+        let counter = self.counters.number(&table.name, key, route.target.kind())? as u16;
+        let recorded = references.access_log.is_some_and(|log| log.records(&table.name, route.log));
+        let log = if recorded && route.target.is_recordable() {
+            self.names.number(&table.name, key, &route.target)?
+        } else {
+            0
+        };
+        Ok(Route { target: code as u8, flags: 0, rules: 0, object, counter, log, rule: 0 })
     }
 
     /// Writes the bindings into the element that is not in force.

@@ -1,0 +1,174 @@
+//! Maps `RECORDS`, `RECORDS_LOST` and `LOG_NAMES`: what the access log is made of, see [`gateway_common::record`].
+//!
+//! A record is written where a session is opened and where it is removed. Nobody is woken for it: the daemon looks by
+//! itself, several times a second.
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP},
+    btf_maps::{HashMap, PerCpuArray, RingBuf},
+    helpers::generated::bpf_ktime_get_ns,
+    macros::btf_map,
+};
+use gateway_common::{
+    V4, V6,
+    counter::Counter,
+    record::{Ending, Kind, LOG_NAME_LEN, MAX_LOG_NAMES, RECORDS_BYTES, Record},
+    session::{Session, Tuple},
+    tcp::State,
+};
+
+use crate::{config, family::Datapath, session::Scratch};
+
+#[btf_map]
+static RECORDS: RingBuf<Record, { RECORDS_BYTES as usize }> = RingBuf::new();
+
+/// Records that found no room.
+#[btf_map]
+static RECORDS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// The daemon's alone.
+#[btf_map]
+static LOG_NAMES: HashMap<
+    u32,
+    [u8; LOG_NAME_LEN],
+    { MAX_LOG_NAMES as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+/// Records that the session in the scratch element was opened, if its route says so.
+#[inline(always)]
+pub(crate) fn opened<F: Datapath>(scratch: &Scratch<F>) {
+    if scratch.inside_session.log == 0 {
+        return;
+    }
+    if F::IS_V4 {
+        record_opened_v4();
+    } else {
+        record_opened_v6();
+    }
+}
+
+// Exported, so that the verifier looks at them once and not wherever a session is opened.
+
+/// Records that the session in the scratch element of IPv4 was opened. Returns nothing of interest.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn record_opened_v4() -> u64 {
+    write_opened::<V4>()
+}
+
+/// As [`record_opened_v4`], of IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn record_opened_v6() -> u64 {
+    write_opened::<V6>()
+}
+
+#[inline(always)]
+fn write_opened<F: Datapath>() -> u64 {
+    let (Some(scratch), Some(config)) = (F::scratch(), config::config()) else { return 0 };
+    // SAFETY: the scratch element is this CPU's own.
+    let Scratch { inside, inside_session: session, .. } = unsafe { &*scratch };
+    let now = config::now(config);
+    write(inside, session, |record| Record { kind: Kind::Open as u8, now, start: now, ..record })
+}
+
+/// Records that a session is removed in that state, if it was recorded when it opened; `killed`: it was cut.
+///
+/// Leaves tuple and element in the scratch element.
+#[inline(always)]
+pub(crate) fn closed<F: Datapath>(inside: &Tuple<F>, session: &Session<F>, state: State, killed: bool) {
+    // Not asked here whether it is: the verifier would look at all that follows twice.
+    let Some(scratch) = F::scratch() else { return };
+    // SAFETY: the scratch element is this CPU's own.
+    unsafe {
+        (*scratch).inside = *inside;
+        (*scratch).inside_session = *session;
+    }
+    let how = u64::from(state as u8) | u64::from(killed) << 8;
+    if F::IS_V4 {
+        record_closed_v4(how);
+    } else {
+        record_closed_v6(how);
+    }
+}
+
+/// Records that the session in the scratch element of IPv4 is removed; `how` is the number of its state, and 256 where
+/// it was cut. Returns nothing of interest.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn record_closed_v4(how: u64) -> u64 {
+    write_closed::<V4>(how)
+}
+
+/// As [`record_closed_v4`], of IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn record_closed_v6(how: u64) -> u64 {
+    write_closed::<V6>(how)
+}
+
+#[inline(always)]
+fn write_closed<F: Datapath>(how: u64) -> u64 {
+    let (Some(scratch), Some(config)) = (F::scratch(), config::config()) else { return 0 };
+    // SAFETY: the scratch element is this CPU's own.
+    let Scratch { inside, inside_session: session, .. } = unsafe { &*scratch };
+    if session.log == 0 {
+        return 0;
+    }
+    let now = config::now(config);
+    let (mut start, mut received) = (now, Counter::default());
+    if let Some(answer) = F::session(&inside.pair(session)) {
+        // SAFETY: the pointer is to a map value; plain integers are read.
+        unsafe {
+            start = (*answer).mark;
+            received = Counter { packets: (*answer).packets, bytes: (*answer).bytes };
+        }
+    }
+    let ending = if how >> 8 != 0 {
+        Ending::Killed
+    } else {
+        Ending::of(State::from_number(how as u8), session.is_proxied())
+    };
+    write(inside, session, |record| Record {
+        kind: Kind::Close as u8,
+        reason: ending as u8,
+        now,
+        start,
+        received,
+        ..record
+    })
+}
+
+/// Writes a record of a session, which `complete` completes, or counts that it is lost.
+#[inline(always)]
+fn write<F: Datapath>(
+    inside: &Tuple<F>,
+    session: &Session<F>,
+    complete: impl FnOnce(Record) -> Record,
+) -> u64 {
+    let Some(mut entry) = RECORDS.reserve(0) else {
+        if let Some(lost) = RECORDS_LOST.get_ptr_mut(0) {
+            // SAFETY: the element is this CPU's own and programs do not preempt each other.
+            unsafe { *lost += 1 };
+        }
+        return 0;
+    };
+    entry.write(complete(Record {
+        // SAFETY: the helper has no arguments.
+        time: unsafe { bpf_ktime_get_ns() },
+        proto: inside.proto,
+        proxied: u8::from(session.is_proxied()),
+        log: session.log,
+        source: F::mapped(&inside.source),
+        translated: F::mapped(&session.translated),
+        destination: F::mapped(&inside.destination),
+        source_port: inside.source_port,
+        translated_port: session.translated_port,
+        destination_port: inside.destination_port,
+        sent: Counter { packets: session.packets, bytes: session.bytes },
+        ..Record::default()
+    }));
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+    0
+}
