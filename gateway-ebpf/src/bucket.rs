@@ -64,6 +64,33 @@ pub(crate) fn admit<K>(buckets: &Buckets<K>, key: &K, tag: u64, limit: &Limit) -
     REFUSED | NO_ROOM
 }
 
+/// Takes a token for a connection that begins on a session that is counted already. Returns 0, or [`REFUSED`] and why.
+#[inline(always)]
+pub(crate) fn renew<K>(buckets: &Buckets<K>, key: &K, limit: &Limit) -> u32 {
+    let Some(bucket) = buckets.get_ptr_mut(key) else { return 0 };
+    // SAFETY: the pointer is to a map value.
+    unsafe {
+        if take(&raw mut (*bucket).full, limit, now()) {
+            atomic::add_long(&raw mut (*bucket).admitted, 1);
+            return 0;
+        }
+        atomic::add_long(&raw mut (*bucket).over_rate, 1);
+    }
+    REFUSED | OVER_RATE
+}
+
+/// Undoes [`renew`].
+#[inline(always)]
+pub(crate) fn give_back<K>(buckets: &Buckets<K>, key: &K, interval: u32) {
+    if let Some(bucket) = buckets.get_ptr_mut(key) {
+        // SAFETY: the pointer is to a map value.
+        unsafe {
+            atomic::add_long(&raw mut (*bucket).full, u64::from(interval).wrapping_neg());
+            atomic::add_long(&raw mut (*bucket).admitted, u64::MAX);
+        }
+    }
+}
+
 /// Undoes [`admit`]: the connection did not come about.
 #[inline(always)]
 pub(crate) fn take_back<K>(buckets: &Buckets<K>, key: &K, interval: u32) {

@@ -136,6 +136,7 @@ fn try_pass<F: Datapath>(
     forward::check(&subject.packet, &session.next_hop)?;
     tcp::read_stamp(context, subject);
     tcp::admit_anew(context, subject, session).result()?;
+    tcp::renew(context, subject, session)?;
     tcp::track(context, subject, session).result()?;
     mss::clamp_of(context, subject, session);
     tcp::note_stamp(context, subject, session);

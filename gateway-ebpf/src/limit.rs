@@ -20,12 +20,19 @@ use gateway_common::{
     DropReason,
     limit::Limit,
     ports::Destination,
+    route::Target,
+    session::Session,
     share::{self, CONTENTION, MAX_CONTENTIONS, MAX_SHARES, Share},
 };
 
 use crate::{
     atomic,
     bucket::{self, Buckets, NO_ROOM, OVER_CONCURRENT, OVER_RATE},
+    claim,
+    family::Datapath,
+    path::Code,
+    pool,
+    session::Subject,
 };
 
 pub(crate) use crate::bucket::REFUSED;
@@ -132,6 +139,39 @@ fn note(destination: &Destination, limit: &Limit, client: &Client, said: u32) ->
                 contention.write_volatile(until);
             }
         }
+    }
+    0
+}
+
+/// Takes a token for a connection that begins on the subject's session, which is counted already. The pool says what its
+/// client is told where there is none. Who stands back does so for sessions, not for tokens that its own one takes.
+#[inline(never)]
+pub(crate) fn renew<F: Datapath>(subject: &mut Subject<F>, session: &Session<F>) -> Code {
+    let element = u32::from(session.pool_address);
+    let Some(number) = pool::number(element) else { return Code::OK };
+    let (Some(pool), Some(scratch)) = (pool::get(number), F::scratch()) else { return Code::OK };
+    // SAFETY: the scratch element is this CPU's own.
+    let towards = unsafe { &mut (*scratch).towards };
+    towards.address = F::mapped(&session.translated);
+    towards.server = F::mapped(&subject.tuple.destination);
+    towards.port = subject.tuple.destination_port;
+    towards.proto = subject.tuple.proto;
+    if bucket::renew(&DESTINATIONS, towards, &pool.limit) == 0 {
+        return Code::OK;
+    }
+    claim::refused(element, DropReason::DestinationRate);
+    // The route of a packet with a session is not looked for.
+    (subject.route.target, subject.route.object) = (Target::Pool as u8, number);
+    Code::drop(DropReason::DestinationRate)
+}
+
+/// Undoes [`renew`], directly after it. Returns nothing of interest.
+#[inline(never)]
+pub(crate) fn give_back<F: Datapath>(session: &Session<F>) -> u32 {
+    let number = pool::number(u32::from(session.pool_address));
+    if let (Some(pool), Some(scratch)) = (number.and_then(pool::get), F::scratch()) {
+        // SAFETY: the scratch element is this CPU's own.
+        bucket::give_back(&DESTINATIONS, unsafe { &(*scratch).towards }, pool.limit.interval);
     }
     0
 }

@@ -682,6 +682,7 @@ fn follow_known<F: Datapath>(
 ) -> Result<Outcome, DropReason> {
     tcp::read_stamp(context, subject);
     tcp::admit_anew(context, subject, session).result()?;
+    tcp::renew(context, subject, session)?;
     let code = follow(context, subject, session);
     if code.result().is_ok() {
         tcp::note_stamp(context, subject, session);

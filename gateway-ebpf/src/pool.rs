@@ -65,6 +65,12 @@ pub(crate) fn refusal(number: u32) -> u32 {
     get(number).map_or(0, |pool| pool.flags & (pool::REFUSE_RESET | pool::REFUSE_ICMP))
 }
 
+/// The pool that the element `index` of `POOL_ADDRESSES` is in.
+#[inline(always)]
+pub(crate) fn number(index: u32) -> Option<u32> {
+    POOL_ADDRESSES.get(index).filter(|found| found.flags & IN_USE != 0).map(|found| found.pool)
+}
+
 /// The element `index` of `POOL_ADDRESSES`, if it is `address`, in use by the pool `number`.
 #[inline(always)]
 pub(crate) fn of(index: u16, address: &MappedAddress, number: u32) -> Option<&'static PoolAddress> {

@@ -104,6 +104,27 @@ pub(crate) fn admit<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) ->
     })
 }
 
+/// Takes a token for a connection that begins on a session, which is counted already.
+#[inline(never)]
+pub(crate) fn renew<F: Datapath>(context: &Context<'_>, tuple: &Tuple<F>, session: &Session<F>) -> Code {
+    let (policy, charge) = (context.policy, session.charge());
+    if policy.limits() == 0 || !charge.is_some() {
+        return Code::OK;
+    }
+    let client = F::mapped(&tuple.source);
+    // Where it is another limit's by now, the sweep is about to count it there.
+    let Some(found) = find(policy, &client, F::IS_V4).filter(|found| found.charge as u16 == charge.number())
+    else {
+        return Code::OK;
+    };
+    if bucket::renew(&SOURCES, &Source::of(charge, client), &found.limit) == 0 {
+        count(charge, |counters| counters.admitted += 1);
+        return Code::OK;
+    }
+    count(charge, |counters| counters.over_rate += 1);
+    Code::drop(DropReason::SourceRate)
+}
+
 /// Gives back what [`admit`] has taken, unless a session has it. Returns nothing of interest.
 #[inline(never)]
 pub(crate) fn settle<F: Datapath>() -> u64 {

@@ -10,18 +10,18 @@ use gateway_common::{
     DropReason,
     config::Config,
     parse::{Bytes as _, Flow, Packet},
-    session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, TCP_FIN, TCP_RST, TCP_SYN, Tuple},
+    session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tuple},
     tcp::{self, FORGOTTEN, Segment, State, Step},
 };
 
 use crate::{
     atomic, config, count,
     family::Datapath,
-    forward,
+    forward, limit,
     packet::Frame,
     path::{Code, Context},
     session::Subject,
-    stamp,
+    source, stamp,
 };
 
 /// Number of sessions that are half open. It moves with the transitions into such states and out of them, with
@@ -158,6 +158,31 @@ pub(crate) fn admit_anew<F: Datapath>(
         }
     }
     Code::OK
+}
+
+/// Takes the tokens for a connection that a client's SYN is about to begin on a closed session.
+#[inline(always)]
+pub(crate) fn renew<F: Datapath>(
+    context: &Context<'_>,
+    subject: &mut Subject<F>,
+    session: &Session<F>,
+) -> Result<(), DropReason> {
+    let opens = subject.packet.transport_layer.detail & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    if !opens
+        || subject.tuple.side != SIDE_INSIDE
+        || !matches!(subject.packet.transport_layer.flow, Flow::Tcp)
+        || session.is_proxied()
+        || !State::from_number(session.state).is_closed()
+    {
+        return Ok(());
+    }
+    limit::renew(subject, session).result()?;
+    let code = source::renew(context, &subject.tuple, session);
+    if let Err(reason) = code.result() {
+        limit::give_back(session);
+        return Err(reason);
+    }
+    Ok(())
 }
 
 /// Notes the timestamp of a client's segment that is not one of many. Returns nothing of interest.

@@ -23,15 +23,17 @@ use gateway_common::{
     V4,
     config::Config,
     fragment::{Datagram, Key, LIFETIME},
+    ports::Destination,
     proxy::ProxyMac,
     share::Share,
+    source::Source,
     table::{self, Bucket, Fill, Slot},
     tunnel::{self, GENEVE, GENEVE_PORT, Tunnel, TunnelKey},
 };
 use gateway_lab::Sandbox;
 use gateway_user::{
     dataplane::{
-        Dataplane as _, DestinationStats, LimitStats, Observe, SessionRow,
+        Dataplane as _, DestinationStats, Drift, LimitStats, Observe, SessionRow,
         bpf::{BpfDataplane, Options},
     },
     model::{Capacity, Snapshot},
@@ -499,6 +501,55 @@ impl Gateway {
     /// If it cannot be read.
     pub fn destinations(&self) -> Vec<DestinationStats> {
         self.observe.destinations().unwrap_or_else(|error| panic!("the destinations: {error:#}"))
+    }
+
+    /// By how much the gateway itself finds its counts to differ from what there is.
+    ///
+    /// # Panics
+    /// If it does not look, or cannot be asked.
+    pub fn drift(&mut self) -> Drift {
+        let drift = |gateway: &Self| gateway.observe.drift().unwrap_or_else(|error| panic!("{error:#}"));
+        let before = drift(self).rounds;
+        self.dataplane().sweeper().recount();
+        for _ in 0..10_000 {
+            self.sweep();
+            let found = drift(self);
+            if found.rounds != before {
+                return Drift { rounds: 0, ..found };
+            }
+        }
+        panic!("nobody has looked");
+    }
+
+    /// Has the bucket of the destination that comes first, and those of sources, count another session.
+    ///
+    /// # Panics
+    /// If they cannot be changed.
+    pub fn miscount(&mut self) {
+        fn change<K: Pod>(map: MapData) {
+            let mut map = maps::HashMap::<_, K, gateway_common::limit::Bucket>::try_from(Map::HashMap(map))
+                .expect("buckets");
+            let (key, mut bucket) = map.iter().next().expect("a bucket").expect("a bucket");
+            bucket.sessions += 1;
+            map.insert(key, bucket, 0).expect("a bucket");
+        }
+        change::<Destination>(MapData::from_pin(self.map("DESTINATIONS")).expect("a map"));
+        change::<Source>(MapData::from_pin(self.map("SOURCES")).expect("a map"));
+    }
+
+    /// Begins anew on the maps as they are, as the next daemon does.
+    ///
+    /// # Panics
+    /// If it cannot.
+    pub fn restart(&mut self) {
+        let engine = self.engine.take().expect("a gateway that is not dropped");
+        let again = engine.dataplane.reopen().unwrap_or_else(|error| panic!("no gateway: {error:#}"));
+        self.observe = again.observe();
+        self.engine = Some(Engine { dataplane: again, ..engine });
+        let host = self.network.host();
+        self.dataplane_mut().host_changed(&host).unwrap_or_else(|error| panic!("no host: {error:#}"));
+        let to = self.applied.clone().expect("a policy");
+        self.dataplane_mut().apply(None, &to).unwrap_or_else(|error| panic!("no policy: {error:#}"));
     }
 
     /// The sessions that clients are known to have, all together.

@@ -466,6 +466,8 @@ async fn stopping_keeps_the_data_plane_unless_it_is_to_be_removed() {
 async fn a_dead_data_plane_ends_the_control_plane() {
     struct Panics;
     impl Sweeper for Panics {
+        fn recount(&self) {}
+
         fn sweep(&self, _: bool) -> anyhow::Result<Swept> {
             panic!("this test's data plane panics in its first sweep")
         }

@@ -17,8 +17,8 @@ use gateway_common::{
 };
 
 use super::{
-    AttachedInterface, Dataplane, DestinationStats, Host, LimitStats, MapStats, Observe, PoolAddressStats,
-    ProxyHostStats, SessionRow, Sweeper, Swept, Traffic,
+    AttachedInterface, Dataplane, DestinationStats, Drift, Host, LimitStats, MapStats, Observe,
+    PoolAddressStats, ProxyHostStats, SessionRow, Sweeper, Swept, Traffic,
 };
 use crate::model::{AttachMode, RouteKey, Snapshot};
 
@@ -57,6 +57,8 @@ pub struct State {
     pub tables: BTreeMap<(String, &'static str), Counter>,
     /// Counters of pool addresses; absent ones read as zero.
     pub pools: BTreeMap<IpAddr, PoolCounters>,
+    /// By how much counts differ from what there is.
+    pub drift: Drift,
     /// What was opened towards destinations.
     pub destinations: Vec<DestinationStats>,
     /// What limits of sources have done; absent ones have done nothing.
@@ -126,6 +128,8 @@ impl Dataplane for Memory {
 }
 
 impl Sweeper for Memory {
+    fn recount(&self) {}
+
     fn sweep(&self, _: bool) -> anyhow::Result<Swept> {
         self.state().sweeps += 1;
         Ok(Swept::default())
@@ -235,6 +239,10 @@ impl Observe for Memory {
 
     fn records_lost(&self) -> anyhow::Result<u64> {
         self.read(|_| 0)
+    }
+
+    fn drift(&self) -> anyhow::Result<Drift> {
+        self.read(|state| state.drift)
     }
 
     fn events_lost(&self) -> anyhow::Result<u64> {

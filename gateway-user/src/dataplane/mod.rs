@@ -66,6 +66,9 @@ pub trait Sweeper: Send + Sync {
     ///
     /// What it met says how soon, and how urgently, the next one should follow.
     fn sweep(&self, turn: bool) -> anyhow::Result<Swept>;
+
+    /// Has the next slices compare what is counted with what there is, see [`Observe::drift`], although it is not due.
+    fn recount(&self);
 }
 
 /// What a slice of the sweep met.
@@ -152,6 +155,8 @@ pub trait Observe: Send + Sync {
     ) -> anyhow::Result<Vec<SessionRow>>;
     /// How full the maps are.
     fn maps(&self) -> anyhow::Result<Vec<MapStats>>;
+    /// By how much counts differ from what there is.
+    fn drift(&self) -> anyhow::Result<Drift>;
     /// Events that were lost because the ring buffer was full.
     fn events_lost(&self) -> anyhow::Result<u64>;
     /// Records of sessions that were lost because their ring buffer was full.
@@ -314,6 +319,20 @@ pub struct LimitStats {
     pub most: u64,
     /// Connections admitted and refused.
     pub counters: LimitCounters,
+}
+
+/// By how much what is counted differs from what the session tables have, where that is known for certain: 0, or there is
+/// an error in the data plane. Looked at once a minute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Sessions that buckets of destinations have too many or too few.
+    pub destinations: u64,
+    /// As many of buckets of sources.
+    pub sources: u64,
+    /// Ports that nobody has and nobody gets.
+    pub ports: u64,
+    /// How often it was looked at.
+    pub rounds: u64,
 }
 
 /// A session as users see it.

@@ -103,6 +103,11 @@ impl Collector for GatewayCollector {
         if let Some(lost) = out.read("records", observe.records_lost()) {
             out.set(&metric::ACCESS_LOG_LOST, ["kernel"], lost);
         }
+        if let Some(drift) = out.read("drift", observe.drift()) {
+            out.set(&metric::ACCOUNTING_DRIFT, ["destinations"], drift.destinations);
+            out.set(&metric::ACCOUNTING_DRIFT, ["sources"], drift.sources);
+            out.set(&metric::ACCOUNTING_DRIFT, ["ports"], drift.ports);
+        }
         if let Some(lost) = out.read("events", observe.events_lost()) {
             out.set(&metric::EVENTS_LOST, [], lost);
         }

@@ -126,6 +126,8 @@ metrics! {
         "Elements in use of a map of the data plane.";
     MAP_CAPACITY = Gauge "gateway_map_capacity" ["map"]
         "Elements that a map of the data plane can hold.";
+    ACCOUNTING_DRIFT = Gauge "gateway_accounting_drift" ["of"]
+        "By how much what is counted differs from what the session table has, as of the last minute: sessions of destinations and of sources, and ports that nobody has and nobody gets. Anything but 0 is an error of the gateway; clients may be refused for it.";
     EVENTS_LOST = Counter "gateway_events_lost_total" []
         "Messages of the data plane to the daemon that found the ring buffer full. No packet depends on them.";
     ACCESS_LOG_RECORDS = Counter "gateway_access_log_records_total" []
@@ -158,6 +160,7 @@ pub fn reference() -> String {
          | `kind` | `destination_rate`, `destination_concurrent`, `source_rate`, `source_concurrent` |\n\
          | `event` | `created`, `closed`, `expired`, `killed` |\n\
          | `cause` | `kernel`, `queue`, `rate`, `sink` |\n\
+         | `of` | `destinations`, `sources`, `ports` |\n\
          | `family` | `ipv4`, `ipv6` |\n\
          | `role` | `inside`, `outside`, `both` |\n\
          | `mode` | `native`, `generic`, `none` |\n\

@@ -7,6 +7,7 @@
 
 mod border;
 mod change;
+mod drift;
 mod eip;
 mod expiry;
 mod flip;

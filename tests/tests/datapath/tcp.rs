@@ -3,10 +3,14 @@
 use std::{thread::sleep, time::Duration};
 
 use gateway_common::{
-    DropReason::{NoSession, PoolExhausted, SessionTableFull},
+    DropReason::{DestinationRate, NoSession, PoolExhausted, SessionTableFull, SourceRate},
     Verdict::{Reply, Snat},
 };
-use gateway_tests::packet::{ACK, FIN, Packet, RST, SYN, tcp, udp};
+use gateway_tests::{
+    counters::drops,
+    gateway::Action,
+    packet::{ACK, FIN, Packet, RST, SYN, tcp, udp},
+};
 
 use crate::support::{Expected, Lab, POOL, POOL6, ROUTER, dropped, nat, sent, snat, standard};
 
@@ -167,6 +171,52 @@ fn a_syn_on_a_closed_session_begins_another_connection() {
     leads(&mut lab, &forth(ACK, CLIENT + 7_001, SERVER + 1), "established");
 }
 
+/// The third connection on one session, where a limit has tokens for two.
+fn third_on_a_session(lab: &mut Lab) -> Packet {
+    for (device, segment) in [
+        ("in0", forth(SYN, CLIENT, 0)),
+        ("out0", back(SYN | ACK, SERVER, CLIENT + 1)),
+        ("in0", forth(ACK, CLIENT + 1, SERVER + 1)),
+        ("in0", forth(RST, CLIENT + 1, 0)),
+        ("in0", forth(SYN, CLIENT + 7_000, 0)),
+        ("out0", back(RST | ACK, 0, CLIENT + 7_001)),
+    ] {
+        assert_eq!(lab.prepare(device, &segment).action, Action::Redirect);
+    }
+    assert_eq!(state(lab), "closed");
+    forth(SYN, CLIENT + 9_000, 0)
+}
+
+#[test]
+fn a_connection_that_begins_on_a_closed_session_takes_a_token() {
+    let Some(mut lab) = standard(|policy| nat(policy).limit("nat", 1, 2, 0)) else { return };
+    let syn = third_on_a_session(&mut lab);
+    let attempt = dropped(DestinationRate).by(ALL, "pool").counting(&format!("pool nat {POOL} attempts"));
+    lab.check("in0", &syn, attempt.counting(&format!("pool nat {POOL} over_rate")));
+    assert_eq!(state(&lab), "closed");
+    let rows = lab.destinations();
+    assert_eq!((rows[0].sessions, rows[0].admitted, rows[0].over_rate), (1, 2, 1));
+    sleep(Duration::from_millis(1_100));
+    assert_eq!(lab.prepare("in0", &syn).action, Action::Redirect);
+    assert_eq!(state(&lab), "opening");
+}
+
+#[test]
+fn a_connection_that_begins_on_a_closed_session_takes_a_token_of_its_clients() {
+    let Some(mut lab) = standard(|policy| nat(policy).limit_sources("a", "10.0.1.0/24", "source", (1, 2, 0)))
+    else {
+        return;
+    };
+    let syn = third_on_a_session(&mut lab);
+    let before = lab.destinations();
+    assert_eq!(lab.prepare("in0", &syn).action, Action::Drop);
+    assert_eq!(lab.counters().packets(&drops(SourceRate)), 1);
+    assert_eq!(state(&lab), "closed");
+    assert_eq!(lab.destinations()[0].admitted, before[0].admitted, "the destination's was given back");
+    sleep(Duration::from_millis(1_100));
+    assert_eq!(lab.prepare("in0", &syn).action, Action::Redirect);
+}
+
 /// A connection that both sides have closed; the client's last timestamp is `stamp`.
 #[track_caller]
 fn close(lab: &mut Lab, stamp: &[u8]) {
@@ -305,7 +355,7 @@ fn short_connections_go_on_for_ever_without_a_refusal() {
         lab.sweep();
     }
     assert!(number > 150, "{number} connections");
-    assert_eq!(lab.counters().packets(&gateway_tests::counters::drops(PoolExhausted)), 0);
+    assert_eq!(lab.counters().packets(&drops(PoolExhausted)), 0);
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod pools;
 mod proxies;
 mod reap;
 mod records;
+mod recount;
 mod shut;
 mod space;
 mod sweep;
@@ -70,6 +71,7 @@ use self::{
     pools::Pools,
     proxies::{Proxies, ProxyMaps, Surroundings},
     records::BpfRecords,
+    recount::Found,
     sweep::BpfSweeper,
     tables::{Owners, References, TableMaps, Tables},
     tunnels::Tunnels,
@@ -255,6 +257,7 @@ impl BpfDataplane {
         let scale = Scale::of_this_kernel()?;
         config.tick_shift = scale.shift();
         let sweep = Arc::new(sweep::Program::new(program(&mut ebpf, SWEEP)?.fd()?.try_clone()?));
+        let found = Arc::<Found>::default();
         let clock = Clock::new(Arc::clone(&sweep), scale);
         Ok(Self {
             config_map,
@@ -273,10 +276,15 @@ impl BpfDataplane {
             proxies,
             tunnels: Tunnels::default(),
             tables,
-            sweeper: Arc::new(BpfSweeper::new(sweep, &pins, config.timeouts)?),
+            sweeper: Arc::new(BpfSweeper::new(sweep, &pins, config.timeouts, Arc::clone(&found))?),
             scale,
             meanings,
-            observe: Arc::new(BpfObserve::new(clock, &pins, Arc::clone(&numbers), capacity.sessions)?),
+            observe: Arc::new(BpfObserve::new(
+                clock,
+                &pins,
+                (Arc::clone(&numbers), found),
+                capacity.sessions,
+            )?),
             numbers,
             host: Host::default(),
             applied: None,

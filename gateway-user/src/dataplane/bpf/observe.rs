@@ -34,13 +34,14 @@ use super::{
     numbers::{CountedAddress, CountedRoute, Numbers},
     pins::Pins,
     records,
+    recount::Found,
     sys::{self, Cursor},
     table::{SessionTable, Stored},
 };
 use crate::{
     dataplane::{
-        AttachedInterface, DestinationStats, LimitStats, MapStats, Observe, PoolAddressStats, ProxyHostStats,
-        SessionRow, Traffic, UNKNOWN_INTERFACE,
+        AttachedInterface, DestinationStats, Drift, LimitStats, MapStats, Observe, PoolAddressStats,
+        ProxyHostStats, SessionRow, Traffic, UNKNOWN_INTERFACE,
     },
     model::RouteKey,
 };
@@ -54,6 +55,7 @@ const ATTEMPTS: usize = 3;
 pub(super) struct BpfObserve {
     clock: Clock,
     numbers: Arc<RwLock<Numbers>>,
+    found: Arc<Found>,
     traffic: PerCpuArray<MapData, Counter>,
     drops: PerCpuArray<MapData, Counter>,
     routes: PerCpuArray<MapData, Counter>,
@@ -76,12 +78,13 @@ impl BpfObserve {
     pub(super) fn new(
         clock: Clock,
         pins: &Pins,
-        numbers: Arc<RwLock<Numbers>>,
+        (numbers, found): (Arc<RwLock<Numbers>>, Arc<Found>),
         capacity: u32,
     ) -> Result<Self> {
         Ok(Self {
             clock,
             numbers,
+            found,
             traffic: pins.open("TRAFFIC")?,
             drops: pins.open("DROPS")?,
             routes: pins.open("ROUTE_COUNTERS")?,
@@ -408,6 +411,10 @@ impl Observe for BpfObserve {
 
     fn records_lost(&self) -> Result<u64> {
         records::lost(&self.records_lost)
+    }
+
+    fn drift(&self) -> Result<Drift> {
+        Ok(self.found.drift())
     }
 
     fn events_lost(&self) -> Result<u64> {

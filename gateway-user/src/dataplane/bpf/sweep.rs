@@ -38,6 +38,7 @@ use gateway_common::{
 use super::{
     observe,
     pins::Pins,
+    recount::{Found, Recount},
     sys::{self, Cursor},
     table::{SessionTable, Stored},
 };
@@ -61,6 +62,8 @@ pub(super) struct BpfSweeper {
     timeouts: Mutex<Timeouts>,
     /// Whether limits of sources have changed since the last slice.
     recharge: AtomicBool,
+    /// Whether counts are to be compared now.
+    recount: AtomicBool,
 }
 
 /// The walk through the session tables.
@@ -72,6 +75,7 @@ struct Sweep {
     sources: Buckets<Source>,
     /// The walk that has sessions counted under other limits of sources.
     charges: Option<Charges>,
+    recount: Recount,
     /// Whether the IPv6 table is next.
     v6_next: bool,
     /// Packets by reason of their drop.
@@ -111,12 +115,19 @@ struct Buckets<K> {
 }
 
 impl BpfSweeper {
-    /// Begins with the idle times that are in force.
-    pub(super) fn new(program: Arc<Program>, pins: &Pins, timeouts: Timeouts) -> Result<Self> {
+    /// Begins with the idle times that are in force; `found` gets to know what counts differ by.
+    pub(super) fn new(
+        program: Arc<Program>,
+        pins: &Pins,
+        timeouts: Timeouts,
+        found: Arc<Found>,
+    ) -> Result<Self> {
+        let (v4, v6) = (SessionTable::open(pins)?, SessionTable::open(pins)?);
         let sweep = Sweep {
             program,
-            v4: Walk::new(SessionTable::open(pins)?),
-            v6: Walk::new(SessionTable::open(pins)?),
+            recount: Recount::new(pins, &v4, &v6, found)?,
+            v4: Walk::new(v4),
+            v6: Walk::new(v6),
             destinations: Buckets::new(SWEEP_DESTINATIONS, sys::open_pin(&pins.map("DESTINATIONS"))?),
             sources: Buckets::new(SWEEP_SOURCES, sys::open_pin(&pins.map("SOURCES"))?),
             charges: None,
@@ -127,7 +138,12 @@ impl BpfSweeper {
         };
         // A daemon before this one may have died between a change of limits and its walk.
         let recharge = AtomicBool::new(true);
-        Ok(Self { sweep: Mutex::new(sweep), timeouts: Mutex::new(timeouts), recharge })
+        Ok(Self {
+            sweep: Mutex::new(sweep),
+            timeouts: Mutex::new(timeouts),
+            recharge,
+            recount: AtomicBool::new(false),
+        })
     }
 
     /// Limits of sources have changed: sessions are counted under those in force from now on.
@@ -148,7 +164,15 @@ impl Sweeper for BpfSweeper {
         if self.recharge.swap(false, Ordering::AcqRel) {
             sweep.charges = Some(Charges::new(&sweep.v4.table, &sweep.v6.table)?);
         }
+        // After the walk that moves sessions to other buckets.
+        if sweep.charges.is_none() {
+            sweep.recount.slice(self.recount.swap(false, Ordering::AcqRel), SLICE / 2)?;
+        }
         sweep.slice(turn, &timeouts)
+    }
+
+    fn recount(&self) {
+        self.recount.store(true, Ordering::Release);
     }
 }
 
