@@ -191,3 +191,30 @@ fn many_processors_admit_no_more_than_the_limit() {
     assert_eq!(sent, 200);
     recount(&lab);
 }
+
+#[test]
+fn a_flood_of_destinations_takes_nothing_from_those_that_there_are() {
+    let Some(mut lab) = limited(POOL, 0, 0, 30) else { return };
+    for number in 0..30 {
+        lab.open("in0", &flow(number));
+    }
+    // More destinations than there may be buckets. Most find no room for a session either.
+    let most = 65_536;
+    for number in 0..most + 1_000_u32 {
+        let server = format!("203.0.113.{}:{}", number % 256, 1_000 + number / 256);
+        lab.prepare("in0", &udp("10.0.1.3:2000", &server));
+    }
+    // The kernel has no memory at hand for each of so many at once.
+    let there = lab.destinations().len();
+    assert!((most as usize / 2..=most as usize).contains(&there), "{there} destinations");
+    refused(&mut lab, &flow(30), DestinationConcurrent, POOL);
+    // Those without sessions go.
+    for _ in 0..40 {
+        sleep(Duration::from_millis(300));
+        lab.sweep_all();
+    }
+    assert!(lab.destinations().len() <= 1_024, "{} destinations are left", lab.destinations().len());
+    refused(&mut lab, &flow(30), DestinationConcurrent, POOL);
+    assert_eq!(lab.prepare("in0", &flow(0)).action, Action::Redirect);
+    recount(&lab);
+}
