@@ -66,6 +66,7 @@
 //! Reads answer a [`types::List`], changes a [`types::Change`], failures an [`ApiError`].
 
 pub mod client;
+mod destinations;
 mod difference;
 pub mod error;
 mod extract;

@@ -1,6 +1,6 @@
 //! Rows of answers, made of the state in force and of what the data plane says.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use gateway_common::{
     DropReason,
@@ -9,17 +9,15 @@ use gateway_common::{
 
 use super::{
     ApiError,
-    sessions::{self, Page},
     types::{
-        BindingRow, Count, DestinationRow, DropRow, EipRow, Endpoint, InterfaceRow, InterfaceStats, LimitRow,
-        MapRow, PoolAddressRow, PoolRow, ProxyHostRow, ProxyRow, SessionUse, TableRow, VerdictRow,
+        BindingRow, Count, DropRow, EipRow, InterfaceRow, InterfaceStats, LimitRow, MapRow, PoolAddressRow,
+        PoolRow, ProxyHostRow, ProxyRow, SessionUse, TableRow, VerdictRow,
     },
 };
 use crate::{
     control::not_found,
     dataplane::{
-        AttachedInterface, DestinationStats, LimitStats, MapStats, PoolAddressStats, ProxyHostStats, Traffic,
-        UNKNOWN_INTERFACE,
+        AttachedInterface, LimitStats, MapStats, PoolAddressStats, ProxyHostStats, Traffic, UNKNOWN_INTERFACE,
     },
     health::{Health, HealthState},
     model::{Binding, Eip, Limit, Pool, Proxy, ProxyHost, Snapshot, Table},
@@ -200,33 +198,6 @@ pub(super) fn drops(drops: Vec<(DropReason, Counter)>) -> Vec<DropRow> {
 }
 
 /// Addresses of pools.
-/// The `limit` fullest destinations; of those that are as full, the ones that were refused most.
-pub(super) fn destinations(mut stats: Vec<DestinationStats>, limit: usize) -> Page<DestinationRow> {
-    let total = stats.len() as u64;
-    let fill = |row: &DestinationStats| {
-        let full = u64::from(row.sessions) * 1_000_000 / u64::from(row.room.max(1));
-        Reverse((full, row.over_rate + row.over_concurrent, row.admitted))
-    };
-    stats.sort_by(|a, b| {
-        let key = |row: &DestinationStats| (row.destination, row.port, row.proto, row.address);
-        fill(a).cmp(&fill(b)).then_with(|| key(a).cmp(&key(b)))
-    });
-    stats.truncate(limit);
-    let row = |stats: DestinationStats| DestinationRow {
-        pool: stats.pool,
-        address: stats.address,
-        proto: sessions::proto(stats.proto),
-        destination: Endpoint { address: stats.destination, port: stats.port },
-        sessions: stats.sessions.into(),
-        room: stats.room.into(),
-        tokens: stats.tokens.map(u64::from),
-        admitted: stats.admitted,
-        over_rate: stats.over_rate,
-        over_concurrent: stats.over_concurrent,
-    };
-    Page { items: stats.into_iter().map(row).collect(), total }
-}
-
 pub(super) fn pool_addresses(stats: Vec<PoolAddressStats>) -> Vec<PoolAddressRow> {
     let row = |stats: PoolAddressStats| PoolAddressRow {
         pool: stats.pool,

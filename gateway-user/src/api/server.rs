@@ -15,7 +15,7 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ApiError, ErrorKind, Row,
+    ApiError, ErrorKind, Row, destinations,
     extract::{Answer, Body, Query},
     import, request, revisions, routes, rows,
     sessions::Page,
@@ -473,8 +473,7 @@ async fn stats_destinations(
     State(context): Ctx,
     Query(query): Query<DestinationQuery>,
 ) -> Rows<DestinationRow> {
-    let limit = query.limit.unwrap_or(DestinationQuery::DEFAULT_LIMIT);
-    read_page(context, move |observe| Ok(rows::destinations(observe.destinations()?, limit as usize))).await
+    read_page(context, move |observe| destinations::show(observe, &query)).await
 }
 
 async fn stats_interfaces(State(context): Ctx) -> Rows<InterfaceStats> {

@@ -76,6 +76,9 @@ struct Destinations {
     /// Rows at most [20]
     #[arg(long, value_name = "N")]
     limit: Option<u32>,
+    /// Sources of each row at most [3]; 0 spares the walk through the session table
+    #[arg(long, value_name = "N")]
+    sources: Option<u32>,
     #[command(flatten)]
     watch: Watch,
 }
@@ -176,8 +179,8 @@ impl Part {
             Self::Pools(Plain { watch }) => {
                 show::<PoolAddressRow>(context, POOLS, &(), &watch, |_| true).await
             }
-            Self::Destinations(Destinations { limit, watch }) => {
-                let query = DestinationQuery { limit };
+            Self::Destinations(Destinations { limit, sources, watch }) => {
+                let query = DestinationQuery { limit, sources };
                 show::<DestinationRow>(context, DESTINATIONS, &query, &watch, |_| true).await
             }
             Self::Interfaces(Plain { watch }) => {

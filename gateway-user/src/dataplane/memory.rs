@@ -18,7 +18,7 @@ use gateway_common::{
 
 use super::{
     AttachedInterface, Dataplane, DestinationStats, Drift, Host, LimitStats, MapStats, Observe,
-    PoolAddressStats, ProxyHostStats, SessionRow, Sweeper, Swept, Traffic,
+    PoolAddressStats, ProxyHostStats, SessionRow, Sweeper, Swept, Traffic, keep_fullest,
 };
 use crate::model::{AttachMode, RouteKey, Snapshot};
 
@@ -178,6 +178,17 @@ impl Observe for Memory {
 
     fn destinations(&self) -> anyhow::Result<Vec<DestinationStats>> {
         self.read(|state| state.destinations.clone())
+    }
+
+    fn fullest(&self) -> anyhow::Result<BTreeMap<String, Vec<f64>>> {
+        self.read(|state| {
+            let mut pools: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+            for row in &state.destinations {
+                let ratio = f64::from(row.sessions) / f64::from(row.room.max(1));
+                keep_fullest(pools.entry(row.pool.clone()).or_default(), ratio);
+            }
+            pools
+        })
     }
 
     fn limits(&self) -> anyhow::Result<Vec<LimitStats>> {

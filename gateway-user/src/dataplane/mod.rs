@@ -143,6 +143,9 @@ pub trait Observe: Send + Sync {
     fn proxies(&self) -> anyhow::Result<Vec<ProxyHostStats>>;
     /// Destinations that something was opened towards lately.
     fn destinations(&self) -> anyhow::Result<Vec<DestinationStats>>;
+    /// How full the fullest destinations of each pool are, at most [`FULLEST`] of each, the fullest first: sessions that
+    /// there are, of those that there may be.
+    fn fullest(&self) -> anyhow::Result<BTreeMap<String, Vec<f64>>>;
     /// Limits of sources.
     fn limits(&self) -> anyhow::Result<Vec<LimitStats>>;
     /// Session life by protocol class, every class present.
@@ -306,6 +309,18 @@ pub struct DestinationStats {
     pub over_concurrent: u64,
 }
 
+/// Destinations of a pool that [`Observe::fullest`] tells of.
+pub const FULLEST: usize = 10;
+
+/// Keeps `ratio` in `fullest`, which is in order, if it is one of the [`FULLEST`] largest.
+fn keep_fullest(fullest: &mut Vec<f64>, ratio: f64) {
+    let at = fullest.partition_point(|larger| *larger >= ratio);
+    if at < FULLEST {
+        fullest.insert(at, ratio);
+        fullest.truncate(FULLEST);
+    }
+}
+
 /// What a limit of sources has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LimitStats {
@@ -379,4 +394,19 @@ pub struct MapStats {
     pub entries: u64,
     /// Elements it can hold.
     pub capacity: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fullest_are_kept_in_order() {
+        let mut fullest = Vec::new();
+        for number in 0..25_u32 {
+            keep_fullest(&mut fullest, f64::from(number * 7 % 25) / 25.0);
+        }
+        let expected: Vec<f64> = (0..10_u32).map(|rank| f64::from(24 - rank) / 25.0).collect();
+        assert_eq!(fullest, expected);
+    }
 }

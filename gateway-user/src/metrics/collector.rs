@@ -73,6 +73,14 @@ impl Collector for GatewayCollector {
             }
             limits(&mut out, &addresses);
         }
+        if let Some(pools) = out.read("destinations", observe.fullest()) {
+            for (pool, ratios) in &pools {
+                for (rank, ratio) in (1..).zip(ratios) {
+                    let rank: u32 = rank;
+                    out.set_ratio(&metric::DESTINATION_SATURATION, [pool, &rank.to_string()], *ratio);
+                }
+            }
+        }
         if let Some(limits) = out.read("limits", observe.limits()) {
             for LimitStats { name, counters, .. } in &limits {
                 out.set(&metric::LIMIT_DROPS, [DropReason::SourceRate.name(), name], counters.over_rate);
@@ -235,6 +243,12 @@ struct Families(HashMap<&'static str, MetricFamily>);
 impl Families {
     /// Sets the series of `metric` with these values of its labels.
     fn set<const N: usize>(&mut self, metric: &'static Descriptor, labels: [&str; N], value: u64) {
+        #[expect(clippy::cast_precision_loss, reason = "the text format has no integers beyond 2^53")]
+        self.set_ratio(metric, labels, value as f64);
+    }
+
+    /// As [`Families::set`], of a value that is no whole number.
+    fn set_ratio<const N: usize>(&mut self, metric: &'static Descriptor, labels: [&str; N], value: f64) {
         debug_assert_eq!(N, metric.labels.len(), "labels of {}", metric.name);
         let pairs = metric.labels.iter().zip(labels).map(|(name, value)| {
             let mut pair = LabelPair::default();
@@ -243,8 +257,6 @@ impl Families {
             pair
         });
         let mut series = Metric::from_label(pairs.collect());
-        #[expect(clippy::cast_precision_loss, reason = "the text format has no integers beyond 2^53")]
-        let value = value as f64;
         match metric.kind {
             Kind::Counter => {
                 let mut counter = proto::Counter::default();

@@ -116,6 +116,8 @@ metrics! {
         "New flows for which the pool address had no free port: the pool needs more addresses.";
     LIMIT_DROPS = Counter "gateway_limit_drops_total" ["kind", "name"]
         "New flows refused because of a limit: destination_rate and destination_concurrent where every address of the pool of that name was at its limit towards their destination, source_rate and source_concurrent where their client, or all of its prefix, was at the limit of that name.";
+    DESTINATION_SATURATION = Gauge "gateway_destination_saturation_ratio" ["pool", "rank"]
+        "How full the ten fullest destinations of the pool are, rank 1 the fullest, from 0 to 1: connections of a pool address to a destination, of those that its ports and the limit allow. Ranks that no destination has are absent.";
     POOL_IDLE_TIMEOUTS = Counter "gateway_pool_idle_timeouts_total" ["pool", "address"]
         "Sessions of the pool address that ended because they were idle.";
     PROXY_UP = Gauge "gateway_proxy_up" ["proxy", "host"]
@@ -158,6 +160,7 @@ pub fn reference() -> String {
          | `reason` | {reasons}; all of them from the start |\n\
          | `proto` | {protocols} |\n\
          | `kind` | `destination_rate`, `destination_concurrent`, `source_rate`, `source_concurrent` |\n\
+         | `rank` | `1` to `10` |\n\
          | `event` | `created`, `closed`, `expired`, `killed` |\n\
          | `cause` | `kernel`, `queue`, `rate`, `sink` |\n\
          | `of` | `destinations`, `sources`, `ports` |\n\

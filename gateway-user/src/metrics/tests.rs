@@ -6,12 +6,13 @@ use gateway_common::{
     DropReason, Verdict,
     counter::{Counter, SessionCounters},
     pool::PoolCounters,
+    source::LimitCounters,
 };
 
 use super::*;
 use crate::{
     control::{self, Base, Store},
-    dataplane::{Host, Link, Traffic, memory::Memory},
+    dataplane::{DestinationStats, Host, LimitStats, Link, Traffic, memory::Memory},
     model::{
         AttachMode, Interface, Pool, PortRange, Proxy, ProxyHost, Role, Route, RouteKey, Selector, Snapshot,
         Table, TableKind, Target,
@@ -45,6 +46,7 @@ pub(super) async fn gateway() -> (Memory, Metrics) {
                 closed: 5,
             },
         )]);
+        state.destinations = vec![destination(443, 3)];
         state.session_counters[0] =
             SessionCounters { created: 8, closed: 3, expired: 1, killed: 1, ..SessionCounters::default() };
         state.session_counters[1] =
@@ -91,6 +93,23 @@ fn snapshot() -> Snapshot {
 
 fn cell(ingress: &str, egress: Option<&str>, verdict: Verdict, counter: Counter) -> Traffic {
     Traffic { ingress: ingress.to_owned(), egress: egress.map(str::to_owned), verdict, counter }
+}
+
+/// A destination with so many sessions of 200.
+fn destination(port: u16, sessions: u32) -> DestinationStats {
+    DestinationStats {
+        pool: "nat".to_owned(),
+        address: ADDRESS,
+        destination: [203, 0, 113, 10].into(),
+        port,
+        proto: 6,
+        sessions,
+        room: 200,
+        tokens: None,
+        admitted: 0,
+        over_rate: 0,
+        over_concurrent: 0,
+    }
 }
 
 async fn scrape() -> String {
@@ -227,4 +246,21 @@ async fn promtool_finds_nothing_to_complain_about() {
     let output = promtool.wait_with_output().expect("promtool ends");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.trim().is_empty(), "{said}");
+}
+
+#[tokio::test]
+async fn limits_of_clients_and_the_fullest_destinations_are_told() {
+    let (memory, metrics) = gateway().await;
+    {
+        let mut state = memory.state();
+        let counters = LimitCounters { admitted: 7, over_rate: 3, over_concurrent: 2 };
+        state.limits = vec![LimitStats { name: "tenant-a".to_owned(), counters, ..LimitStats::default() }];
+        state.destinations = (1..=12).map(|port| destination(port, u32::from(port) * 10)).collect();
+    }
+    let text = metrics.render().expect("metrics render");
+    has(&text, "gateway_limit_drops_total{kind=\"source_rate\",name=\"tenant-a\"} 3");
+    has(&text, "gateway_limit_drops_total{kind=\"source_concurrent\",name=\"tenant-a\"} 2");
+    has(&text, "gateway_destination_saturation_ratio{pool=\"nat\",rank=\"1\"} 0.6");
+    has(&text, "gateway_destination_saturation_ratio{pool=\"nat\",rank=\"10\"} 0.15");
+    assert!(!text.contains("rank=\"11\""), "{text}");
 }

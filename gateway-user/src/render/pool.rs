@@ -108,14 +108,21 @@ impl Columns for DestinationRow {
             Column::text("ADDRESS"),
             Column::number("SESSIONS"),
             Column::number("FULL"),
+            Column::number("LEFT"),
+            Column::number("PER-SECOND"),
+            Column::number("FULL-IN"),
             Column::number("TOKENS"),
             Column::number("ADMITTED"),
             Column::number("OVER-RATE"),
             Column::number("OVER-CONCURRENT"),
+            Column::text("SOURCES"),
         ]
     }
 
     fn cells(&self) -> Vec<Cell> {
+        let exhausted_in = self.exhausted_in.and_then(|left| u32::try_from(left).ok());
+        let sources = self.sources.iter().map(|share| format!("{}={}", share.address, share.sessions));
+        let sources = sources.collect::<Vec<_>>().join(" ");
         vec![
             Cell::new(&self.proto),
             Cell::new(&self.destination),
@@ -123,10 +130,14 @@ impl Columns for DestinationRow {
             Cell::new(&self.address),
             Cell::new(&self.sessions),
             Cell::new(&human::percent(self.sessions, self.room)),
+            Cell::new(&self.headroom),
+            Cell::new(&self.connections_per_second),
+            Cell::of(exhausted_in.map(|left| human::seconds(f64::from(left))).as_ref()),
             Cell::of(self.tokens.as_ref()),
             Cell::new(&self.admitted),
             Cell::new(&self.over_rate),
             Cell::new(&self.over_concurrent),
+            Cell::of(Some(&sources).filter(|sources| !sources.is_empty())),
         ]
     }
 

@@ -101,6 +101,8 @@ fn destinations() {
     assert_snapshot!(shown::<DestinationRow>(&json!([
         { "pool": "nat", "address": "198.51.100.10", "proto": "tcp",
           "destination": { "address": "203.0.113.10", "port": 443 }, "sessions": 54_000, "room": 55_000,
+          "headroom": 1_000, "connections_per_second": 870, "exhausted_in": 83,
+          "sources": [{ "address": "10.0.1.2", "sessions": 41_000 }, { "address": "10.0.1.9", "sessions": 700 }],
           "tokens": 0, "admitted": 120_000, "over_rate": 310, "over_concurrent": 0 },
         { "pool": "nat", "address": "198.51.100.11", "proto": "udp",
           "destination": { "address": "2001:db8:f::1", "port": 53 }, "sessions": 12, "room": 64_512,

@@ -21,7 +21,7 @@ use crate::model::{AttachMode, Mapping, PortRange, Proto, Refuse, Role, TableKin
 pub use limit::{LimitRequest, LimitRow};
 pub use observed::{
     ConfigStatus, DestinationQuery, DestinationRow, DropRow, Endpoint, Export, MapRow, Notice, SessionCount,
-    SessionProxy, SessionQuery, SessionRow, SessionUse, Status, Version,
+    SessionProxy, SessionQuery, SessionRow, SessionUse, SourceShare, Status, Version,
 };
 
 pub use proxy::{ProxyDrainRequest, ProxyHostRow, ProxyRequest, ProxyRow};

@@ -229,9 +229,14 @@ pub struct DestinationQuery {
     /// Rows at most; if absent, 20.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
+    /// Sources of each row at most; if absent, 3. 0 spares the walk through the session table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<u32>,
 }
 
 impl DestinationQuery {
+    /// Sources shown when no number is given.
+    pub const DEFAULT_SOURCES: u32 = 3;
     /// Destinations shown when no limit is given.
     pub const DEFAULT_LIMIT: u32 = 20;
 }
@@ -251,6 +256,15 @@ pub struct DestinationRow {
     pub sessions: u64,
     /// Sessions there may be: as many as the address has ports, or as `concurrent` of the pool says.
     pub room: u64,
+    /// Sessions that may be opened beside them.
+    #[serde(default)]
+    pub headroom: u64,
+    /// Connections admitted in the last second.
+    #[serde(default)]
+    pub connections_per_second: u64,
+    /// Seconds until there is no room, if sessions become more as they did in the last second; absent where they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exhausted_in: Option<u64>,
     /// Connections that may be opened at once, right now; absent where the pool has no rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
@@ -260,6 +274,18 @@ pub struct DestinationRow {
     pub over_rate: u64,
     /// Connections refused by this address because there were too many at a time.
     pub over_concurrent: u64,
+    /// The sources with most of the sessions.
+    #[serde(default)]
+    pub sources: Vec<SourceShare>,
+}
+
+/// What a source has of a destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceShare {
+    /// Inside address.
+    pub address: IpAddr,
+    /// Its sessions.
+    pub sessions: u64,
 }
 
 /// How full a map is.

@@ -54,3 +54,13 @@ pub(super) struct CountedAddress {
     pub(super) drained: bool,
     pub(super) limit: Limit,
 }
+
+impl CountedAddress {
+    /// Sessions that there may be to each destination: as many as there are ports, or as the limit says.
+    pub(super) fn room(&self) -> u32 {
+        match self.limit.concurrent {
+            0 => self.ports,
+            concurrent => self.ports.min(concurrent),
+        }
+    }
+}

@@ -15,7 +15,7 @@ use aya::{
 use gateway_common::{
     DropReason, Family, V4, V6, Verdict,
     counter::{Counter, SessionClass, SessionCounters, traffic_index},
-    family,
+    family::{self, MappedAddress},
     interface::NO_SLOT,
     limit::Bucket,
     mapping,
@@ -41,7 +41,7 @@ use super::{
 use crate::{
     dataplane::{
         AttachedInterface, DestinationStats, Drift, LimitStats, MapStats, Observe, PoolAddressStats,
-        ProxyHostStats, SessionRow, Traffic, UNKNOWN_INTERFACE,
+        ProxyHostStats, SessionRow, Traffic, UNKNOWN_INTERFACE, keep_fullest,
     },
     model::RouteKey,
 };
@@ -289,10 +289,7 @@ impl Observe for BpfObserve {
                     port: u16::from_be_bytes(key.port),
                     proto: key.proto,
                     sessions: bucket.count(),
-                    room: match counted.limit.concurrent {
-                        0 => counted.ports,
-                        concurrent => counted.ports.min(concurrent),
-                    },
+                    room: counted.room(),
                     tokens: counted.limit.tokens(bucket.full, now),
                     admitted: bucket.admitted,
                     over_rate: bucket.over_rate,
@@ -301,6 +298,30 @@ impl Observe for BpfObserve {
             }
             if !more {
                 return Ok(rows);
+            }
+        }
+    }
+
+    fn fullest(&self) -> Result<BTreeMap<String, Vec<f64>>> {
+        let pool_addresses = self.numbers().pool_addresses.clone();
+        let addresses: HashMap<MappedAddress, &CountedAddress> =
+            pool_addresses.values().map(|counted| (family::from_ip(counted.address), counted)).collect();
+        let mut pools: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        let mut cursor = Cursor::default();
+        let (mut keys, mut values) = (Vec::<Destination>::new(), Vec::<Bucket>::new());
+        loop {
+            let more =
+                sys::lookup_batch(self.destinations.as_fd(), &mut cursor, &mut keys, &mut values, READ)
+                    .context("cannot read the buckets of destinations")?;
+            for (key, bucket) in keys.iter().zip(&values) {
+                // What is for no server is a mapping.
+                let mapping = family::to_ip(&key.server).is_unspecified();
+                let Some(counted) = addresses.get(&key.address).filter(|_| !mapping) else { continue };
+                let ratio = f64::from(bucket.count()) / f64::from(counted.room().max(1));
+                keep_fullest(pools.entry(&counted.pool).or_default(), ratio);
+            }
+            if !more {
+                return Ok(pools.into_iter().map(|(pool, ratios)| (pool.to_owned(), ratios)).collect());
             }
         }
     }
