@@ -134,3 +134,42 @@ fn clients_that_want_little_get_it_beside_one_that_wants_all() -> Result<()> {
     assert!((300.0 * time * 0.99..=(300.0 * time + 100.0) * 1.01).contains(&all), "{all} in {time}");
     Ok(())
 }
+
+/// Begins flows of 10.0.1.2 to one destination, by their numbers.
+fn begin(rig: &Rig, numbers: std::ops::Range<u16>) -> Result<()> {
+    rig.lab.c1.enter(|| numbers.into_iter().try_for_each(|number| ask("10.0.1.2", number)))?
+}
+
+/// What is counted under the limit `tenant`.
+fn counted(rig: &Rig) -> Result<Value> {
+    let shown: Value = serde_json::from_str(&rig.daemon.ok(&["--json", "limit", "show"])?)?;
+    Ok(shown["items"][0]["sessions"].clone())
+}
+
+#[test]
+fn limits_of_clients_outlive_the_daemon() -> Result<()> {
+    let limit = "[[limit]]\nname = \"tenant\"\nfrom = \"10.0.1.0/24\"\nconcurrent = 50\n";
+    let policy = format!("{}{limit}", policy("198.51.100.10"));
+    let Some(mut rig) = Rig::start("active", &policy)? else { return Ok(()) };
+    begin(&rig, 0..30)?;
+    assert_eq!(counted(&rig)?, 30);
+    rig.daemon.kill()?;
+    // Nobody is there, and the limit is in force.
+    begin(&rig, 30..60)?;
+    rig.daemon.start_again(&[])?;
+    assert_eq!(counted(&rig)?, 50);
+    let refused = "gateway_limit_drops_total{kind=\"source_concurrent\",name=\"tenant\"}";
+    assert_eq!(rig.daemon.count(refused)?, 10);
+    // Those that there are go on, and those that come are refused.
+    begin(&rig, 0..55)?;
+    assert_eq!(rig.daemon.count(refused)?, 15);
+    assert_eq!(counted(&rig)?, 50);
+    for of in ["destinations", "sources", "ports"] {
+        assert_eq!(rig.daemon.count(&format!("gateway_accounting_drift{{of=\"{of}\"}}"))?, 0);
+    }
+    // A higher limit counts them, too.
+    rig.daemon.tell("limit set tenant concurrent 52")?;
+    begin(&rig, 60..70)?;
+    assert_eq!(counted(&rig)?, 52);
+    Ok(())
+}
