@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, Read as _},
     path::{Path, PathBuf},
+    pin::pin,
     time::Duration,
 };
 
@@ -218,9 +219,23 @@ impl Import {
         };
         let query = RouteImport { via, table, prune };
         let client = context.client.patient(PATIENCE);
-        let change: Result<Change, _> = client.upload("/v1/routes/import", &query, text.into(), sent).await;
+        let upload = client.upload("/v1/routes/import", &query, text.into(), sent);
+        let change: Result<Change, _> = while_ticking(&bar, upload).await;
         bar.finish_and_clear();
         context.changed(&change.map_err(|error| Failure::of_call(error, client.socket()))?)
+    }
+}
+
+/// Waits for `work`, and has the bar show how time goes by. A thread of the bar's own could not: standard error is locked
+/// as long as the program runs.
+async fn while_ticking<T>(bar: &ProgressBar, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    let mut ticks = tokio::time::interval(Duration::from_millis(100));
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = ticks.tick() => bar.tick(),
+        }
     }
 }
 
@@ -236,7 +251,7 @@ pub(super) fn read(file: &Path) -> io::Result<Vec<u8>> {
 
 /// A bar on standard error, where somebody looks at it.
 fn progress(bytes: usize, shown: bool) -> ProgressBar {
-    const STYLE: &str = "{bar:40} {bytes}/{total_bytes}  {elapsed}  {msg}";
+    const STYLE: &str = "{bar:20} {bytes}/{total_bytes}  {elapsed}  {msg}";
     if !shown {
         return ProgressBar::hidden();
     }
@@ -244,7 +259,6 @@ fn progress(bytes: usize, shown: bool) -> ProgressBar {
     if let Ok(style) = ProgressStyle::with_template(STYLE) {
         bar.set_style(style);
     }
-    bar.enable_steady_tick(Duration::from_millis(100));
     bar
 }
 

@@ -149,6 +149,33 @@ fn a_list_is_imported_from_a_file_and_from_standard_input() -> Result<()> {
 }
 
 #[test]
+fn an_import_shows_how_far_it_is_on_a_terminal_and_leaves_nothing_there() -> Result<()> {
+    let daemon = set_up()?;
+    let directory = tempfile::tempdir()?;
+    let list = directory.path().join("many.txt");
+    let prefixes: Vec<_> =
+        (0..60_000u32).map(|n| std::net::Ipv4Addr::from(0x0b00_0000 + n).to_string()).collect();
+    let lines = prefixes.join("\n");
+    std::fs::write(&list, &lines)?;
+    // `script` is a terminal for it.
+    let gwctl = gateway_lab::program("gwctl")?.display().to_string();
+    let line = format!("{gwctl} route import {} via direct table servers", list.display());
+    let said = std::process::Command::new("timeout")
+        .args(["60", "script", "-qefc", &line, "/dev/null"])
+        .env("GWCTL_SOCKET", daemon.socket())
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .output()?;
+    let text = String::from_utf8(said.stdout)?;
+    assert!(said.status.success(), "{text}");
+    assert!(text.contains('█') && text.contains("708.98 KiB/708.98 KiB"), "{text:?}");
+    assert!(text.contains("the gateway takes them over"), "{text:?}");
+    // Back to the beginning of the line, which is erased.
+    assert!(text.trim_end_matches("\u{1b}[?25h").ends_with("\r\u{1b}[2K"), "{text:?}");
+    Ok(())
+}
+
+#[test]
 fn nothing_to_show_is_nothing_and_no_failure() -> Result<()> {
     let daemon = Daemon::start()?;
     for line in [
