@@ -180,6 +180,43 @@ fn what_the_host_sends_goes_by_the_table_of_its_own_address_and_is_answered_in_t
 }
 
 #[test]
+fn the_border_table_leads_replies_into_a_tunnel_and_what_comes_out_reaches_the_client() {
+    for host in [HOST, HOST6] {
+        let by_border = |policy: Policy| {
+            policy
+                .table(
+                    "own",
+                    &["10.0.1.2/32", "2001:db8:1::2/128"],
+                    "0.0.0.0/0 via pool nat\n::/0 via pool nat",
+                )
+                .border("10.0.1.0/24 via proxy squid\n2001:db8:1::/64 via proxy squid")
+        };
+        let mode = ProxyMode::Vxlan { vni: VNI };
+        let Some(mut of) = tunnelled_by(mode, host, "10.0.3.1", "2001:db8:3::1", by_border) else { return };
+        for (client, server, pool, all, led) in [
+            (CLIENT, "203.0.113.10", POOL, ALL, "10.0.1.0/24"),
+            ("[2001:db8:1::2]", "[2001:db8:f0::1]", POOL6, ALL6, "2001:db8:1::/64"),
+        ] {
+            let query = udp(&format!("{client}:4000"), &format!("{server}:53"));
+            of.lab.open("in0", &query);
+            let outside = if pool == POOL { pool.to_owned() } else { format!("[{pool}]") };
+            let answer = udp(&format!("{server}:53"), &format!("{outside}:4000"));
+            let home = answer.clone().to(&format!("{client}:4000"));
+            let expected = || {
+                let sent = sent("in1", host, Reply, &home).within(&of.tunnel);
+                sent.by_table("own", all, "pool").by_table("return", led, "proxy")
+            };
+            let (first, next) = (expected().establishing(pool), expected());
+            of.lab.check("out0", &answer, first);
+            of.lab.check("out0", &answer, next);
+            let address = query.source.to_string();
+            let frame = of.carrying(&home);
+            of.lab.check_frame("in1", &frame, sent("in0", &address, Reply, &home).counted_as(&home));
+        }
+    }
+}
+
+#[test]
 fn a_host_on_the_outside_is_met_there() {
     let mode = ProxyMode::Vxlan { vni: 7 };
     let Some(mut of) = tunnelled_by(mode, "192.0.2.2", "192.0.2.1", "2001:db8:2::1", |policy| policy) else {

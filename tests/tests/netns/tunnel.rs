@@ -223,6 +223,45 @@ fn the_gateway_host_forwards_nothing_that_comes_out_of_a_tunnel() -> Result<()> 
     Ok(())
 }
 
+#[test]
+fn clients_learn_how_much_a_tunnel_takes_also_when_the_way_to_its_host_becomes_narrow() -> Result<()> {
+    let Some(rig) = Rig::start("active", &config("hosts = [\"10.0.3.2\"]\ncheck = \"icmp\""))? else {
+        return Ok(());
+    };
+    let _api = Server::http(&rig.lab.api, "203.0.113.10:80".parse()?)?;
+    let _api6 = Server::http(&rig.lab.api, "[2001:db8:a::10]:80".parse()?)?;
+    far_end(&rig.lab.p1, "10.0.3.2", "10.0.3.1")?;
+    // A router that sends on what it gets.
+    rig.lab.p1.sysctl("net.ipv4.ip_forward", "1")?;
+    rig.lab.p1.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+    up(&rig, "10.0.3.2", true)?;
+    let ping = |server: &str, size: u32| {
+        let size = size.to_string();
+        rig.lab.c1.run(&["ping", "-M", "do", "-c", "1", "-W", "1", "-s", &size, server])
+    };
+    // Each is too large, and fits what the client knows.
+    for (mtu, too_large) in [(1450, 1500), (1350, 1450)] {
+        for (server, headers) in [("203.0.113.10", 28), ("2001:db8:a::10", 48)] {
+            let told = format!("mtu = {mtu}");
+            wait_until("the client to be told", SOON, || {
+                ping(server, too_large - headers).is_ok_and(|said| {
+                    let text = said.stdout.replace("mtu=", "mtu = ") + &said.stderr.replace("mtu=", "mtu = ");
+                    !said.success() && text.contains(&told)
+                })
+            })
+            .with_context(|| format!("{server} {mtu}"))?;
+            ping(server, mtu - headers)?.ok().with_context(|| format!("{server} {mtu}"))?;
+        }
+        // Connections need not be told: they announce what fits.
+        assert_eq!(download(&rig, "203.0.113.10")?, "3000000");
+        assert_eq!(download(&rig, "[2001:db8:a::10]")?, "3000000");
+        rig.lab.gw.ip(&["link", "set", "eth_in3", "mtu", "1400"])?;
+        rig.lab.p1.ip(&["link", "set", "eth0", "mtu", "1400"])?;
+        rig.lab.p1.ip(&["link", "set", "vx0", "mtu", "1350"])?;
+    }
+    Ok(())
+}
+
 fn download(rig: &Rig, server: &str) -> Result<String> {
     let curl = ["curl", "-sS", "--max-time", "20", "-o", "/dev/null", "-w", "%{size_download}"];
     rig.lab.c1.ok(&[&curl[..], &[&format!("http://{server}/3000000")]].concat())

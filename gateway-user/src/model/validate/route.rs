@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Subject, Violation, at, proxy, unknown, unknown_interface};
 use crate::model::{
-    Difference, ProxyMode, RouteKey, Snapshot, Table, TableKind, Target,
+    Difference, RouteKey, Snapshot, Table, TableKind, Target,
     error::ValueError,
     prefix::{check_unicast, family, is_ipv6},
 };
@@ -143,7 +143,7 @@ fn crossing(a: &RouteKey, b: &RouteKey) -> bool {
 /// Checks the target of a route to `prefix`.
 fn one_target(state: &Snapshot, table: &Table, prefix: IpNet, target: &Target) -> Result<(), ValueError> {
     if table.kind == TableKind::Border {
-        of_border(state, table, target)?;
+        of_border(table, target)?;
     }
     match target {
         Target::Direct | Target::Eip | Target::Blackhole | Target::Prohibit | Target::Host => Ok(()),
@@ -182,15 +182,9 @@ pub(super) fn pool_for(state: &Snapshot, prefix: IpNet, name: &str) -> Result<()
 }
 
 /// What the routes of a border table can lead to.
-fn of_border(state: &Snapshot, table: &Table, target: &Target) -> Result<(), ValueError> {
+fn of_border(table: &Table, target: &Target) -> Result<(), ValueError> {
     let name = &table.name;
     match target {
-        Target::Proxy(proxy) if state.proxies.get(proxy).is_some_and(|proxy| proxy.mode != ProxyMode::L2) => {
-            let message = format!(
-                "border table `{name}` cannot lead replies to proxy `{proxy}`: its hosts are in a tunnel"
-            );
-            Err(ValueError::invalid("via", message).hint("lead them to a proxy of mode `l2`, or to a router"))
-        }
         Target::Direct | Target::Gateway { .. } | Target::Blackhole | Target::Prohibit | Target::Proxy(_) => {
             Ok(())
         }
