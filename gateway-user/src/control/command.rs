@@ -11,7 +11,7 @@ use crate::{
     api::{ApiError, ErrorKind},
     model::{
         Binding, Eip, Fail, Interface, Limit, LimitChange, MAIN_TABLE, Mapping, Pool, PortRange, Proxy,
-        Refuse, Route, RouteKey, Selector, Snapshot, Subject, Table, TableKind, Target, error::closest,
+        Refuse, Route, RouteKey, Snapshot, Subject, Table, TableKind, Target, error::closest,
     },
 };
 
@@ -486,12 +486,7 @@ fn route_import(state: &mut Snapshot, import: &Import) -> Result<(), ApiError> {
             !key.selector.is_any() || route.target != import.target || import.prefixes.contains(&key.prefix)
         });
     }
-    for prefix in &import.prefixes {
-        let key = RouteKey { prefix: *prefix, selector: Selector::default() };
-        if routes.get(&key).is_none_or(|route| route.target != import.target) {
-            routes.insert(key, Route { target: import.target.clone(), log: false, comment: None });
-        }
-    }
+    routes.lead(&import.prefixes, &import.target);
     Ok(())
 }
 

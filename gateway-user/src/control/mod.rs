@@ -41,6 +41,7 @@ use boot::{Boot, boot};
 pub use command::{Command, Entry, Import, LimitChanges, Origin, ProxyChanges, not_found};
 pub use confirm::{Answer, Confirmation};
 pub use handle::{ApplyOptions, Handle};
+use store::is_large;
 pub use store::{Made, Saved, Store, history::Kept};
 use worker::Worker;
 
@@ -351,42 +352,69 @@ impl Task {
         if options.check {
             return Ok(Change::new(current.revision, true));
         }
-        let before = current.snapshot.clone();
-        self.put_in_force(current, &command, Arc::new(next)).await?;
-        current.confirmation = match options.confirm {
-            Some(within) => Some(Confirmation::new(current.revision, within, before)),
-            None if waiting.is_some() => current.confirmation.take().map(|it| it.answered(Answer::TakenBack)),
-            None => current.confirmation.take(),
+        let mut following = self.following(current, Arc::new(next));
+        following.confirmation = match options.confirm {
+            Some(within) => Some(Confirmation::new(following.revision, within, current.snapshot.clone())),
+            None if waiting.is_some() => {
+                current.confirmation.clone().map(|it| it.answered(Answer::TakenBack))
+            }
+            None => current.confirmation.clone(),
         };
-        revisions.push(self.saved(current, Some(Made::by(peer, &command))));
+        let saved = self.saved(&following, Some(Made::by(peer, &command)));
+        self.put_in_force(current, &command, following, &saved).await?;
+        revisions.push(saved);
         Ok(Change::new(current.revision, true))
     }
 
-    /// Makes a change, which is not saved, of what is in force.
-    async fn put_in_force(
-        &mut self,
-        current: &mut Current,
-        command: &Command,
-        next: Arc<Snapshot>,
-    ) -> Result<(), ApiError> {
-        if let Err(error) = self.worker.apply(Some(current.snapshot.clone()), next.clone()).await {
-            error!(%command, "rolled back: {error:#}");
-            current.apply_error = Some(format!("{error:#}"));
-            return Err(rolled_back(&error));
-        }
+    /// What is in force once `next` is.
+    fn following(&self, current: &Current, next: Arc<Snapshot>) -> Current {
         let config_differs = *next != *self.base.snapshot;
-        if !config_differs {
-            self.base_fingerprint.clone_from(&self.base.fingerprint);
-        }
-        *current = Current {
+        Current {
             snapshot: next,
             revision: current.revision + 1,
             config_differs,
             config_changed: config_differs && self.base_fingerprint != self.base.fingerprint,
             apply_error: None,
             ..current.clone()
-        };
+        }
+    }
+
+    /// Makes a change, which is not saved, of what is in force. What takes long to save is written meanwhile, as `saved`.
+    async fn put_in_force(
+        &mut self,
+        current: &mut Current,
+        command: &Command,
+        following: Current,
+        saved: &Saved,
+    ) -> Result<(), ApiError> {
+        let (from, to) = (current.snapshot.clone(), following.snapshot.clone());
+        let is_large = saved.running.is_some() && is_large(&from, &to);
+        let (applied, ()) = tokio::join!(self.worker.apply(Some(from), to), self.stage(is_large, saved));
+        if let Err(error) = applied {
+            error!(%command, "rolled back: {error:#}");
+            current.apply_error = Some(format!("{error:#}"));
+            return Err(rolled_back(&error));
+        }
+        if !following.config_differs {
+            self.base_fingerprint.clone_from(&self.base.fingerprint);
+        }
+        *current = following;
         Ok(())
+    }
+
+    /// Writes what is to be saved beside what is, if that is worth it.
+    async fn stage(&self, is_large: bool, saved: &Saved) {
+        if !is_large {
+            return;
+        }
+        let (store, saved) = (self.store.clone(), saved.clone());
+        let stage = move || store.lock().unwrap_or_else(PoisonError::into_inner).stage(saved);
+        match tokio::task::spawn_blocking(stage).await {
+            Ok(Ok(())) => {}
+            // It is tried again when it is saved, and told then.
+            Ok(Err(error)) => warn!("cannot write the state beside the one in force: {error}"),
+            Err(error) => warn!("cannot write the state beside the one in force: {error}"),
+        }
     }
 
     /// Undoes what is in force and could not be saved. Returns what to tell those who asked for it.
@@ -416,7 +444,8 @@ impl Task {
     fn saved(&self, current: &Current, made: Option<Made>) -> Saved {
         Saved {
             revision: current.revision,
-            base: self.base_fingerprint.clone(),
+            base: if current.config_differs { &self.base_fingerprint } else { &self.base.fingerprint }
+                .clone(),
             running: current.config_differs.then(|| current.snapshot.clone()),
             made,
             confirm_by: current.confirmation.as_ref().and_then(Confirmation::confirm_by),

@@ -142,6 +142,19 @@ impl Settings {
     }
 }
 
+/// Whether more than `most` routes differ.
+pub(super) fn differ_in_more(before: &Snapshot, after: &Snapshot, most: usize) -> bool {
+    let none = Routes::default();
+    let mut left = most;
+    after.tables.iter().any(|(name, table)| {
+        let known = before.tables.get(name).map_or(&none, |table| &table.routes);
+        let count = known.diff(&table.routes).take(left + 1).count();
+        let is_more = count > left;
+        left = left.saturating_sub(count);
+        is_more
+    })
+}
+
 impl<'a> Delta<'a> {
     /// What makes `after` of `before`; `None` where more than `most` routes differ.
     pub(super) fn between(before: &'a Snapshot, after: &'a Snapshot, most: usize) -> Option<Self> {

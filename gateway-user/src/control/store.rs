@@ -24,7 +24,7 @@ use std::{
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use super::saved::{Delta, Running, Settings};
+use super::saved::{self, Delta, Running, Settings};
 use crate::{model::Snapshot, refused::Refused};
 
 /// Format of the file.
@@ -55,6 +55,8 @@ pub struct Store {
     directory: PathBuf,
     /// The file, as it was read or written last; `None` while it is not known to be whole.
     tail: Option<Tail>,
+    /// A file that may take the place of the present one.
+    staged: Option<Staged>,
     /// How many bytes of changes the file may have, if the state has fewer.
     most: u64,
     /// What the configuration file says of what a state need not say; `None` before it is known.
@@ -69,6 +71,14 @@ struct Tail {
     state: u64,
     /// Length of all lines.
     end: u64,
+    saved: Saved,
+}
+
+/// A file with a state alone, which is on disk under another name.
+#[derive(Debug)]
+struct Staged {
+    file: File,
+    length: u64,
     saved: Saved,
 }
 
@@ -137,7 +147,13 @@ impl Store {
             .mode(0o700)
             .create(directory)
             .with_context(|| format!("cannot make the state directory {}", directory.display()))?;
-        Ok(Self { directory: directory.to_owned(), tail: None, most: MAX_CHANGES, settings: None })
+        Ok(Self {
+            directory: directory.to_owned(),
+            tail: None,
+            staged: None,
+            most: MAX_CHANGES,
+            settings: None,
+        })
     }
 
     /// Reads what was saved; `None` if nothing ever was. What only the configuration file says comes from `base`.
@@ -264,10 +280,15 @@ impl Store {
         synced
     }
 
-    /// Puts a file in the place of the present one that has the state alone.
-    fn replace(&mut self, path: &Path, saved: Saved) -> io::Result<()> {
-        let temporary = path.with_extension("json.tmp");
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    /// Writes what is about to come into force beside the present file, for [`Store::save`] to put it in its place: a
+    /// large state takes a while.
+    ///
+    /// # Errors
+    /// It cannot be written. Nothing is changed.
+    pub fn stage(&mut self, saved: Saved) -> io::Result<()> {
+        self.staged = None;
+        let temporary = self.path().with_extension("json.tmp");
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(temporary)?;
         let mut writer = BufWriter::with_capacity(1 << 16, file);
         let state = State {
             schema: SCHEMA.into(),
@@ -280,6 +301,17 @@ impl Store {
         let length = write_line(&mut writer, STATE, &state)?;
         let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
+        self.staged = Some(Staged { file, length, saved });
+        Ok(())
+    }
+
+    /// Puts a file in the place of the present one that has the state alone.
+    fn replace(&mut self, path: &Path, saved: Saved) -> io::Result<()> {
+        if self.staged.as_ref().is_none_or(|staged| staged.saved != saved) {
+            self.stage(saved)?;
+        }
+        let Some(Staged { file, length, saved }) = self.staged.take() else { return Ok(()) };
+        let temporary = path.with_extension("json.tmp");
         if let Some(tail) = self.tail.as_ref().filter(|tail| tail.is_at(path)) {
             history::keep(&self.directory, path, tail.saved.revision)?;
         }
@@ -291,6 +323,11 @@ impl Store {
         self.tail = Some(Tail { file, state: length, end: length, saved });
         Ok(())
     }
+}
+
+/// Whether a change is written as a state.
+pub(super) fn is_large(before: &Snapshot, after: &Snapshot) -> bool {
+    saved::differ_in_more(before, after, MAX_ROUTES)
 }
 
 impl Tail {

@@ -141,6 +141,37 @@ impl Routes {
         before
     }
 
+    /// Leads packets to these prefixes to `target`, whatever their protocol and port. Routes that lead there already stay
+    /// as they are.
+    pub fn lead<'a>(&mut self, prefixes: impl IntoIterator<Item = &'a IpNet>, target: &Target) {
+        let plain = self.plain(target);
+        // Most lists are imported into an empty table, where there is nothing to look for.
+        let was_empty = self.is_empty();
+        let (mut ipv4, mut ipv6) = (0, 0);
+        for prefix in prefixes {
+            let key = first_of(*prefix);
+            if !was_empty && self.by_key.get(&key).is_some_and(|route| route.target == *target) {
+                continue;
+            }
+            let before = self.by_key.insert(key, plain.clone());
+            let count = if is_ipv6(prefix) { &mut ipv6 } else { &mut ipv4 };
+            *count += 1;
+            match before {
+                // The same prefix once more.
+                Some(before) if Arc::ptr_eq(&before, &plain) => *count -= 1,
+                Some(before) => self.leave(&key, &before),
+                None => self.ipv6 += usize::from(is_ipv6(prefix)),
+            }
+        }
+        if let Some(leading) = self.leading.get_mut(target) {
+            leading.ipv4 += ipv4;
+            leading.ipv6 += ipv6;
+            if leading.ipv4 + leading.ipv6 == 0 {
+                self.leading.remove(target);
+            }
+        }
+    }
+
     /// Takes a route away and returns it.
     pub fn remove(&mut self, key: &RouteKey) -> Option<Arc<Route>> {
         let before = self.by_key.remove(key)?;
@@ -180,15 +211,22 @@ impl Routes {
 
     /// Counts a route with its target. Returns what to enter.
     fn enter(&mut self, key: &RouteKey, route: Route) -> Arc<Route> {
-        if !self.leading.contains_key(&route.target) {
-            let plain = Route { target: route.target.clone(), log: false, comment: None };
-            let leading = Leading { ipv4: 0, ipv6: 0, plain: Arc::new(plain) };
-            self.leading.insert(route.target.clone(), leading);
-        }
+        self.plain(&route.target);
         let Some(leading) = self.leading.get_mut(&route.target) else { return Arc::new(route) };
         let count = if is_ipv6(&key.prefix) { &mut leading.ipv6 } else { &mut leading.ipv4 };
         *count += 1;
         if route == *leading.plain { leading.plain.clone() } else { Arc::new(route) }
+    }
+
+    /// The route to `target` of which nothing else is said. The target is among those that routes lead to from then on.
+    fn plain(&mut self, target: &Target) -> Arc<Route> {
+        if let Some(leading) = self.leading.get(target) {
+            return leading.plain.clone();
+        }
+        let plain = Arc::new(Route { target: target.clone(), log: false, comment: None });
+        let leading = Leading { ipv4: 0, ipv6: 0, plain: plain.clone() };
+        self.leading.insert(target.clone(), leading);
+        plain
     }
 
     /// Takes a route from the count of its target.
@@ -283,6 +321,29 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn many_prefixes_that_are_led_to_a_target_are_as_if_each_was(
+            steps in steps(),
+            prefixes in vec(key().prop_map(|key| key.prefix), 0..20),
+            target in prop_oneof![Just(Target::Direct), Just(Target::Eip), Just(Target::Blackhole)],
+        ) {
+            let mut routes = Routes::default();
+            follow(&mut routes, &mut BTreeMap::new(), &steps);
+            let mut expected = routes.clone();
+            for prefix in &prefixes {
+                if expected.get(&first_of(*prefix)).is_none_or(|route| route.target != target) {
+                    expected.insert(first_of(*prefix), Route { target: target.clone(), log: false, comment: None });
+                }
+            }
+            routes.lead(&prefixes, &target);
+            prop_assert_eq!(&routes, &expected);
+            prop_assert_eq!(routes.count(true), expected.count(true));
+            prop_assert_eq!(routes.targets().collect::<Vec<_>>(), expected.targets().collect::<Vec<_>>());
+            for ipv6 in [false, true] {
+                prop_assert_eq!(routes.lead_to(&target, ipv6), expected.lead_to(&target, ipv6));
+            }
+        }
+
         #[test]
         fn what_is_kept_beside_the_routes_is_what_a_walk_would_find(steps in steps(), outer in key()) {
             let (mut routes, mut model) = (Routes::default(), BTreeMap::new());

@@ -374,6 +374,27 @@ fn revisions_that_come_together_are_lines_of_their_own_or_none_of_them_stays() {
 }
 
 #[test]
+fn what_was_written_beside_the_file_takes_its_place_if_it_comes_into_force() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let history = history();
+    let mut store = Store::open(directory.path()).expect("a store");
+    store.save(Saved { running: None, ..saved(1, &history[0]) }).expect("saved");
+    // It did not come into force.
+    store.stage(saved(2, &history[1])).expect("written");
+    assert_eq!(load(directory.path()).expect("readable").expect("something").revision, 1);
+    store.save(saved(2, &history[2])).expect("saved");
+    assert_eq!(load(directory.path()).expect("readable"), Some(saved(2, &history[2])));
+    // It did, and nothing is left to be written.
+    store.stage(Saved { base: "other".to_owned(), ..saved(3, &history[3]) }).expect("written");
+    let written = fs::metadata(directory.path().join("state.json.tmp")).expect("a file").ino();
+    store.save(Saved { base: "other".to_owned(), ..saved(3, &history[3]) }).expect("saved");
+    assert_eq!(fs::metadata(directory.path().join(FILE)).expect("a file").ino(), written);
+    store.save(Saved { base: "other".to_owned(), ..saved(4, &history[4]) }).expect("saved");
+    let read = load(directory.path()).expect("readable").expect("something");
+    assert_eq!((read.revision, read.running), (4, Some(history[4].clone())));
+}
+
+#[test]
 fn what_waits_to_be_confirmed_is_told_until_it_is() {
     let directory = tempfile::tempdir().expect("a directory");
     let history = history();

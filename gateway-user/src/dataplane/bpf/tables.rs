@@ -12,6 +12,7 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
+    thread,
 };
 
 use anyhow::{Context as _, Result};
@@ -348,7 +349,19 @@ impl Tables {
     /// Writes every element of a table into its empty tries.
     fn fill(&mut self, live: &mut Live, table: &Table, references: &References<'_>) -> Result<()> {
         let Live { v4, v6, runs, .. } = live;
-        let (mut v4, mut v6) = (Batch::new(v4), Batch::new(v6));
+        thread::scope(|scope| {
+            let batches = (Batch::new(scope, v4), Batch::new(scope, v6));
+            self.fill_with(batches, runs, table, references)
+        })
+    }
+
+    fn fill_with<'scope, 'env>(
+        &mut self,
+        (mut v4, mut v6): (Batch<'scope, 'env, trie::V4>, Batch<'scope, 'env, trie::V6>),
+        runs: &mut HashMap<IpNet, Run>,
+        table: &Table,
+        references: &References<'_>,
+    ) -> Result<()> {
         let mut routes = table.routes.iter().peekable();
         while let Some((key, route)) = routes.next() {
             let mut alone = key.selector.is_any();
@@ -381,7 +394,7 @@ impl Tables {
             }
             .with_context(|| format!("cannot fill table {} with system routes", table.name))?;
         }
-        v4.flush().and_then(|()| v6.flush()).with_context(|| format!("cannot fill table {}", table.name))
+        v4.finish().and_then(|()| v6.finish()).with_context(|| format!("cannot fill table {}", table.name))
     }
 
     /// Writes the element of `prefix` as `table` has it, or removes it.

@@ -4,7 +4,8 @@ use std::{
     io,
     marker::PhantomData,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
-    thread,
+    sync::mpsc::{SyncSender, sync_channel},
+    thread::{self, Scope, ScopedJoinHandle},
     time::Duration,
 };
 
@@ -17,6 +18,9 @@ use super::sys;
 
 /// Elements that are entered with one system call.
 const BATCH: usize = 4_096;
+
+/// Batches that may wait for the thread that enters them.
+const AHEAD: usize = 4;
 
 /// How often a batch is tried for which the kernel has no memory at the moment: it refills its caches at once.
 const ATTEMPTS: usize = 100;
@@ -63,37 +67,76 @@ impl<K: Pod> Trie<K> {
     }
 }
 
-/// Elements on their way into a trie.
-pub(super) struct Batch<'a, K> {
-    trie: &'a Trie<K>,
+/// Elements on their way into a trie. Where there are many of them, a thread enters them while others are added: the
+/// kernel takes longer to enter an element than user space to make it.
+pub(super) struct Batch<'scope, 'env, K> {
+    scope: &'scope Scope<'scope, 'env>,
+    trie: &'env Trie<K>,
+    elements: Elements<K>,
+    thread: Option<Entering<'scope, K>>,
+}
+
+/// Keys and their values.
+struct Elements<K> {
     keys: Vec<Key<K>>,
     routes: Vec<Route>,
 }
 
-impl<'a, K: Pod> Batch<'a, K> {
-    pub(super) fn new(trie: &'a Trie<K>) -> Self {
-        Self { trie, keys: Vec::new(), routes: Vec::new() }
+/// The thread that enters elements, and the way to it; it ends at the first error.
+type Entering<'scope, K> = (SyncSender<Elements<K>>, ScopedJoinHandle<'scope, io::Result<()>>);
+
+impl<'scope, 'env, K: Pod + Send + Sync> Batch<'scope, 'env, K> {
+    pub(super) fn new(scope: &'scope Scope<'scope, 'env>, trie: &'env Trie<K>) -> Self {
+        Self { scope, trie, elements: Elements::new(), thread: None }
     }
 
     /// Enters an element, now or with the others.
     pub(super) fn add(&mut self, key: Key<K>, route: Route) -> io::Result<()> {
-        self.keys.push(key);
-        self.routes.push(route);
-        if self.keys.len() == BATCH { self.flush() } else { Ok(()) }
+        self.elements.keys.push(key);
+        self.elements.routes.push(route);
+        if self.elements.keys.len() < BATCH {
+            return Ok(());
+        }
+        let full = std::mem::replace(&mut self.elements, Elements::new());
+        let (sender, _) = self.thread.get_or_insert_with(|| {
+            let (sender, receiver) = sync_channel::<Elements<K>>(AHEAD);
+            let trie = self.trie;
+            let enter = move || receiver.into_iter().try_for_each(|elements| elements.enter(trie));
+            (sender, self.scope.spawn(enter))
+        });
+        // It has failed, and says how.
+        if sender.send(full).is_err() { self.join() } else { Ok(()) }
     }
 
-    /// Enters what is under way.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    /// Waits until all are entered.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.join()?;
+        self.elements.enter(self.trie)
+    }
+
+    fn join(&mut self) -> io::Result<()> {
+        let Some((sender, thread)) = self.thread.take() else { return Ok(()) };
+        drop(sender);
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that enters elements has failed")))
+    }
+}
+
+impl<K: Pod> Elements<K> {
+    fn new() -> Self {
+        Self { keys: Vec::new(), routes: Vec::new() }
+    }
+
+    fn enter(&self, trie: &Trie<K>) -> io::Result<()> {
         let (mut done, mut attempts) = (0, 0);
         while done < self.keys.len() {
             let (keys, routes) = (&self.keys[done..], &self.routes[done..]);
-            let (entered, result) = sys::update_batch(self.trie.fd.as_fd(), keys, routes);
+            let (entered, result) = sys::update_batch(trie.fd.as_fd(), keys, routes);
             done += entered;
             let Err(error) = result else { continue };
             match error.raw_os_error() {
                 // Kernels before 5.13.
                 Some(sys::ENOTSUPP) => {
-                    self.trie.insert(&self.keys[done], &self.routes[done])?;
+                    trie.insert(&self.keys[done], &self.routes[done])?;
                     done += 1;
                 }
                 Some(libc::ENOMEM) if attempts < ATTEMPTS => {
@@ -103,8 +146,6 @@ impl<'a, K: Pod> Batch<'a, K> {
                 _ => return Err(error),
             }
         }
-        self.keys.clear();
-        self.routes.clear();
         Ok(())
     }
 }
