@@ -449,13 +449,13 @@ impl BpfDataplane {
         self.publish(to)
     }
 
-    /// Whether `to` is what was applied, but for tables.
+    /// Whether `to` is what was applied, but for tables. The very same state is applied again for what is around it.
     fn has_other_tables_only(&self, to: &Snapshot) -> bool {
         let Some(applied) = self.applied.as_ref().filter(|_| !self.incomplete) else { return false };
         let Snapshot {
             // Nothing of the kernel's.
             name: _,
-            tables: _,
+            tables,
             active,
             capacity,
             timeouts,
@@ -474,6 +474,7 @@ impl BpfDataplane {
             && *proxies == to.proxies
             && *limits == to.limits
             && *access_log == to.access_log
+            && *tables != to.tables
     }
 
     /// Makes the tables of `to`, which is in force but for these. Pools, proxies and their neighbours are left alone.
