@@ -65,7 +65,8 @@ fn route(table: &str, key: &RouteKey, Route { target, log, comment }: &Route) ->
 
 /// Values of what is neither in a list nor in a table, each with its key in the configuration file.
 fn settings(state: &Snapshot) -> Vec<String> {
-    let Snapshot { name, active, capacity, timeouts, no_session, .. } = state;
+    let Snapshot { name, active, capacity, timeouts, no_session, access_log, .. } = state;
+    let access_log = access_log.as_ref().map(|log| serde_json::to_string(log).unwrap_or_default());
     let time = humantime::format_duration;
     vec![
         format!("gateway.name {name}"),
@@ -83,6 +84,7 @@ fn settings(state: &Snapshot) -> Vec<String> {
         format!("timeouts.udp {}", time(timeouts.udp)),
         format!("timeouts.udp_dns {}", time(timeouts.udp_dns)),
         format!("timeouts.icmp {}", time(timeouts.icmp)),
+        format!("access_log {}", access_log.as_deref().unwrap_or("none")),
     ]
 }
 

@@ -434,6 +434,13 @@ fn apply(whole: &Snapshot, state: &Snapshot) -> Result<Snapshot, ApiError> {
             ));
         }
     }
+    if whole.access_log != state.access_log {
+        let message = "the access log is opened when gatewayd starts, and cannot become another one";
+        return Err(ApiError::new("apply", ErrorKind::Invalid, message).field("access_log").hint(
+            "leave `[access_log]` as it is; to change it, write it into the configuration file of gatewayd and restart \
+             that",
+        ));
+    }
     let mut next = whole.clone();
     for (name, table) in &mut next.tables {
         let Some(present) = state.tables.get(name) else { continue };

@@ -645,6 +645,12 @@ async fn a_whole_state_takes_the_place_of_the_present_one() {
     larger.capacity.sessions += 1;
     let refused = apply(&larger, ApplyOptions::default()).await.expect_err("refused");
     assert_eq!(refused.field.as_deref(), Some("capacity.sessions"));
+    let config = "[access_log]\npath = \"/var/log/gateway/access.jsonl\"\n";
+    let access_log = crate::config::read_text("a test", config).expect("good").snapshot.access_log;
+    assert!(access_log.is_some());
+    let logged = Snapshot { access_log, ..next.clone() };
+    let refused = apply(&logged, ApplyOptions::default()).await.expect_err("refused");
+    assert_eq!(refused.field.as_deref(), Some("access_log"));
     rig.stop().await;
     // Also what only a whole configuration says is there after a restart.
     let rig = Rig::start(directory.path(), base()).await.expect("starts");
