@@ -26,7 +26,11 @@
 //! `Established`: a forged reset ends neither the connection nor the session, and a true one is never held
 //! against the client by a session that lives on for hours.
 
-use crate::session::{SIDE_INSIDE, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::{
+    family::Family,
+    pool::{respread, spread},
+    session::{SIDE_INSIDE, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, Tuple},
+};
 
 /// How far a reset from outside may be ahead of the client's last acknowledgement, bytes: more than the receive
 /// buffers that systems come with, and one in 256 of all sequence numbers.
@@ -42,6 +46,15 @@ pub const FORGOTTEN: u32 = 4;
 
 /// Elements of `STAMPS`.
 pub const STAMPS_LEN: u32 = 65_536;
+
+/// The element of `STAMPS` that a connection has, by its inside tuple, and what tells it from others there.
+#[inline(always)]
+pub fn stamp<F: Family>(inside: &Tuple<F>, secret: u32) -> (u32, u32) {
+    let ([s0, s1], [d0, d1]) = (inside.source_port, inside.destination_port);
+    let client = spread(&F::mapped(&inside.source), secret ^ u32::from_ne_bytes([s0, s1, d0, d1]));
+    let both = spread(&F::mapped(&inside.destination), client);
+    (both % STAMPS_LEN, respread(both))
+}
 
 /// Where a session stands, [`crate::session::Session::state`].
 #[repr(u8)]

@@ -6,9 +6,8 @@
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use gateway_common::{
     parse::{Bytes as _, Packet},
-    pool::{respread, spread},
     session::Tuple,
-    tcp::STAMPS_LEN,
+    tcp::{self, STAMPS_LEN},
 };
 
 use crate::{
@@ -39,7 +38,7 @@ pub(crate) fn of<F: Datapath>(frame: &Frame<'_>, packet: &Packet<F>) -> u32 {
 /// Notes the timestamp of the client's last segment, 0 where that has none.
 #[inline(always)]
 pub(crate) fn note<F: Datapath>(inside: &Tuple<F>, secret: u32, stamp: u32) {
-    let (place, check) = place(inside, secret);
+    let (place, check) = tcp::stamp(inside, secret);
     if let Some(element) = STAMPS.get_ptr_mut(place) {
         // SAFETY: the pointer is to a map value; a word is written at once.
         unsafe { element.write_volatile(u64::from(check) << 32 | u64::from(stamp)) };
@@ -49,17 +48,8 @@ pub(crate) fn note<F: Datapath>(inside: &Tuple<F>, secret: u32, stamp: u32) {
 /// The timestamp of the client's last segment; 0: not known.
 #[inline(always)]
 pub(crate) fn last<F: Datapath>(inside: &Tuple<F>, secret: u32) -> u32 {
-    let (place, check) = place(inside, secret);
+    let (place, check) = tcp::stamp(inside, secret);
     // SAFETY: the pointer is to a map value; a word is read at once.
     let element = STAMPS.get_ptr(place).map_or(0, |element| unsafe { element.read_volatile() });
     if (element >> 32) as u32 == check { element as u32 } else { 0 }
-}
-
-/// The element of a connection, and what tells it from others there.
-#[inline(always)]
-fn place<F: Datapath>(inside: &Tuple<F>, secret: u32) -> (u32, u32) {
-    let ([s0, s1], [d0, d1]) = (inside.source_port, inside.destination_port);
-    let client = spread(&F::mapped(&inside.source), secret ^ u32::from_ne_bytes([s0, s1, d0, d1]));
-    let both = spread(&F::mapped(&inside.destination), client);
-    (both % STAMPS_LEN, respread(both))
 }

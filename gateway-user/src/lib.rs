@@ -15,6 +15,7 @@ pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod events;
+pub mod explain;
 pub mod health;
 pub mod metrics;
 pub mod model;

@@ -5,6 +5,7 @@
 //! is not known here, none is left as it is without a word.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     path::Path,
@@ -65,6 +66,61 @@ pub(crate) fn full(directory: &Path) -> Result<Vec<String>> {
     }
     full.sort();
     Ok(full)
+}
+
+/// Keys and values of a map.
+pub(crate) type Elements = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Keys and values of every map that is pinned in a directory, by name, but for programs, devices, tables and messages.
+pub(crate) fn contents(directory: &Path) -> Result<BTreeMap<String, Elements>> {
+    let mut contents = BTreeMap::new();
+    for entry in fs::read_dir(directory).context("cannot read the pinned maps")? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let elements = elements(&entry.path()).with_context(|| format!("cannot read {name}"))?;
+        contents.insert(name, elements);
+    }
+    Ok(contents)
+}
+
+/// Keys and values of a map; of an array, those that are not zero, of a queue, the first.
+fn elements(path: &Path) -> Result<Elements> {
+    let data = MapData::from_pin(path)?;
+    let info = data.info()?;
+    let descriptor = data.fd().as_fd();
+    let key = info.key_size() as usize;
+    let (size, all) = (info.value_size() as usize, cpus()?);
+    let mut found = Vec::new();
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the kernel has many more types")]
+    match info.map_type()? {
+        kind @ (MapType::Array | MapType::PerCpuArray) => {
+            let length = if kind == MapType::Array { size } else { size.next_multiple_of(8) * all };
+            let mut value = vec![0u8; length];
+            for index in 0..info.max_entries() {
+                let index = index.to_ne_bytes();
+                if lookup(descriptor, &index, &mut value)? && value.iter().any(|byte| *byte != 0) {
+                    found.push((index.to_vec(), value.clone()));
+                }
+            }
+        }
+        MapType::Hash | MapType::LruHash => {
+            let mut next = next_key(descriptor, None, key)?;
+            while let Some(key) = next {
+                let mut value = vec![0u8; size];
+                lookup(descriptor, &key, &mut value)?;
+                next = next_key(descriptor, Some(&key), key.len())?;
+                found.push((key, value));
+            }
+        }
+        MapType::Queue => {
+            let mut value = vec![0u8; size];
+            if lookup(descriptor, &[], &mut value)? {
+                found.push((Vec::new(), value));
+            }
+        }
+        _ => {}
+    }
+    Ok(found)
 }
 
 fn holds(path: &Path) -> Result<bool> {

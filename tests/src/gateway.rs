@@ -5,6 +5,7 @@ use std::{
     env,
     fs::File,
     marker::PhantomData,
+    net::IpAddr,
     num::NonZero,
     path::PathBuf,
     sync::{
@@ -33,7 +34,7 @@ use gateway_common::{
 use gateway_lab::Sandbox;
 use gateway_user::{
     dataplane::{
-        Dataplane as _, DestinationStats, Drift, LimitStats, Observe, SessionRow,
+        Dataplane as _, DestinationStats, Drift, LimitStats, Observe, SessionRow, Trial, Tried,
         bpf::{BpfDataplane, Options},
     },
     model::{Capacity, Snapshot},
@@ -242,6 +243,24 @@ impl Gateway {
     /// If the kernel refuses to run the program.
     pub fn run(&mut self, device: &str, frame: &[u8]) -> Outcome {
         outcome(self.dataplane().run_packet(self.network.find(device).index, frame))
+    }
+
+    /// Asks what would become of a frame that arrives on a device.
+    ///
+    /// # Panics
+    /// If the kernel refuses to run the program.
+    pub fn try_packet(&self, device: &str, frame: &[u8]) -> Tried {
+        let trial = Trial { ifindex: self.network.find(device).index, frame, as_active: false };
+        let tried = self.observe.try_packet(&trial);
+        tried.unwrap_or_else(|error| panic!("the trial: {error:#}"))
+    }
+
+    /// All that the maps of the packet path hold, by name of the map.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    pub fn contents(&self) -> BTreeMap<String, empty::Elements> {
+        empty::contents(&self.engine().maps()).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// Lets frames arrive on a device at the same time, each on a CPU of its own as far as there are any.
@@ -567,6 +586,20 @@ impl Gateway {
     /// If it cannot be read.
     pub fn limits(&self) -> Vec<LimitStats> {
         self.observe.limits().unwrap_or_else(|error| panic!("the limits: {error:#}"))
+    }
+
+    /// The session that a packet of protocol `proto` belongs to.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    pub fn session(
+        &self,
+        proto: u8,
+        source: (IpAddr, u16),
+        destination: (IpAddr, u16),
+    ) -> Option<SessionRow> {
+        let found = self.observe.session(proto, source, destination);
+        found.unwrap_or_else(|error| panic!("the session: {error:#}"))
     }
 
     /// Reads all sessions.

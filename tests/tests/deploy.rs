@@ -57,6 +57,62 @@ fn systemd_finds_nothing_wrong_with_the_unit() {
     assert!(!String::from_utf8_lossy(&output.stderr).contains("Unknown"), "{output:?}");
 }
 
+#[test]
+fn rules_of_prometheus_do_what_their_tests_say() {
+    let directory = deploy().join("prometheus");
+    for arguments in [
+        ["check", "config", "prometheus.yml"],
+        ["check", "rules", "gateway.rules.yml"],
+        ["test", "rules", "gateway.rules.test.yml"],
+    ] {
+        let Ok(output) = Command::new("promtool").args(arguments).current_dir(&directory).output() else {
+            skip("promtool is not installed");
+            return;
+        };
+        assert!(output.status.success(), "{arguments:?}: {}", said(&output));
+    }
+}
+
+#[test]
+fn every_alert_is_tested_and_has_a_section_that_says_what_to_do() -> Result<()> {
+    let rules = fs::read_to_string(deploy().join("prometheus/gateway.rules.yml"))?;
+    let tests = fs::read_to_string(deploy().join("prometheus/gateway.rules.test.yml"))?;
+    let page = fs::read_to_string(deploy().join("../docs/guide/alerts.md"))?;
+    let alerts: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    assert!(alerts.len() >= 10);
+    for alert in alerts {
+        assert!(page.lines().any(|line| line == format!("## {alert}")), "{alert} has no section");
+        assert!(
+            rules.contains(&format!("runbook: docs/guide/alerts.md#{}", alert.to_lowercase())),
+            "{alert}"
+        );
+        let fires = format!("alertname: {alert}\n        exp_alerts");
+        assert!(tests.contains(&fires), "no test has {alert} raised");
+    }
+    Ok(())
+}
+
+#[test]
+fn rules_and_dashboard_ask_for_metrics_that_there_are() -> Result<()> {
+    let reference = fs::read_to_string(deploy().join("../docs/reference/metrics.md"))?;
+    let rules = fs::read_to_string(deploy().join("prometheus/gateway.rules.yml"))?;
+    let dashboard = fs::read_to_string(deploy().join("grafana/gateway.json"))?;
+    let parsed: serde_json::Value = serde_json::from_str(&dashboard)?;
+    let panels = parsed["panels"].as_array().context("no panels")?;
+    assert!(panels.iter().all(|panel| panel["title"].is_string() && panel["description"].is_string()));
+    for text in [&rules, &dashboard] {
+        let words = text.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'));
+        for metric in words.filter(|word| word.starts_with("gateway_") || word.starts_with("process_")) {
+            assert!(reference.contains(&format!("| `{metric}` |")), "there is no metric {metric}");
+        }
+    }
+    Ok(())
+}
+
+fn said(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
 fn check(file: &Path) -> Result<()> {
     let output =
         Command::new(program("gatewayd")?).arg("--config").arg(file).arg("--check-config").output()?;

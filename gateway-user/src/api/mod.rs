@@ -51,6 +51,7 @@
 //! | `GET /v1/stats/destinations` | `stats destinations` | [`types::DestinationQuery`] | [`types::DestinationRow`]s, the fullest first |
 //! | `GET /v1/stats/interfaces` | `stats interfaces` | | [`types::InterfaceStats`] |
 //! | `GET /v1/stats/maps` | `stats maps` | | [`types::MapRow`]s |
+//! | `GET /v1/explain?to=...&from=...` | `explain` | [`types::ExplainQuery`] | one [`types::ExplainRow`] |
 //! | `GET /v1/export` | `export` | | one [`types::Export`] |
 //! | `POST /v1/apply?confirm=...` | `apply` | [`types::ApplyRequest`], and a configuration | [`types::Change`] |
 //! | `POST /v1/diff` | `diff` | a configuration | [`types::DiffRow`]s |
@@ -69,6 +70,7 @@ pub mod client;
 mod destinations;
 mod difference;
 pub mod error;
+mod explain;
 mod extract;
 mod import;
 mod listen;

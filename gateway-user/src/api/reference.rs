@@ -54,6 +54,7 @@ fn reference() -> String {
         include_str!("types/mod.rs"),
         include_str!("types/limit.rs"),
         include_str!("types/proxy.rs"),
+        include_str!("types/explain.rs"),
         include_str!("types/observed.rs"),
         include_str!("types/revision.rs"),
         include_str!("error.rs"),

@@ -15,17 +15,17 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ApiError, ErrorKind, Row, destinations,
+    ApiError, ErrorKind, Row, destinations, explain,
     extract::{Answer, Body, Query},
     import, request, revisions, routes, rows,
     sessions::Page,
     status::Context,
     types::{
         BindingRequest, Change, DestinationQuery, DestinationRow, DrainRequest, DropRow, EipRequest, EipRow,
-        Export, InterfaceRequest, InterfaceRow, InterfaceStats, LimitRequest, LimitRow, List, MapRow,
-        PoolAddressRow, PoolRequest, PoolRow, ProxyDrainRequest, ProxyRequest, ProxyRow, RouteFlush,
-        RouteGet, RouteImport, RouteMatch, RouteQuery, RouteRequest, RouteRow, RouteSelector, SessionCount,
-        SessionQuery, SessionRow, Status, TableRequest, TableRow, Version,
+        ExplainQuery, ExplainRow, Export, InterfaceRequest, InterfaceRow, InterfaceStats, LimitRequest,
+        LimitRow, List, MapRow, PoolAddressRow, PoolRequest, PoolRow, ProxyDrainRequest, ProxyRequest,
+        ProxyRow, RouteFlush, RouteGet, RouteImport, RouteMatch, RouteQuery, RouteRequest, RouteRow,
+        RouteSelector, SessionCount, SessionQuery, SessionRow, Status, TableRequest, TableRow, Version,
     },
 };
 use crate::{
@@ -82,6 +82,7 @@ fn router(context: Context) -> Router {
         .route("/deactivate", post(deactivate))
         .route("/sessions", get(session_show))
         .route("/sessions/count", get(session_count))
+        .route("/explain", get(explain_packet))
         .route("/status", get(status))
         .route("/stats/drops", get(stats_drops))
         .route("/stats/routes", get(stats_routes))
@@ -474,6 +475,14 @@ async fn stats_destinations(
     Query(query): Query<DestinationQuery>,
 ) -> Rows<DestinationRow> {
     read_page(context, move |observe| destinations::show(observe, &query)).await
+}
+
+async fn explain_packet(State(context): Ctx, Query(query): Query<ExplainQuery>) -> Rows<ExplainRow> {
+    let host = context.control.host();
+    read(context, move |current, observe| {
+        Ok(vec![explain::answer(&current.snapshot, &host, observe, &query)??])
+    })
+    .await
 }
 
 async fn stats_interfaces(State(context): Ctx) -> Rows<InterfaceStats> {

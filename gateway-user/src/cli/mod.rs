@@ -6,6 +6,7 @@
 mod completion;
 mod context;
 mod eip;
+mod explain;
 mod failure;
 mod gateway;
 mod help;
@@ -137,6 +138,8 @@ enum Noun {
     Apply(revision::Apply),
     /// Show what a configuration file would change; exit code 10 if anything
     Diff(revision::Diff),
+    /// Say what becomes of a packet, and why
+    Explain(explain::Explain),
     /// Print the running state as a configuration file
     Export(gateway::Export),
     /// Keep what was applied with --confirm
@@ -260,6 +263,7 @@ async fn execute(noun: Noun, context: &mut Context<'_, '_>) -> Result<u8, Failur
         Noun::Stats(stats) => stats.run(context).await?,
         Noun::Apply(verb) => verb.run(context).await?,
         Noun::Diff(verb) => return verb.run(context).await,
+        Noun::Explain(explain) => return explain.run(context).await,
         Noun::Export(verb) => verb.run(context).await?,
         Noun::Confirm(verb) => verb.run(context).await?,
         Noun::Undo(verb) => verb.run(context).await?,

@@ -18,7 +18,7 @@ use gateway_common::{
 
 use super::{
     AttachedInterface, Dataplane, DestinationStats, Drift, Host, LimitStats, MapStats, Observe,
-    PoolAddressStats, ProxyHostStats, SessionRow, Sweeper, Swept, Traffic, keep_fullest,
+    PoolAddressStats, ProxyHostStats, SessionRow, Sweeper, Swept, Traffic, Trial, Tried, keep_fullest,
 };
 use crate::model::{AttachMode, RouteKey, Snapshot};
 
@@ -238,6 +238,28 @@ impl Observe for Memory {
     ) -> anyhow::Result<Vec<SessionRow>> {
         let limit = if limit == 0 { usize::MAX } else { limit };
         self.read(|state| state.sessions.iter().filter(|row| filter(row)).take(limit).cloned().collect())
+    }
+
+    fn session(
+        &self,
+        proto: u8,
+        source: (IpAddr, u16),
+        destination: (IpAddr, u16),
+    ) -> anyhow::Result<Option<SessionRow>> {
+        self.read(|state| {
+            let mut sessions = state.sessions.iter();
+            let found = sessions.find(|row| {
+                let server = (row.destination, row.destination_port);
+                row.proto == proto
+                    && ((row.source, row.source_port) == source && server == destination
+                        || server == source && (row.translated, row.translated_port) == destination)
+            });
+            found.cloned()
+        })
+    }
+
+    fn try_packet(&self, _: &Trial<'_>) -> anyhow::Result<Tried> {
+        anyhow::bail!("there are no programs in memory")
     }
 
     fn maps(&self) -> anyhow::Result<Vec<MapStats>> {

@@ -9,6 +9,7 @@ pub mod bpf;
 mod connected;
 pub mod maglev;
 pub mod memory;
+pub mod trial;
 pub mod tunnel;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
@@ -25,6 +26,7 @@ use jiff::Timestamp;
 use crate::model::{Role, RouteKey, Snapshot};
 
 pub use connected::Connected;
+pub use trial::{Trial, Tried};
 
 /// How often [`Sweeper::sweep`] wants to be called, and the length of its turns.
 pub const SWEEP_INTERVAL: Duration = Duration::from_millis(50);
@@ -156,6 +158,18 @@ pub trait Observe: Send + Sync {
         filter: &mut dyn FnMut(&SessionRow) -> bool,
         limit: usize,
     ) -> anyhow::Result<Vec<SessionRow>>;
+    /// The session that a packet of protocol `proto` from `source` to `destination` belongs to, whichever side it is from.
+    fn session(
+        &self,
+        proto: u8,
+        source: (IpAddr, u16),
+        destination: (IpAddr, u16),
+    ) -> anyhow::Result<Option<SessionRow>>;
+    /// What the programs would do with a frame. No packet notices, and nothing is written that any of them reads.
+    ///
+    /// # Errors
+    /// The kernel refuses it: there is no such interface, or the frame is too short.
+    fn try_packet(&self, trial: &Trial<'_>) -> anyhow::Result<Tried>;
     /// How full the maps are.
     fn maps(&self) -> anyhow::Result<Vec<MapStats>>;
     /// By how much counts differ from what there is.

@@ -1,5 +1,6 @@
 //! What a terminal shows: tables, the status screen and JSON, all of them from the rows of [`crate::api::types`].
 
+pub mod explain;
 pub mod grid;
 pub mod human;
 pub mod paint;

@@ -201,3 +201,24 @@ fn completion_knows_nouns_verbs_keywords_and_values() -> Result<()> {
     assert_eq!(next(&["route", "add", "default", "via", "pool", ""])?, "", "there is no daemon to ask");
     Ok(())
 }
+
+#[test]
+fn explain_reads_a_configuration_file_without_a_daemon() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("gateway.toml");
+    fs::write(
+        &file,
+        "[gateway]\nstate = \"active\"\n[[interface]]\nname = \"eth1\"\nrole = \"inside\"\n\
+         [[table]]\nname = \"main\"\nroutes = [{ to = \"203.0.113.0/24\", via = \"direct\" }]\n",
+    )?;
+    let line = format!("explain 203.0.113.7:443 from 10.0.1.2 --config {} --exit-verdict", file.display());
+    let said = run(Path::new(NOWHERE), &line)?;
+    assert_eq!((said.code, said.err.as_str()), (0, ""), "{said:?}");
+    assert!(said.out.contains("route             203.0.113.0/24 via direct"), "{said:?}");
+    let said = run(Path::new(NOWHERE), &line.replace("203.0.113.7", "192.0.2.7"))?;
+    assert_eq!(said.code, 20, "{said:?}");
+    fs::write(&file, "[gateway]\nstate = \"sleeping\"\n")?;
+    let said = run(Path::new(NOWHERE), &line)?;
+    assert_eq!(said.code, 7, "{said:?}");
+    Ok(())
+}

@@ -532,3 +532,44 @@ fn completion_asks_the_daemon_for_names() -> Result<()> {
     assert_eq!(next(&["interface", "del", ""])?, "eth0 eth1");
     Ok(())
 }
+
+#[test]
+fn explain_walks_the_checklist_and_says_how_it_ends() -> Result<()> {
+    let daemon = set_up()?;
+    daemon.run("activate")?;
+    let said = daemon.run("explain 203.0.113.7:443 from 10.0.1.2 iif eth1")?;
+    assert_snapshot!(said.out);
+    assert_eq!((said.code, said.err.as_str()), (0, ""));
+    for (line, code) in [
+        ("explain 203.0.113.7:443 from 10.0.1.2 iif eth1 --exit-verdict", 0),
+        ("explain 203.0.113.200:443 from 10.0.1.2 iif eth1 --exit-verdict", 20),
+        ("explain 224.0.0.5 from 10.0.1.2 iif eth1 --exit-verdict", 21),
+        ("explain 10.0.1.2:80 from 203.0.113.7:443 iif eth0 --exit-verdict", 22),
+    ] {
+        let said = daemon.run(line)?;
+        assert_eq!((said.code, said.err.as_str()), (code, ""), "{line}");
+    }
+    let answer = json(&daemon, "explain 192.0.2.53:53 from 10.0.1.2 proto udp iif eth1")?;
+    assert_eq!(answer["schema"], "gateway.explain/v1");
+    assert_eq!(
+        (&answer["items"][0]["verdict"], &answer["items"][0]["reason"]),
+        (&"drop".into(), &"prohibited".into())
+    );
+    Ok(())
+}
+
+#[test]
+fn explain_names_what_makes_no_sense() -> Result<()> {
+    let daemon = set_up()?;
+    for (line, message) in [
+        ("explain 203.0.113.7 from 10.0.1.2 proto tcp", "203.0.113.7 needs a port"),
+        ("explain 203.0.113.7:443 from 10.0.1.2 proto icmp", "port 443 makes no sense for icmp"),
+        ("explain 203.0.113.7:443 from 2001:db8::1", "are of different families"),
+        ("explain 203.0.113.7:443 from nobody", "`nobody` is not an IP address"),
+    ] {
+        let said = daemon.run(line)?;
+        assert_eq!((said.code, said.out.as_str()), (7, ""), "{line}: {said:?}");
+        assert!(said.err.contains(message) && said.err.contains("hint: "), "{line}: {said:?}");
+    }
+    Ok(())
+}

@@ -36,4 +36,5 @@ mod source;
 mod support;
 mod table;
 mod tcp;
+mod trial;
 mod tunnel;

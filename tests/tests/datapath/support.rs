@@ -181,6 +181,11 @@ impl Expected {
 }
 
 impl Lab {
+    /// The gateway, to ask it.
+    pub(crate) fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
     /// Changes the policy.
     pub(crate) fn change(&mut self, change: impl FnOnce(Policy) -> Policy) {
         self.policy = change(self.policy.clone());

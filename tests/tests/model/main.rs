@@ -4,6 +4,7 @@
 //! alone; `GATEWAY_MODEL_SCENARIOS=N` runs more or fewer than usual.
 
 mod generate;
+mod paper;
 mod run;
 mod scenario;
 mod shrink;
@@ -101,6 +102,8 @@ fn programs_and_model_agree_on_random_packets() {
         let packets: u64 =
             Verdict::ALL.iter().map(|verdict| seen.packets(&format!("verdict {}", verdict.name()))).sum();
         assert!(packets >= PACKETS, "no more than {packets} packets");
+        let walked = paper::DECIDED.load(Ordering::Relaxed);
+        assert!(walked >= PACKETS / 10, "no more than {walked} walks came to an end");
         for name in EXPECTED {
             assert!(seen.packets(name) > 0, "no scenario had {name}: the test has lost its sharpness");
         }

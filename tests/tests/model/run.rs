@@ -14,8 +14,13 @@ use gateway_tests::{
     network::Network,
     packet::{Packet, differences},
 };
-use gateway_user::model::Role;
+use gateway_user::{
+    dataplane::Tried,
+    explain::Question,
+    model::{Role, Snapshot},
+};
 
+use crate::paper;
 use crate::scenario::{Scenario, Step, answer, error, frame, rest, twisted};
 
 /// Packets between two looks at the counters.
@@ -45,6 +50,8 @@ pub(crate) fn run(scenario: &Scenario) -> Option<Result<Counters, Box<Disagreeme
         sent: HashMap::new(),
         arrived: HashMap::new(),
         frames: Vec::new(),
+        state: scenario.policy.snapshot(),
+        question: None,
     };
     run.baseline = run.counted();
     for (at, (number, step)) in scenario.steps.iter().enumerate() {
@@ -69,6 +76,10 @@ struct Run {
     /// What packets arrived, and where, by the number of the step.
     arrived: HashMap<usize, (Packet, &'static str)>,
     frames: Vec<Vec<u8>>,
+    /// The policy in force.
+    state: Snapshot,
+    /// What the next packet asks, if the walk on paper knows such packets.
+    question: Option<Question>,
 }
 
 type Outcomes = Option<(Vec<u8>, Vec<u8>)>;
@@ -79,6 +90,8 @@ impl Run {
             Step::Packet { device, packet, twists } => {
                 let frame = frame(network, device, packet, twists);
                 self.arrived.insert(number, (twisted(network, device, packet, twists), device));
+                let plain = if twists.is_empty() { paper::question(network, device, packet) } else { None };
+                self.question = plain;
                 self.packet(device, &frame, Some((number, packet)))
             }
             Step::Answer { to, device, twists } => {
@@ -106,6 +119,7 @@ impl Run {
                 self.look()?;
                 self.gateway.apply(policy);
                 self.model.apply(policy.snapshot());
+                self.state = policy.snapshot();
                 self.baseline = self.counted();
                 Ok(())
             }
@@ -124,6 +138,9 @@ impl Run {
         remember: Option<(usize, &Packet)>,
     ) -> Result<(), (String, Outcomes)> {
         self.frames.push(frame.to_vec());
+        let question = self.question.take();
+        let present = question.as_ref().map(|question| paper::present(&self.gateway, question));
+        let tried = self.gateway.try_packet(device, frame);
         let outcome = self.gateway.run(device, frame);
         let sent =
             matches!(outcome.action, Action::Tx | Action::Redirect).then_some(outcome.frame.as_slice());
@@ -140,7 +157,12 @@ impl Run {
             Ok(decision) => decision,
             Err(illegal) => return Err((format!("  {illegal}\n"), Some((frame.to_vec(), outcome.frame)))),
         };
-        let what = compare(device, frame, &decision, &outcome) + &self.leak(&decision, &outcome);
+        let what = compare(device, frame, &decision, &outcome)
+            + &self.leak(&decision, &outcome)
+            + &compare_trial(frame, &tried, &decision, &outcome)
+            + &question.zip(present).map_or_else(String::new, |(question, present)| {
+                paper::compare(self.gateway.network(), &self.state, &question, &present, &tried)
+            });
         if !what.is_empty() {
             let wanted = decision.answer.unwrap_or(decision.frame);
             return Err((what, Some((wanted, outcome.frame))));
@@ -246,6 +268,34 @@ fn compare(device: &str, frame: &[u8], decision: &Decision, outcome: &Outcome) -
         );
     }
     what + &differences(&wanted.frame, &outcome.frame)
+}
+
+/// What differs between what a trial has said of a frame and what came.
+fn compare_trial(frame: &[u8], tried: &Tried, decision: &Decision, outcome: &Outcome) -> String {
+    let said = (tried.verdict, tried.reason, tried.egress.as_ref());
+    let came = (decision.verdict, decision.reason, decision.egress.as_ref());
+    if said != came {
+        return format!("  the trial has said {said:?}, and it was {came:?}\n");
+    }
+    // Answers have a rate limit.
+    let silent = outcome.action == Action::Drop && outcome.frame == frame;
+    // Port and identification may be random; where they are not, nothing is.
+    let random = tried.opens || decision.answer.is_none() && tried.frame.len() > 21 && is_fragment(frame);
+    if silent
+        || random && tried.frame.len() == outcome.frame.len() && tried.frame[..14] == outcome.frame[..14]
+    {
+        return String::new();
+    }
+    let differ = differences(&outcome.frame, &tried.frame);
+    if differ.is_empty() { differ } else { format!("  of the trial:\n{differ}") }
+}
+
+/// Whether an IP packet is a fragment, or may be one.
+fn is_fragment(frame: &[u8]) -> bool {
+    match frame.get(12..14) {
+        Some([0x08, 0x00]) => frame.get(20..22).is_some_and(|field| field[0] & 0x3f != 0 || field[1] != 0),
+        _ => frame.get(20) != Some(&6) && frame.get(20) != Some(&17) && frame.get(20) != Some(&58),
+    }
 }
 
 /// Packets by verdict and by reason.

@@ -5,6 +5,7 @@
 //! Enumerations that may grow (targets, verdicts, reasons, states) are strings in rows, so that an older
 //! client can show what a newer daemon says. Writes reject unknown fields, reads tolerate them.
 
+mod explain;
 mod limit;
 mod observed;
 mod proxy;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{AttachMode, Mapping, PortRange, Proto, Refuse, Role, TableKind};
 
+pub use explain::{ExplainLive, ExplainQuery, ExplainRow, ExplainStep};
 pub use limit::{LimitRequest, LimitRow};
 pub use observed::{
     ConfigStatus, DestinationQuery, DestinationRow, DropRow, Endpoint, Export, MapRow, Notice, SessionCount,
@@ -75,6 +77,7 @@ schemas! {
     DestinationRow => "gateway.stats.destinations/v1";
     InterfaceStats => "gateway.stats.interfaces/v1";
     MapRow => "gateway.stats.maps/v1";
+    ExplainRow => "gateway.explain/v1";
     Export => "gateway.export/v1";
     ConfirmationRow => "gateway.confirmation/v1";
     RevisionRow => "gateway.history/v1";

@@ -23,6 +23,7 @@ mod proxies;
 mod reap;
 mod records;
 mod recount;
+mod shadow;
 mod shut;
 mod space;
 mod sweep;
@@ -72,6 +73,7 @@ use self::{
     proxies::{Proxies, ProxyMaps, Surroundings},
     records::BpfRecords,
     recount::Found,
+    shadow::Shadow,
     sweep::BpfSweeper,
     tables::{Owners, References, TableMaps, Tables},
     tunnels::Tunnels,
@@ -153,6 +155,7 @@ pub struct BpfDataplane {
     meanings: Meanings,
     numbers: Arc<RwLock<Numbers>>,
     observe: Arc<BpfObserve>,
+    shadow: Arc<Shadow>,
     host: Host,
     /// What was applied last.
     applied: Option<Snapshot>,
@@ -200,7 +203,8 @@ impl BpfDataplane {
         }
         let mut ebpf = loader.load(OBJECT).context("cannot load the XDP object")?;
         load_programs(&mut ebpf, &pins)?;
-        Self::take_over(ebpf, pins, options.capacity)
+        let shadow = Arc::new(Shadow::of(&mut ebpf, &pins, cpus)?);
+        Self::take_over(ebpf, pins, options.capacity, shadow)
     }
 
     /// Begins anew on the maps as they are now, as the next daemon would, with the programs that are loaded.
@@ -208,11 +212,11 @@ impl BpfDataplane {
     /// # Errors
     /// As [`BpfDataplane::open`].
     pub fn reopen(self) -> Result<Self> {
-        Self::take_over(self.ebpf, self.pins, self.capacity)
+        Self::take_over(self.ebpf, self.pins, self.capacity, self.shadow)
     }
 
     /// Takes over what the pinned maps hold.
-    fn take_over(mut ebpf: Ebpf, pins: Pins, capacity: Capacity) -> Result<Self> {
+    fn take_over(mut ebpf: Ebpf, pins: Pins, capacity: Capacity, shadow: Arc<Shadow>) -> Result<Self> {
         let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow!("cannot read {what}: {error}"))?;
         let mut config_map: Array<_, Config> = pins.open("CONFIG")?;
         let mut config = config_map.get(&0, 0).context("cannot read the configuration")?;
@@ -284,7 +288,9 @@ impl BpfDataplane {
                 &pins,
                 (Arc::clone(&numbers), found),
                 capacity.sessions,
+                Arc::clone(&shadow),
             )?),
+            shadow,
             numbers,
             host: Host::default(),
             applied: None,

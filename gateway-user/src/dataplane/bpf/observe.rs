@@ -23,7 +23,7 @@ use gateway_common::{
     pool::PoolCounters,
     ports::Destination,
     proxy::{PROXIED, ProxyHost, UP},
-    session::{DEAD, SIDE_INSIDE, Session, Tuple},
+    session::{DEAD, SIDE_INSIDE, SIDE_OUTSIDE, Session, Tuple},
     source::{Charge, LimitCounters, Source},
     tcp::State,
 };
@@ -35,13 +35,14 @@ use super::{
     pins::Pins,
     records,
     recount::Found,
+    shadow::{Live, Shadow},
     sys::{self, Cursor},
     table::{SessionTable, Stored},
 };
 use crate::{
     dataplane::{
         AttachedInterface, DestinationStats, Drift, LimitStats, MapStats, Observe, PoolAddressStats,
-        ProxyHostStats, SessionRow, Traffic, UNKNOWN_INTERFACE, keep_fullest,
+        ProxyHostStats, SessionRow, Traffic, Trial, Tried, UNKNOWN_INTERFACE, keep_fullest,
     },
     model::RouteKey,
 };
@@ -72,6 +73,8 @@ pub(super) struct BpfObserve {
     sources: OwnedFd,
     limits: PerCpuArray<MapData, LimitCounters>,
     capacity: u32,
+    live: Live,
+    shadow: Arc<Shadow>,
 }
 
 impl BpfObserve {
@@ -80,6 +83,7 @@ impl BpfObserve {
         pins: &Pins,
         (numbers, found): (Arc<RwLock<Numbers>>, Arc<Found>),
         capacity: u32,
+        shadow: Arc<Shadow>,
     ) -> Result<Self> {
         Ok(Self {
             clock,
@@ -101,6 +105,8 @@ impl BpfObserve {
             sources: sys::open_pin(&pins.map("SOURCES"))?,
             limits: pins.open("LIMIT_COUNTERS")?,
             capacity,
+            live: Live::open(pins, capacity)?,
+            shadow,
         })
     }
 
@@ -389,6 +395,26 @@ impl Observe for BpfObserve {
         Ok(rows)
     }
 
+    fn session(
+        &self,
+        proto: u8,
+        source: (IpAddr, u16),
+        destination: (IpAddr, u16),
+    ) -> Result<Option<SessionRow>> {
+        if source.0.is_ipv4() != destination.0.is_ipv4() {
+            return Ok(None);
+        }
+        if source.0.is_ipv4() {
+            self.find_session(&self.sessions_v4, proto, source, destination)
+        } else {
+            self.find_session(&self.sessions_v6, proto, source, destination)
+        }
+    }
+
+    fn try_packet(&self, trial: &Trial<'_>) -> Result<Tried> {
+        self.shadow.run(&self.live, &self.numbers(), trial)
+    }
+
     fn maps(&self) -> Result<Vec<MapStats>> {
         let mut stats = Vec::new();
         let (mut sessions, mut mappings) = (0, 0);
@@ -478,6 +504,39 @@ impl BpfObserve {
                 return Ok(());
             }
         }
+    }
+
+    fn find_session<F: Stored>(
+        &self,
+        table: &SessionTable<F>,
+        proto: u8,
+        source: (IpAddr, u16),
+        destination: (IpAddr, u16),
+    ) -> Result<Option<SessionRow>>
+    where
+        Tuple<F>: Pod,
+        Session<F>: Pod,
+    {
+        let now = self.clock.now()?;
+        let key = |side| Tuple::<F> {
+            source: F::unmapped(&family::from_ip(source.0)),
+            destination: F::unmapped(&family::from_ip(destination.0)),
+            source_port: source.1.to_be_bytes(),
+            destination_port: destination.1.to_be_bytes(),
+            proto,
+            side,
+            origin: 0,
+        };
+        let (mut tuple, mut session) = (key(SIDE_INSIDE), table.find(&key(SIDE_INSIDE))?);
+        if session.is_none()
+            && let Some(answer) = table.find(&key(SIDE_OUTSIDE))?
+        {
+            tuple = key(SIDE_OUTSIDE).pair(&answer);
+            session = table.find(&tuple)?;
+        }
+        let Some(session) = session.filter(|session| session.generation != DEAD) else { return Ok(None) };
+        let answer = table.find(&tuple.pair(&session))?;
+        Ok(Some(self.row(now, &tuple, &session, answer.as_ref())))
     }
 
     fn row<F: Family>(

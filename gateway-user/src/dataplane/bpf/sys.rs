@@ -15,6 +15,7 @@ const MAP_CREATE: libc::c_long = 0;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
+const MAP_GET_NEXT_KEY: libc::c_long = 4;
 const OBJ_GET: libc::c_long = 7;
 const PROG_TEST_RUN: libc::c_long = 10;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -328,6 +329,26 @@ pub(super) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result
     unsafe {
         match bpf(MAP_LOOKUP_ELEM, &mut attributes) {
             Ok(_) => Ok(Some(value.assume_init())),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The key behind `key`; the first one for `None`, and for a key that is not there.
+pub(super) fn next_key<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Result<Option<K>> {
+    let mut next = std::mem::MaybeUninit::<K>::uninit();
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        padding: 0,
+        key: key.map_or(0, |key| std::ptr::from_ref(key) as u64),
+        value: next.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    // SAFETY: the attributes are those of the command; on success the kernel has written the whole key.
+    unsafe {
+        match bpf(MAP_GET_NEXT_KEY, &mut attributes) {
+            Ok(_) => Ok(Some(next.assume_init())),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }

@@ -1,0 +1,101 @@
+//! `gwctl explain`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{context::Context, failure::Failure};
+use crate::{
+    api::{
+        error::exit,
+        types::{ExplainQuery, ExplainRow, List},
+    },
+    config,
+    dataplane::Connected,
+    explain::{World, walk},
+    render,
+};
+
+/// `--exit-verdict`: dropped.
+const DROPPED: u8 = 20;
+/// Left to the host's own stack.
+const LEFT: u8 = 21;
+/// Only the programs can tell.
+const OPEN: u8 = 22;
+
+#[derive(Args, Debug)]
+#[command(after_help = "gwctl explain 203.0.113.10:443 from 10.0.1.2\n\
+                  gwctl explain 203.0.113.10:53 from 10.0.1.2 proto udp iif eth1 --live\n\
+                  gwctl explain 203.0.113.10:443 from 10.0.1.2 --config new.toml --exit-verdict")]
+pub(super) struct Explain {
+    /// Destination of the packet; without a port, an ICMP echo request
+    #[arg(value_name = "ADDR[:PORT]")]
+    to: String,
+    /// Source of the packet
+    #[arg(long, value_name = "ADDR[:PORT]", required = true)]
+    from: String,
+    /// Protocol of the packet [tcp]
+    #[arg(long, value_name = "tcp|udp|icmp")]
+    proto: Option<String>,
+    /// Interface it arrives on [where its source is]
+    #[arg(long, value_name = "IF")]
+    iif: Option<String>,
+    /// Ask the loaded programs, too; no packet notices, and nothing is counted
+    #[arg(long, help_heading = super::words::OPTIONS, conflicts_with = "config")]
+    live: bool,
+    /// By this configuration file, without a daemon
+    #[arg(long, value_name = "FILE", help_heading = super::words::OPTIONS)]
+    config: Option<PathBuf>,
+    /// Exit with 0 if it is sent on, 20 if dropped, 21 if left to the host, 22 if not known
+    #[arg(long, help_heading = super::words::OPTIONS)]
+    exit_verdict: bool,
+}
+
+impl Explain {
+    pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<u8, Failure> {
+        let Self { to, from, proto, iif, live, config, exit_verdict } = self;
+        let query = ExplainQuery { to, from, proto, iif, live };
+        let list = match config {
+            Some(file) => List::new(0, vec![offline(&query, &file)?]),
+            None => context.get("/v1/explain", &query).await?,
+        };
+        let Some(row) = list.items.first() else {
+            return Err(Failure::new(exit::UNEXPECTED, "gatewayd did not say what becomes of the packet"));
+        };
+        if context.json {
+            context.print_json(&list)?;
+        } else {
+            let text = render::explain::walk(row, context.paint);
+            context.print_text(&text)?;
+        }
+        Ok(if exit_verdict { code(row) } else { exit::OK })
+    }
+}
+
+fn offline(query: &ExplainQuery, file: &std::path::Path) -> Result<ExplainRow, Failure> {
+    let question = query.question().map_err(|error| {
+        let failure = Failure::new(exit::INVALID, error.message.clone());
+        match error.hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })?;
+    let config = config::load(file).map_err(|error| {
+        Failure::new(exit::INVALID, error.to_string()).hint("`gatewayd --check-config` tells more")
+    })?;
+    let connected = Connected::new();
+    let world =
+        World { state: &config.snapshot, connected: &connected, host: None, ways: None, present: None };
+    Ok(ExplainRow::of(&question, &walk(&world, &question)))
+}
+
+/// The exit code of `--exit-verdict`. What the programs say counts.
+fn code(row: &ExplainRow) -> u8 {
+    let live = row.live.as_ref().map(|live| live.verdict.as_str());
+    match live.or(row.verdict.as_deref()) {
+        Some("drop") => DROPPED,
+        Some("host") => LEFT,
+        Some(_) => exit::OK,
+        None => OPEN,
+    }
+}
