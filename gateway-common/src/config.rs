@@ -235,9 +235,11 @@ pub struct Config {
     pub no_session: u32,
     /// Elements that the table of IPv4 sessions takes, two for a session.
     pub elements: u32,
+    /// What packets are recorded under that no route covers: key of `LOG_NAMES`, or 0 where they are not.
+    pub unrouted: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 72);
+const _: () = assert!(size_of::<Config>() == 76);
 
 pod!(Config);
 

@@ -4,10 +4,13 @@
 //! ([`crate::session::Session::log`]), when it is removed, whatever has become of the route by then. No packet of a
 //! session between the two does anything for it.
 //!
+//! A packet that is dropped is recorded where its route says so. Others like it, of the same period, are counted in
+//! `DENIED`, and the daemon makes one record of them.
+//!
 //! The number in a record stands for the names of table, route and target in `LOG_NAMES`. A number keeps its meaning for
 //! as long as the maps are there, so that a record says what was in force when the session opened.
 
-use crate::{counter::Counter, family::MappedAddress, pod, tcp::State};
+use crate::{DropReason, counter::Counter, family::MappedAddress, pod, tcp::State};
 
 /// Bytes of `RECORDS`: room for 34,000 records, which the daemon takes out ten times a second and more.
 pub const RECORDS_BYTES: u32 = 4 << 20;
@@ -24,6 +27,8 @@ pub enum Kind {
     Open = 1,
     /// A session was removed.
     Close = 2,
+    /// A packet was dropped, the first of its [`DeniedKey`].
+    Deny = 3,
 }
 
 impl Kind {
@@ -32,6 +37,7 @@ impl Kind {
         match number {
             1 => Some(Self::Open),
             2 => Some(Self::Close),
+            3 => Some(Self::Deny),
             _ => None,
         }
     }
@@ -103,7 +109,7 @@ pub struct Record {
     pub kind: u8,
     /// IP protocol.
     pub proto: u8,
-    /// [`Kind::Close`]: an [`Ending`].
+    /// [`Kind::Close`]: an [`Ending`]. [`Kind::Deny`]: a [`DropReason`].
     pub reason: u8,
     /// 1 where the session goes to a proxy, and nothing is translated.
     pub proxied: u8,
@@ -135,9 +141,60 @@ pub struct Record {
     pub received: Counter,
 }
 
-const _: () = assert!(size_of::<Record>() == 112);
+/// Key of `DENIED`: packets that are recorded together, but for the first of them, which has a record of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeniedKey {
+    /// The inside host.
+    pub source: MappedAddress,
+    /// The server.
+    pub destination: MappedAddress,
+    /// See [`period`].
+    pub period: u32,
+    /// Port of the server, network byte order.
+    pub destination_port: [u8; 2],
+    /// Key of `LOG_NAMES`.
+    pub log: u16,
+    /// IP protocol.
+    pub proto: u8,
+    /// [`DropReason`].
+    pub reason: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
 
-pod!(Record);
+/// Elements of `DENIED`.
+pub const MAX_DENIED: u32 = 8_192;
+
+/// Ticks of a period, as a power of two: 64 of them are at most 8.6 seconds.
+pub const PERIOD_SHIFT: u32 = 6;
+
+/// The period of a tick. Who is counted in one is written down when it is over, so that nobody counts there any more.
+#[inline(always)]
+pub const fn period(tick: u32) -> u32 {
+    tick >> PERIOD_SHIFT
+}
+
+/// Whether a packet from inside that was dropped for `reason` was denied something: by policy, or for want of room.
+#[inline(always)]
+pub const fn is_denial(reason: DropReason) -> bool {
+    const DENIALS: u32 = 1 << DropReason::NoRoute as u32
+        | 1 << DropReason::Blackhole as u32
+        | 1 << DropReason::Prohibited as u32
+        | 1 << DropReason::DestinationRate as u32
+        | 1 << DropReason::DestinationConcurrent as u32
+        | 1 << DropReason::SourceRate as u32
+        | 1 << DropReason::SourceConcurrent as u32
+        | 1 << DropReason::PoolExhausted as u32
+        | 1 << DropReason::SessionTableFull as u32
+        | 1 << DropReason::ProxyDown as u32;
+    DENIALS >> (reason as u32 & 31) & 1 != 0
+}
+
+const _: () = assert!(size_of::<Record>() == 112);
+const _: () = assert!(size_of::<DeniedKey>() == 44);
+
+pod!(Record, DeniedKey);
 
 #[cfg(test)]
 mod tests {

@@ -506,6 +506,8 @@ pub(crate) fn read<F: Datapath>(frame: &Frame<'_>, network: usize, subject: &mut
             subject.packet = packet;
             subject.tuple = tuple(&packet, SIDE_INSIDE);
             subject.shown = u8::from(packet.is_trackable());
+            // Of a packet that is dropped before it has a route, nothing is recorded.
+            subject.route.log = 0;
             Code::OK
         }
         Err(reason) => Code::drop(reason),

@@ -1,4 +1,4 @@
-//! Maps `RECORDS`, `RECORDS_LOST` and `LOG_NAMES`: what the access log is made of, see [`gateway_common::record`].
+//! Maps `RECORDS`, `RECORDS_LOST`, `DENIED` and `LOG_NAMES`: what the access log is made of, see [`gateway_common::record`].
 //!
 //! A record is written where a session is opened and where it is removed. Nobody is woken for it: the daemon looks by
 //! itself, several times a second.
@@ -10,14 +10,21 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use gateway_common::{
-    V4, V6,
+    DropReason, V4, V6,
     counter::Counter,
-    record::{Ending, Kind, LOG_NAME_LEN, MAX_LOG_NAMES, RECORDS_BYTES, Record},
-    session::{Session, Tuple},
+    record::{
+        DeniedKey, Ending, Kind, LOG_NAME_LEN, MAX_DENIED, MAX_LOG_NAMES, RECORDS_BYTES, Record, is_denial,
+        period,
+    },
+    session::{SIDE_INSIDE, Session, Tuple},
     tcp::State,
 };
 
-use crate::{config, family::Datapath, session::Scratch};
+use crate::{
+    atomic, config,
+    family::Datapath,
+    session::{EEXIST, NOEXIST, Scratch, Subject},
+};
 
 #[btf_map]
 static RECORDS: RingBuf<Record, { RECORDS_BYTES as usize }> = RingBuf::new();
@@ -25,6 +32,10 @@ static RECORDS: RingBuf<Record, { RECORDS_BYTES as usize }> = RingBuf::new();
 /// Records that found no room.
 #[btf_map]
 static RECORDS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// Packets that were dropped after the first of their kind.
+#[btf_map]
+static DENIED: HashMap<DeniedKey, Counter, { MAX_DENIED as usize }> = HashMap::new();
 
 /// The daemon's alone.
 #[btf_map]
@@ -140,6 +151,108 @@ fn write_closed<F: Datapath>(how: u64) -> u64 {
     })
 }
 
+/// Records that the packet from inside in the subject is dropped for `reason`, if that denies it something and its route
+/// says so.
+#[inline(always)]
+pub(crate) fn denied<F: Datapath>(reason: DropReason) {
+    if !is_denial(reason) {
+        return;
+    }
+    if F::IS_V4 {
+        record_denied_v4(reason as u64);
+    } else {
+        record_denied_v6(reason as u64);
+    }
+}
+
+/// Records that the packet in the subject of IPv4 is dropped for the reason with this number. Returns nothing of
+/// interest.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn record_denied_v4(reason: u64) -> u64 {
+    write_denied::<V4>(reason as u8)
+}
+
+/// As [`record_denied_v4`], of IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn record_denied_v6(reason: u64) -> u64 {
+    write_denied::<V6>(reason as u8)
+}
+
+#[inline(always)]
+fn write_denied<F: Datapath>(reason: u8) -> u64 {
+    let (Some(subject), Some(config)) = (F::subject(), config::config()) else { return 0 };
+    // SAFETY: the element is this CPU's own and programs do not preempt each other.
+    let Subject { packet, tuple, route, .. } = unsafe { &*subject };
+    let log = if reason == DropReason::NoRoute as u8 { config.unrouted as u16 } else { route.log };
+    if log == 0 || tuple.side != SIDE_INSIDE {
+        return 0;
+    }
+    let now = config::now(config);
+    let key = DeniedKey {
+        source: F::mapped(&packet.source),
+        destination: F::mapped(&packet.destination),
+        period: period(now),
+        destination_port: packet.transport_layer.destination_port,
+        log,
+        proto: packet.proto,
+        reason,
+        reserved: [0; 2],
+    };
+    let bytes = u64::from(packet.length);
+    if count_denied(&key, bytes) {
+        return 0;
+    }
+    match DENIED.insert(key, Counter::default(), NOEXIST) {
+        Ok(()) => {}
+        // Another CPU has dropped one like it.
+        Err(EEXIST) if count_denied(&key, bytes) => return 0,
+        Err(_) => return lose(),
+    }
+    let Some(mut entry) = RECORDS.reserve(0) else { return lose() };
+    entry.write(Record {
+        // SAFETY: the helper has no arguments.
+        time: unsafe { bpf_ktime_get_ns() },
+        kind: Kind::Deny as u8,
+        proto: packet.proto,
+        reason,
+        log,
+        now,
+        start: now,
+        source: key.source,
+        destination: key.destination,
+        source_port: packet.transport_layer.source_port,
+        destination_port: key.destination_port,
+        sent: Counter { packets: 1, bytes },
+        ..Record::default()
+    });
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+    0
+}
+
+/// Counts a packet that is not the first of its kind; `false` where it is.
+#[inline(always)]
+fn count_denied(key: &DeniedKey, bytes: u64) -> bool {
+    let Some(counter) = DENIED.get_ptr_mut(key) else { return false };
+    // SAFETY: the pointer is to a map value.
+    unsafe {
+        atomic::add_long(&raw mut (*counter).packets, 1);
+        atomic::add_long(&raw mut (*counter).bytes, bytes);
+    }
+    true
+}
+
+/// Counts a record that found no room. Returns nothing of interest.
+#[inline(always)]
+fn lose() -> u64 {
+    if let Some(lost) = RECORDS_LOST.get_ptr_mut(0) {
+        // SAFETY: the element is this CPU's own and programs do not preempt each other.
+        unsafe { *lost += 1 };
+    }
+    0
+}
+
 /// Writes a record of a session, which `complete` completes, or counts that it is lost.
 #[inline(always)]
 fn write<F: Datapath>(
@@ -147,13 +260,7 @@ fn write<F: Datapath>(
     session: &Session<F>,
     complete: impl FnOnce(Record) -> Record,
 ) -> u64 {
-    let Some(mut entry) = RECORDS.reserve(0) else {
-        if let Some(lost) = RECORDS_LOST.get_ptr_mut(0) {
-            // SAFETY: the element is this CPU's own and programs do not preempt each other.
-            unsafe { *lost += 1 };
-        }
-        return 0;
-    };
+    let Some(mut entry) = RECORDS.reserve(0) else { return lose() };
     entry.write(complete(Record {
         // SAFETY: the helper has no arguments.
         time: unsafe { bpf_ktime_get_ns() },

@@ -27,7 +27,7 @@ use crate::{
     forward,
     packet::{Frame, Mac, mac_words},
     path::Context,
-    pool,
+    pool, record,
     session::Subject,
     tunnel,
 };
@@ -48,9 +48,11 @@ const TCP_LEN: usize = 20;
 /// What is quoted behind the IP header of a refused packet: enough for the ports.
 const QUOTED: usize = 8;
 
-/// Tells the sender of the packet in the subject, if `reason` is something to tell. Returns the XDP action.
+/// Tells the sender of the packet in the subject, if `reason` is something to tell, and records it, if its route says
+/// so. Returns the XDP action.
 #[inline(always)]
 pub(crate) fn answer<F: Datapath>(context: &Context<'_>, reason: DropReason) -> u32 {
+    record::denied::<F>(reason);
     let full = is_full(reason);
     if !full
         && !matches!(

@@ -34,7 +34,7 @@ use gateway_common::{
 use gateway_lab::Sandbox;
 use gateway_user::{
     dataplane::{
-        Dataplane as _, DestinationStats, Drift, LimitStats, Observe, SessionRow, Trial, Tried,
+        Dataplane as _, DestinationStats, Drift, LimitStats, Logged, Observe, SessionRow, Trial, Tried,
         bpf::{BpfDataplane, Options},
     },
     model::{Capacity, Snapshot},
@@ -619,6 +619,18 @@ impl Gateway {
         let maps = self.observe.maps().unwrap_or_else(|error| panic!("the maps: {error:#}"));
         let found = maps.iter().find(|map| map.name == "half_open");
         found.map_or(0, |map| map.entries as usize)
+    }
+
+    /// What was recorded and not read yet, and how many records have found no room.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    pub fn records(&self) -> (Vec<Logged>, u64) {
+        let mut all = Vec::new();
+        let mut records = self.dataplane().records().unwrap_or_else(|error| panic!("the records: {error:#}"));
+        while records.read(4_096, &mut all).unwrap_or_else(|error| panic!("the records: {error:#}")) > 0 {}
+        let lost = self.observe.records_lost().unwrap_or_else(|error| panic!("the records: {error:#}"));
+        (all, lost)
     }
 
     /// Ends this gateway as a drop does; the maps that held something before, and those that still do.

@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use gateway_user::model::{
-    AttachMode, Capacity, Check, Eip, Interface, Limit, MAIN_TABLE, Mapping, NoSession, PerDestination, Pool,
-    Proxy, ProxyHost, ProxyMode, Snapshot, Table, TableKind, Timeouts,
+    AccessLog, AttachMode, Capacity, Check, Eip, Interface, Limit, MAIN_TABLE, Mapping, NoSession,
+    PerDestination, Pool, Proxy, ProxyHost, ProxyMode, Sink as AccessSink, Snapshot, Table, TableKind,
+    Timeouts,
     prefix::parse_prefix,
     validate,
     words::{parse_binding, parse_route_line},
@@ -222,6 +223,14 @@ impl Policy {
     /// With room for this many prefixes of each table and family.
     pub fn prefixes(mut self, routes: u32) -> Self {
         self.0.capacity.routes = routes;
+        self
+    }
+
+    /// Records everything.
+    #[must_use]
+    pub fn recorded(mut self) -> Self {
+        self.0.access_log =
+            Some(AccessLog { all: true, ..AccessLog::new(AccessSink::File("/nowhere".into())) });
         self
     }
 

@@ -2,7 +2,10 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
-use gateway_common::parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
+use gateway_common::{
+    Verdict,
+    parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +19,7 @@ pub(super) const SCHEMA: &str = "gateway.access/v1";
 pub struct Entry<'a> {
     /// [`SCHEMA`].
     pub schema: Cow<'a, str>,
-    /// `open` or `close`.
+    /// `open`, `close` or `deny`.
     pub event: Cow<'a, str>,
     /// When it has happened, RFC 3339, UTC.
     pub time: Timestamp,
@@ -43,9 +46,9 @@ pub struct Entry<'a> {
     /// Where it leads.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub target: Option<Cow<'a, str>>,
-    /// What becomes of the session's packets: `snat` or `proxy`.
+    /// What becomes of the session's packets: `snat` or `proxy`; `drop` where there is none.
     pub verdict: Cow<'a, str>,
-    /// Why the session ended.
+    /// Why the session ended, or why packets were dropped.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<Cow<'a, str>>,
     /// What the inside host has sent.
@@ -88,21 +91,22 @@ impl<'a> Entry<'a> {
             LogEvent::Close { reason, sent, received } => {
                 ("close", Some(reason), Some(flow(sent)), Some(flow(received)))
             }
+            LogEvent::Deny { reason, sent } => ("deny", Some(reason.name()), Some(flow(sent)), None),
         };
         Self {
             schema: SCHEMA.into(),
             event: event.into(),
             time: logged.time,
             start: logged.start,
-            end: reason.map(|_| logged.time),
+            end: matches!(logged.event, LogEvent::Close { .. }).then_some(logged.time),
             proto: proto_name(logged.proto),
             source: end(logged.source),
             translated: logged.translated.map(end),
             destination: end(logged.destination),
-            table: names.map(|names| names.table.as_str().into()),
+            table: names.map(|names| names.table.as_str()).filter(|name| !name.is_empty()).map(Into::into),
             route: names.and_then(|names| names.route.as_deref()).map(Into::into),
-            target: names.map(|names| names.target.as_str().into()),
-            verdict: if logged.translated.is_some() { "snat" } else { "proxy" }.into(),
+            target: names.map(|names| names.target.as_str()).filter(|name| !name.is_empty()).map(Into::into),
+            verdict: verdict(logged).into(),
             reason: reason.map(Into::into),
             sent,
             received,
@@ -116,6 +120,16 @@ impl<'a> Entry<'a> {
             lines.push(b'\n');
         }
     }
+}
+
+/// What becomes of the packets.
+fn verdict(logged: &Logged) -> &'static str {
+    let verdict = match logged.event {
+        LogEvent::Deny { .. } => Verdict::Drop,
+        LogEvent::Open | LogEvent::Close { .. } if logged.translated.is_some() => Verdict::Snat,
+        LogEvent::Open | LogEvent::Close { .. } => Verdict::Proxy,
+    };
+    verdict.name()
 }
 
 /// The word for an IP protocol.

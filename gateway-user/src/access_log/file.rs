@@ -13,8 +13,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::Write;
-use crate::model::{AccessLog, Fsync};
+use super::{Entry, Write};
+use crate::{
+    dataplane::Logged,
+    model::{AccessLog, Fsync},
+};
 
 /// Who may read the log: it says who was where.
 const MODE: u32 = 0o640;
@@ -34,6 +37,8 @@ pub struct FileSink {
     dirty: Option<Instant>,
     /// Whether the last line may lack its end.
     torn: bool,
+    /// Room for lines.
+    lines: Vec<u8>,
 }
 
 impl FileSink {
@@ -59,6 +64,7 @@ impl FileSink {
             fsync,
             dirty: None,
             torn,
+            lines: Vec::new(),
         })
     }
 
@@ -82,8 +88,9 @@ impl FileSink {
     }
 }
 
-impl Write for FileSink {
-    fn write(&mut self, lines: &[u8]) -> Result<()> {
+impl FileSink {
+    /// Writes whole lines.
+    fn append(&mut self, lines: &[u8]) -> Result<()> {
         if self.torn {
             self.file.write_all(b"\n").context("cannot write the access log")?;
             (self.size, self.torn) = (self.size + 1, false);
@@ -96,6 +103,20 @@ impl Write for FileSink {
         self.size += lines.len() as u64;
         self.dirty.get_or_insert_with(Instant::now);
         Ok(())
+    }
+}
+
+impl Write for FileSink {
+    fn write(&mut self, records: &[&Logged]) -> (usize, Result<()>) {
+        let mut lines = std::mem::take(&mut self.lines);
+        lines.clear();
+        for logged in records {
+            Entry::of(logged).write(&mut lines);
+        }
+        let result = self.append(&lines);
+        self.lines = lines;
+        // What is there of a part of them is no whole batch.
+        (if result.is_ok() { records.len() } else { 0 }, result)
     }
 
     fn look_after(&mut self) -> Result<()> {

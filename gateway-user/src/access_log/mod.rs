@@ -11,10 +11,14 @@
 
 mod entry;
 mod file;
+mod ipfix;
+mod journal;
 #[cfg(test)]
 mod tests;
+pub mod whohad;
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -33,6 +37,8 @@ use crate::{
 
 pub use entry::{End, Entry, Flow};
 pub use file::FileSink;
+use ipfix::Exporter;
+use journal::Journal;
 
 /// How often the reader looks: the ring buffer holds 34,000 records, the more the longer it takes.
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -93,18 +99,15 @@ impl Stats {
     }
 }
 
-/// Takes lines.
+/// Takes records.
 pub trait Write: Send {
-    /// Takes whole lines.
-    ///
-    /// # Errors
-    /// Nothing of them counts as written.
-    fn write(&mut self, lines: &[u8]) -> anyhow::Result<()>;
+    /// Takes records. Returns how many it has taken, and why not all of them.
+    fn write(&mut self, records: &[&Logged]) -> (usize, anyhow::Result<()>);
 
     /// Does what is due by now, such as beginning another file. Called several times a second.
     ///
     /// # Errors
-    /// As of [`Write::write`].
+    /// What is due cannot be done.
     fn look_after(&mut self) -> anyhow::Result<()>;
 }
 
@@ -123,6 +126,14 @@ pub fn open(log: &AccessLog) -> anyhow::Result<Box<dyn Write>> {
         Sink::File(path) => {
             let sink = FileSink::open(path, log)
                 .with_context(|| format!("cannot write the access log {}", path.display()))?;
+            Ok(Box::new(sink))
+        }
+        Sink::Journal => {
+            let sink = Journal::open(Path::new(journal::SOCKET)).context("cannot write the access log")?;
+            Ok(Box::new(sink))
+        }
+        Sink::Ipfix(collector) => {
+            let sink = Exporter::open(*collector).context("cannot export the access log")?;
             Ok(Box::new(sink))
         }
     }
@@ -206,10 +217,9 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, queue: &Receiver<Vec<Logged>>) {
-        let mut lines = Vec::new();
         loop {
             match queue.recv_timeout(IDLE) {
-                Ok(batch) => self.take(&batch, &mut lines),
+                Ok(batch) => self.take(&batch),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -222,27 +232,18 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, batch: &[Logged], lines: &mut Vec<u8>) {
-        lines.clear();
+    fn take(&mut self, batch: &[Logged]) {
         let now = Instant::now();
-        let mut count = 0;
-        for logged in batch {
-            if self.rate.admit(now) {
-                Entry::of(logged).write(lines);
-                count += 1;
-            } else {
-                self.stats.lose(Lost::Rate, 1);
-            }
-        }
-        if count == 0 {
+        let records: Vec<&Logged> = batch.iter().filter(|_| self.rate.admit(now)).collect();
+        self.stats.lose(Lost::Rate, (batch.len() - records.len()) as u64);
+        if records.is_empty() {
             return;
         }
-        match self.sink.write(lines) {
-            Ok(()) => drop(self.stats.written.fetch_add(count, Relaxed)),
-            Err(error) => {
-                self.stats.lose(Lost::Sink, count);
-                self.complain(&error);
-            }
+        let (taken, result) = self.sink.write(&records);
+        self.stats.written.fetch_add(taken as u64, Relaxed);
+        self.stats.lose(Lost::Sink, (records.len() - taken) as u64);
+        if let Err(error) = result {
+            self.complain(&error);
         }
     }
 

@@ -44,6 +44,7 @@
 //! | `POST /v1/deactivate` | `deactivate` | | [`types::Change`] |
 //! | `GET /v1/sessions` | `session show` | [`types::SessionQuery`] | [`types::SessionRow`]s |
 //! | `GET /v1/sessions/count` | `session count` | [`types::SessionQuery`] with `by` | [`types::SessionCount`]s |
+//! | `GET /v1/sessions/whohad?address=...` | `session whohad` | [`types::WhohadQuery`] | [`types::WhohadRow`]s, the earliest first |
 //! | `GET /v1/status` | `status` | | one [`types::Status`] |
 //! | `GET /v1/stats/drops` | `stats drops` | | [`types::DropRow`]s, every reason |
 //! | `GET /v1/stats/routes` | `stats routes` | [`types::RouteQuery`] | [`types::RouteRow`]s with counters |
@@ -86,6 +87,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 pub mod types;
+mod whohad;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 

@@ -26,7 +26,9 @@ use super::{
         LimitRow, List, MapRow, PoolAddressRow, PoolRequest, PoolRow, ProxyDrainRequest, ProxyRequest,
         ProxyRow, RouteFlush, RouteGet, RouteImport, RouteMatch, RouteQuery, RouteRequest, RouteRow,
         RouteSelector, SessionCount, SessionQuery, SessionRow, Status, TableRequest, TableRow, Version,
+        WhohadQuery, WhohadRow,
     },
+    whohad,
 };
 use crate::{
     config,
@@ -83,6 +85,7 @@ fn router(context: Context) -> Router {
         .route("/sessions", get(session_show))
         .route("/sessions/count", get(session_count))
         .route("/explain", get(explain_packet))
+        .route("/sessions/whohad", get(session_whohad))
         .route("/status", get(status))
         .route("/stats/drops", get(stats_drops))
         .route("/stats/routes", get(stats_routes))
@@ -456,6 +459,14 @@ async fn session_show(State(context): Ctx, Query(query): Query<SessionQuery>) ->
 async fn session_count(State(context): Ctx, Query(query): Query<SessionQuery>) -> Rows<SessionCount> {
     let request = query.read()?;
     read_page(context, move |observe| request.count(observe)).await
+}
+
+async fn session_whohad(State(context): Ctx, Query(query): Query<WhohadQuery>) -> Rows<WhohadRow> {
+    let question = query.read()?;
+    read(context, move |current, observe| {
+        Ok(whohad::answer(&question, current.snapshot.access_log.as_ref(), observe)?)
+    })
+    .await
 }
 
 async fn stats_drops(State(context): Ctx) -> Rows<DropRow> {

@@ -1,9 +1,11 @@
 //! `gwctl session`.
 
+use std::net::SocketAddr;
+
 use clap::{Args, Subcommand};
 
 use super::{context::Context, failure::Failure, value};
-use crate::api::types::{List, SessionCount, SessionQuery, SessionRow};
+use crate::api::types::{List, SessionCount, SessionQuery, SessionRow, WhohadQuery, WhohadRow};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -19,6 +21,10 @@ pub(super) enum Verb {
     #[command(after_help = "gwctl session count\n\
                             gwctl session count proto tcp by destination")]
     Count(Count),
+    /// Say whose an address and a port of a pool were at a time
+    #[command(after_help = "gwctl session whohad 198.51.100.10:41234 at 2026-03-01T12:03:04Z\n\
+                            gwctl session whohad 198.51.100.10:41234 proto udp at 2026-03-01T13:03:04+01:00")]
+    Whohad(Whohad),
 }
 
 #[derive(Args, Debug)]
@@ -67,6 +73,19 @@ pub(super) struct Count {
     by: Option<String>,
 }
 
+#[derive(Args, Debug)]
+pub(super) struct Whohad {
+    /// Address of a pool, and a port
+    #[arg(value_name = "ADDR:PORT")]
+    endpoint: SocketAddr,
+    /// Only this protocol
+    #[arg(long, value_name = "tcp|udp|icmp")]
+    proto: Option<String>,
+    /// When, with its zone: 2026-03-01T12:03:04Z
+    #[arg(long, value_name = "TIME")]
+    at: String,
+}
+
 impl Verb {
     pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
         match self {
@@ -74,6 +93,10 @@ impl Verb {
             Self::Count(Count { selectors, by }) => {
                 let query = SessionQuery { by, ..selectors.into() };
                 context.show::<SessionCount>("/v1/sessions/count", &query).await
+            }
+            Self::Whohad(Whohad { endpoint, proto, at }) => {
+                let query = WhohadQuery { address: endpoint.ip(), port: endpoint.port(), proto, at };
+                context.show::<WhohadRow>("/v1/sessions/whohad", &query).await
             }
         }
     }

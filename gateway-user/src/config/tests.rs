@@ -210,7 +210,7 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
 fn what_is_wrong_with_an_access_log_is_said_with_its_place_and_a_remedy() {
     let added = |text: &str| (format!("{SAMPLE}{text}"), ROUTES.to_owned());
     let cases = [
-        added("[access_log]\npath = \"journal\"\n"),
+        added("[access_log]\npath = \"udp://collector\"\n"),
         added("[access_log]\npath = \"access.jsonl\"\n"),
         added("[access_log]\npath = \"/a\"\ntables = [\"mian\"]\n"),
         added("[access_log]\npath = \"/a\"\nmax_size = \"100MB\"\n"),

@@ -194,7 +194,7 @@ pub struct Logged {
     pub event: LogEvent,
     /// When.
     pub time: Timestamp,
-    /// When the session began, to about 130 ms.
+    /// When the session began, to about 130 ms; or since when packets were dropped.
     pub start: Timestamp,
     /// IP protocol number.
     pub proto: u8,
@@ -221,6 +221,13 @@ pub enum LogEvent {
         sent: Counter,
         /// The same from the outside.
         received: Counter,
+    },
+    /// Packets of it were dropped: there is none.
+    Deny {
+        /// Why.
+        reason: DropReason,
+        /// How many. Of more than one, the source port is not known.
+        sent: Counter,
     },
 }
 

@@ -133,9 +133,9 @@ metrics! {
     EVENTS_LOST = Counter "gateway_events_lost_total" []
         "Messages of the data plane to the daemon that found the ring buffer full. No packet depends on them.";
     ACCESS_LOG_RECORDS = Counter "gateway_access_log_records_total" []
-        "Records of sessions that were written to the access log since the daemon began.";
+        "Records that were written to the access log since the daemon began.";
     ACCESS_LOG_LOST = Counter "gateway_access_log_lost_total" ["cause"]
-        "Records of sessions that are not in the access log: kernel, the ring buffer was full; queue, the writer had fallen behind; rate, there were more in a second than access_log.max_rate; sink, the file did not take them. kernel counts as long as the data plane lives, the others since the daemon began.";
+        "Records that are not in the access log: kernel, the ring buffer was full; queue, the writer had fallen behind; rate, there were more in a second than access_log.max_rate; sink, the file did not take them. kernel counts as long as the data plane lives, the others since the daemon began.";
     SCRAPE_SUCCESS = Gauge "gateway_scrape_success" ["source"]
         "1 if this part of the data plane could be read for this scrape; 0 if not: its metrics are absent and the daemon's log says why.";
 }

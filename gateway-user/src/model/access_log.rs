@@ -1,6 +1,6 @@
 //! The access log: what is recorded, and where records go.
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::BTreeSet, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,10 @@ pub struct AccessLog {
 pub enum Sink {
     /// Into a file, a line each.
     File(PathBuf),
+    /// Into the journal of systemd.
+    Journal,
+    /// To a collector, as IPFIX over UDP.
+    Ipfix(SocketAddr),
 }
 
 /// When a file is synced to the disk.
@@ -80,13 +84,8 @@ impl Target {
     /// Whether there is something to record of a route to it: sessions, or packets that it drops.
     pub fn is_recordable(&self) -> bool {
         match self {
-            Self::Pool(_) | Self::Proxy(_) => true,
-            Self::Direct
-            | Self::Gateway { .. }
-            | Self::Eip
-            | Self::Host
-            | Self::Blackhole
-            | Self::Prohibit => false,
+            Self::Pool(_) | Self::Proxy(_) | Self::Blackhole | Self::Prohibit => true,
+            Self::Direct | Self::Gateway { .. } | Self::Eip | Self::Host => false,
         }
     }
 }
@@ -96,14 +95,19 @@ impl FromStr for Sink {
 
     fn from_str(text: &str) -> Result<Self, ValueError> {
         let refuse = |message: String| ValueError::invalid("path", message);
-        if text == "journal" || text.starts_with("udp://") {
-            let message = format!("an access log that goes to `{text}` is not supported by this version");
-            return Err(ValueError::unsupported("path", message).hint("write it to a file"));
+        if let Some(collector) = text.strip_prefix("udp://") {
+            return collector.parse().map(Self::Ipfix).map_err(|_| {
+                refuse(format!("`{collector}` is no address and port of a collector"))
+                    .hint("write udp://192.0.2.1:4739 or udp://[2001:db8::1]:4739")
+            });
+        }
+        if text == "journal" {
+            return Ok(Self::Journal);
         }
         let path = PathBuf::from(text);
         if !path.is_absolute() || path.file_name().is_none() {
             return Err(refuse(format!("`{text}` is no place for an access log"))
-                .hint("give the whole path of a file, such as /var/log/gateway/access.jsonl"));
+                .hint("give the whole path of a file, such as /var/log/gateway/access.jsonl, `journal` or udp://ADDR:PORT"));
         }
         Ok(Self::File(path))
     }
@@ -113,6 +117,8 @@ impl fmt::Display for Sink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
+            Self::Journal => f.write_str("journal"),
+            Self::Ipfix(collector) => write!(f, "udp://{collector}"),
         }
     }
 }
@@ -147,10 +153,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_a_whole_path() {
+    fn a_place_is_a_whole_path_the_journal_or_a_collector() {
         let sink: Sink = "/var/log/gateway/access.jsonl".parse().expect("a path");
         assert_eq!(sink.to_string(), "/var/log/gateway/access.jsonl");
-        for wrong in ["access.jsonl", "/", "journal", "udp://192.0.2.1:4739", ""] {
+        let sink: Sink = "udp://[2001:db8::1]:4739".parse().expect("a collector");
+        assert_eq!(sink.to_string(), "udp://[2001:db8::1]:4739");
+        assert_eq!("journal".parse::<Sink>().expect("the journal"), Sink::Journal);
+        for wrong in ["access.jsonl", "/", "journald", "udp://192.0.2.1", ""] {
             assert!(wrong.parse::<Sink>().is_err(), "{wrong}");
         }
     }

@@ -73,7 +73,7 @@ pub enum Target {
 pub struct Route {
     /// What happens.
     pub target: Target,
-    /// Whether sessions of this route are logged.
+    /// Whether its sessions are logged, and what it denies.
     pub log: bool,
     /// The operator's words.
     pub comment: Option<String>,
@@ -92,7 +92,7 @@ pub struct RouteWords<'a> {
     pub dport: Option<Cow<'a, str>>,
     /// Destination names; not supported.
     pub domain: Option<Cow<'a, str>>,
-    /// Whether sessions are logged.
+    /// Whether it is logged.
     pub log: bool,
     /// The operator's words.
     pub comment: Option<Cow<'a, str>>,

@@ -1,9 +1,9 @@
-//! `session show`, `session count`.
+//! `session show`, `session count`, `session whohad`.
 
 use std::{fmt, net::IpAddr};
 
 use super::{Cell, Column, Columns, human};
-use crate::api::types::{Endpoint, SessionCount, SessionRow};
+use crate::api::types::{Endpoint, SessionCount, SessionRow, WhohadRow};
 
 impl Columns for SessionRow {
     fn columns() -> Vec<Column> {
@@ -38,6 +38,37 @@ impl Columns for SessionRow {
             Cell::new(&human::seconds(self.idle)),
             Cell::bytes(self.sent.bytes),
             Cell::bytes(self.received.bytes),
+        ]
+    }
+}
+
+impl Columns for WhohadRow {
+    fn columns() -> Vec<Column> {
+        vec![
+            Column::text("PROTO"),
+            Column::text("SOURCE"),
+            Column::text("TRANSLATED"),
+            Column::text("DESTINATION"),
+            Column::text("START"),
+            Column::text("END"),
+            Column::text("TABLE"),
+            Column::text("ROUTE"),
+            Column::text("TARGET"),
+        ]
+    }
+
+    fn cells(&self) -> Vec<Cell> {
+        let end = self.end.clone().or_else(|| self.live.then(|| "live".to_owned()));
+        vec![
+            Cell::new(&self.proto),
+            Cell::new(&self.source),
+            Cell::new(&self.translated),
+            Cell::new(&self.destination),
+            Cell::new(&self.start),
+            Cell::of(end.as_ref()),
+            Cell::of(self.table.as_ref()),
+            Cell::of(self.route.as_ref()),
+            Cell::of(self.target.as_ref()),
         ]
     }
 }

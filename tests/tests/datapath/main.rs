@@ -27,6 +27,7 @@ mod ports;
 mod promise;
 mod proxy;
 mod proxy_health;
+mod record;
 mod refusal;
 mod related;
 mod reuse;

@@ -129,3 +129,75 @@ fn a_table_can_be_recorded_whatever_its_routes_say() -> Result<()> {
     assert_eq!(log.wait_for(2)?[0]["event"], "open");
     Ok(())
 }
+
+#[test]
+fn whoever_had_an_address_and_a_port_is_found_while_it_has_them_and_afterwards() -> Result<()> {
+    let Some((rig, log)) = with_log("max_size = \"4KiB\"\n")? else { return Ok(()) };
+    let _server = Server::udp(&rig.lab.api, "203.0.113.10:53".parse()?)?;
+    let who_had = || -> Result<Value> {
+        let now = rig.lab.gw.ok(&["date", "--utc", "+%FT%TZ"])?;
+        let words = ["--json", "session", "whohad", "198.51.100.10:5000", "proto", "udp", "at", now.trim()];
+        Ok(serde_json::from_str(&rig.daemon.ok(&words)?)?)
+    };
+    assert_eq!(who_had()?["items"], serde_json::json!([]));
+    ask_udp(&rig.lab.c1, "10.0.1.2:5000", "203.0.113.10:53")?;
+    let live = who_had()?["items"][0].clone();
+    assert_eq!(live["source"], serde_json::json!({ "address": "10.0.1.2", "port": 5000 }));
+    assert_eq!((&live["live"], &live["route"]), (&true.into(), &"203.0.113.0/24".into()));
+    log.wait_for(2)?;
+    // Enough for several files.
+    for port in 6000..6020 {
+        ask_udp(&rig.lab.c1, &format!("10.0.1.2:{port}"), "203.0.113.10:53")?;
+    }
+    wait_until("another file", SOON, || log.0.path().join("access.jsonl.1").exists())?;
+    let start = live["start"].as_str().context("no time")?;
+    let said = rig.daemon.ok(&["--json", "session", "whohad", "198.51.100.10:5000", "at", start])?;
+    let said: Value = serde_json::from_str(&said)?;
+    assert_eq!(said["items"].as_array().map(Vec::len), Some(1), "{said}");
+    let past = &said["items"][0];
+    assert_eq!((&past["live"], &past["source"]), (&false.into(), &live["source"]));
+    assert!(past["end"].is_string(), "{past}");
+    Ok(())
+}
+
+#[test]
+fn what_is_dropped_is_recorded_once_and_counted_to_the_last_packet() -> Result<()> {
+    const MORE: usize = 24;
+    // Two periods of what is counted together, and a bit.
+    const LATER: Duration = Duration::from_secs(25);
+    let Some((rig, log)) = with_log("all = true\n")? else { return Ok(()) };
+    rig.daemon.tell("route add 203.0.113.77/32 via prohibit")?;
+    let send = |destination: &str, count: usize| -> Result<()> {
+        let script = format!(
+            "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+             s.bind(('10.0.1.2', 5000))\n\
+             for _ in range({count}): s.sendto(b'x', ('{destination}', 9))\n"
+        );
+        rig.lab.c1.ok(&["python3", "-c", &script]).map(drop)
+    };
+    send("203.0.113.77", MORE)?;
+    // No route says anything of it.
+    send("198.18.0.9", 1)?;
+    let denied = |reason: &str| -> Result<Vec<Value>> {
+        let records = log.records()?.into_iter();
+        Ok(records.filter(|record| record["event"] == "deny" && record["reason"] == reason).collect())
+    };
+    wait_until("the first packet", SOON, || denied("prohibited").is_ok_and(|all| !all.is_empty()))?;
+    let first = denied("prohibited")?.remove(0);
+    assert_eq!(
+        (&first["verdict"], &first["target"], &first["route"], &first["table"]),
+        (&"drop".into(), &"prohibit".into(), &"203.0.113.77/32".into(), &"main".into())
+    );
+    assert_eq!(first["source"], serde_json::json!({ "address": "10.0.1.2", "port": 5000 }));
+    assert_eq!(first["sent"]["packets"], 1);
+    assert!(first.get("translated").is_none() && first.get("end").is_none(), "{first}");
+    let packets = |records: Vec<Value>| -> u64 {
+        records.iter().filter_map(|record| record["sent"]["packets"].as_u64()).sum()
+    };
+    wait_until("the others", LATER, || denied("prohibited").is_ok_and(|all| packets(all) == MORE as u64))?;
+    assert!(denied("prohibited")?.len() <= 4, "they are written together");
+    let unrouted = denied("no_route")?;
+    assert_eq!(packets(unrouted.clone()), 1);
+    assert!(unrouted[0].get("route").is_none() && unrouted[0].get("table").is_none(), "{unrouted:?}");
+    Ok(())
+}

@@ -23,7 +23,7 @@ pub use explain::{ExplainLive, ExplainQuery, ExplainRow, ExplainStep};
 pub use limit::{LimitRequest, LimitRow};
 pub use observed::{
     ConfigStatus, DestinationQuery, DestinationRow, DropRow, Endpoint, Export, MapRow, Notice, SessionCount,
-    SessionProxy, SessionQuery, SessionRow, SessionUse, SourceShare, Status, Version,
+    SessionProxy, SessionQuery, SessionRow, SessionUse, SourceShare, Status, Version, WhohadQuery, WhohadRow,
 };
 
 pub use proxy::{ProxyDrainRequest, ProxyHostRow, ProxyRequest, ProxyRow};
@@ -71,6 +71,7 @@ schemas! {
     InterfaceRow => "gateway.interfaces/v1";
     SessionRow => "gateway.sessions/v1";
     SessionCount => "gateway.session_counts/v1";
+    WhohadRow => "gateway.whohad/v1";
     Status => "gateway.status/v1";
     DropRow => "gateway.stats.drops/v1";
     PoolAddressRow => "gateway.stats.pools/v1";

@@ -105,6 +105,50 @@ pub struct SessionRow {
     pub received: Count,
 }
 
+/// What `session whohad` asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WhohadQuery {
+    /// Address of a pool.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Protocol: `tcp`, `udp`, `icmp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proto: Option<String>,
+    /// When, RFC 3339.
+    pub at: String,
+}
+
+/// A session that had an address and a port of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhohadRow {
+    /// `tcp`, `udp`, `icmp`, or the protocol number.
+    pub proto: String,
+    /// The inside host.
+    pub source: Endpoint,
+    /// What the outside saw of it.
+    pub translated: Endpoint,
+    /// The server.
+    pub destination: Endpoint,
+    /// When it began, RFC 3339, UTC.
+    pub start: String,
+    /// When it was removed; absent where it is there, or its end was not recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<String>,
+    /// Whether it is there.
+    pub live: bool,
+    /// Table of the route that allowed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// The route that allowed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<String>,
+    /// Its target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
 /// A number of sessions, with the key of its group.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionCount {

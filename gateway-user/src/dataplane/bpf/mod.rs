@@ -151,6 +151,7 @@ pub struct BpfDataplane {
     tables: Tables,
     sweeper: Arc<BpfSweeper>,
     scale: Scale,
+    sweep: Arc<sweep::Program>,
     /// What numbers in records stand for.
     meanings: Meanings,
     numbers: Arc<RwLock<Numbers>>,
@@ -280,8 +281,14 @@ impl BpfDataplane {
             proxies,
             tunnels: Tunnels::default(),
             tables,
-            sweeper: Arc::new(BpfSweeper::new(sweep, &pins, config.timeouts, Arc::clone(&found))?),
+            sweeper: Arc::new(BpfSweeper::new(
+                Arc::clone(&sweep),
+                &pins,
+                config.timeouts,
+                Arc::clone(&found),
+            )?),
             scale,
+            sweep,
             meanings,
             observe: Arc::new(BpfObserve::new(
                 clock,
@@ -308,8 +315,8 @@ impl BpfDataplane {
 
     /// What the packet path records of sessions. There is to be one reader.
     pub fn records(&self) -> Result<Box<dyn Records>> {
-        let ring = self.pins.open("RECORDS")?;
-        Ok(Box::new(BpfRecords::new(ring, self.meanings.clone(), self.scale)))
+        let clock = Clock::new(Arc::clone(&self.sweep), self.scale);
+        Ok(Box::new(BpfRecords::new(&self.pins, self.meanings.clone(), clock)?))
     }
 
     /// Takes the program off every device. The maps stay as they are.
@@ -423,6 +430,8 @@ impl BpfDataplane {
             NoSession::Reset => config::NO_SESSION_RESET,
             NoSession::Drop => config::NO_SESSION_DROP,
         };
+        let all = to.access_log.as_ref().is_some_and(|log| log.all);
+        self.config.unrouted = if all { self.tables.unrouted()?.into() } else { 0 };
         self.config.inside_slots = interfaces.inside_slots(&to.interfaces);
         let mut bindings = to.tables.values().flat_map(|table| &table.bindings);
         self.config.policy = Policy::default()

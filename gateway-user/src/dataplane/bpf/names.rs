@@ -79,6 +79,10 @@ impl Names {
                 return Ok(*number);
             }
         }
+        self.give(names)
+    }
+
+    fn give(&mut self, names: LogNames) -> Result<u16> {
         // The last one means nothing.
         if self.next >= MAX_LOG_NAMES {
             return Ok(MAX_LOG_NAMES as u16);
@@ -88,6 +92,15 @@ impl Names {
         self.next += 1;
         self.remember(number as u16, Arc::new(names));
         Ok(number as u16)
+    }
+
+    /// The number of what no route covers.
+    pub(super) fn unrouted(&mut self) -> Result<u16> {
+        let names = LogNames { table: String::new(), route: None, target: String::new() };
+        match self.numbers.get(&names) {
+            Some(number) => Ok(*number),
+            None => self.give(names),
+        }
     }
 
     fn remember(&mut self, number: u16, names: Arc<LogNames>) {

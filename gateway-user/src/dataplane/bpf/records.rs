@@ -1,30 +1,85 @@
-//! The user side of map `RECORDS`.
+//! The user side of maps `RECORDS` and `DENIED`.
+
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use gateway_common::{
-    family,
-    record::{Ending, Kind, Record},
+    DropReason,
+    counter::Counter,
+    family::{self, MappedAddress},
+    record::{DeniedKey, Ending, Kind, PERIOD_SHIFT, Record, period},
 };
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use super::{
-    clock::{self, Scale},
+    clock::{self, Clock},
     names::Meanings,
+    pins::Pins,
+    sys::{self, Cursor},
 };
 use crate::dataplane::{LogEvent, Logged, Records};
+
+/// Elements that one call reads.
+const READ: usize = 4_096;
+/// How often dropped packets are asked for that have no record of their own.
+const DENIED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Takes records out of the ring buffer. There is one reader; the place that it has come to is in the map, so that the
 /// next daemon goes on there.
 pub(super) struct BpfRecords {
     ring: RingBuf<MapData>,
     meanings: Meanings,
-    scale: Scale,
+    clock: Clock,
+    denied: OwnedFd,
+    /// When `DENIED` was last looked at.
+    looked: Instant,
 }
 
 impl BpfRecords {
-    pub(super) fn new(ring: RingBuf<MapData>, meanings: Meanings, scale: Scale) -> Self {
-        Self { ring, meanings, scale }
+    pub(super) fn new(pins: &Pins, meanings: Meanings, clock: Clock) -> Result<Self> {
+        let (ring, denied) = (pins.open("RECORDS")?, sys::open_pin(&pins.map("DENIED"))?);
+        Ok(Self { ring, meanings, clock, denied, looked: Instant::now() })
+    }
+
+    /// Makes records of the packets that were dropped in periods that are over, but for those that have their own.
+    fn read_denied(&self, now: Timestamp, into: &mut Vec<Logged>) -> Result<()> {
+        let tick = self.clock.now()?;
+        let (mut cursor, mut keys, mut values) = (Cursor::default(), Vec::new(), Vec::<Counter>::new());
+        let (mut all, mut more) = (Vec::new(), true);
+        while more {
+            more = sys::lookup_batch(self.denied.as_fd(), &mut cursor, &mut keys, &mut values, READ)
+                .context("cannot read map DENIED")?;
+            all.extend(keys.drain(..).zip(values.drain(..)));
+        }
+        // A packet may have read the clock a moment ago.
+        let present = period(tick.saturating_sub(1));
+        all.retain(|(key, _): &(DeniedKey, Counter)| key.period < present);
+        for (key, sent) in all {
+            sys::delete(self.denied.as_fd(), &key).context("cannot clear map DENIED")?;
+            if sent.packets == 0 {
+                continue;
+            }
+            let start = key.period << PERIOD_SHIFT;
+            let end = |address, port| (family::to_ip(address), u16::from_be_bytes(port));
+            into.push(Logged {
+                event: LogEvent::Deny {
+                    reason: DropReason::from_number(key.reason).unwrap_or(DropReason::Internal),
+                    sent,
+                },
+                time: to_microseconds(now),
+                start: to_microseconds(ago(now, self.clock.since(tick, start))),
+                proto: key.proto,
+                source: end(&key.source, [0; 2]),
+                translated: None,
+                destination: end(&key.destination, key.destination_port),
+                names: self.meanings.of(key.log),
+            });
+        }
+        Ok(())
     }
 }
 
@@ -32,6 +87,10 @@ impl Records for BpfRecords {
     fn read(&mut self, most: usize, into: &mut Vec<Logged>) -> Result<usize> {
         let now = Timestamp::now();
         let monotonic = clock::monotonic()?;
+        if self.looked.elapsed() >= DENIED_INTERVAL {
+            self.looked = Instant::now();
+            self.read_denied(now, into)?;
+        }
         let mut count = 0;
         while count < most
             && let Some(item) = self.ring.next()
@@ -43,13 +102,17 @@ impl Records for BpfRecords {
             };
             drop(item);
             // The clock of the host may be set at any time; that of the kernel goes on.
-            let ago = SignedDuration::from_nanos((monotonic.saturating_sub(record.time)).cast_signed());
-            let time = now - ago;
-            let age = self.scale.duration(record.now.saturating_sub(record.start));
-            into.extend(logged(&record, time, time - age, &self.meanings));
+            let time = ago(now, Duration::from_nanos(monotonic.saturating_sub(record.time)));
+            let age = self.clock.since(record.now, record.start);
+            into.extend(logged(&record, time, ago(time, age), &self.meanings));
         }
         Ok(count)
     }
+}
+
+/// The time so long before `time`.
+fn ago(time: Timestamp, age: Duration) -> Timestamp {
+    time.checked_sub(age).unwrap_or(time)
 }
 
 /// The record in `bytes`.
@@ -61,6 +124,10 @@ fn plain(bytes: &[u8]) -> Option<Record> {
 fn logged(record: &Record, time: Timestamp, start: Timestamp, meanings: &Meanings) -> Option<Logged> {
     let event = match Kind::from_number(record.kind)? {
         Kind::Open => LogEvent::Open,
+        Kind::Deny => LogEvent::Deny {
+            reason: DropReason::from_number(record.reason).unwrap_or(DropReason::Internal),
+            sent: record.sent,
+        },
         Kind::Close => {
             let reason = Ending::from_number(record.reason).map_or("unknown", Ending::name);
             LogEvent::Close { reason, sent: record.sent, received: record.received }
@@ -73,7 +140,8 @@ fn logged(record: &Record, time: Timestamp, start: Timestamp, meanings: &Meaning
         start: to_microseconds(start),
         proto: record.proto,
         source: end(record.source, record.source_port),
-        translated: (record.proxied == 0).then(|| end(record.translated, record.translated_port)),
+        translated: (record.proxied == 0 && record.translated != MappedAddress::default())
+            .then(|| end(record.translated, record.translated_port)),
         destination: end(record.destination, record.destination_port),
         names: meanings.of(record.log),
     })

@@ -216,6 +216,11 @@ impl Tables {
         }
     }
 
+    /// What packets are recorded under that no route covers.
+    pub(super) fn unrouted(&mut self) -> Result<u16> {
+        self.names.unrouted()
+    }
+
     /// Which element of `BINDINGS` is in force when `pending` is.
     pub(super) fn bindings(&self, pending: Option<&Pending>) -> u32 {
         pending.map_or(self.bindings, |pending| pending.bindings)
