@@ -33,10 +33,12 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("iperf3", "iperf3"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
+    ("promtool", "prometheus"),
     ("ps", "procps"),
     ("python3", "python3"),
     ("squid", "squid"),
     ("tcpdump", "tcpdump"),
+    ("tshark", "tshark"),
 ];
 
 /// How much of a machine is needed.
