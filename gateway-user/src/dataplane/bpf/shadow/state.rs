@@ -15,13 +15,14 @@ use gateway_common::{
     V4, V6,
     config::Config,
     counter::{SessionClass, SessionCounters},
+    eip::EipKey,
     family::{Learned, MappedAddress},
     fragment::{Datagram, Key},
     limit, mapping,
     parse::{self, Flow, Fragment, Packet},
     pool::{Pool, PoolAddress, respread, spread},
     ports::{self, Destination, GROUPS, Ports, WORDS},
-    quote::ICMP_LEN,
+    quote::{ICMP_LEN, Quote},
     session::{SIDE_INSIDE, SIDE_OUTSIDE, Session, TCP_ACK, TCP_SYN, Tuple},
     share::{self, Share},
     source::{Charge, LimitKey, Source, SourceLimit},
@@ -62,6 +63,7 @@ pub(in super::super) struct Live {
     stamps: OwnedFd,
     shares: OwnedFd,
     contentions: OwnedFd,
+    eips: OwnedFd,
     /// Elements that the table of IPv6 sessions takes.
     capacity_v6: u32,
 }
@@ -116,6 +118,7 @@ impl Live {
             stamps: open("STAMPS")?,
             shares: open("SHARES")?,
             contentions: open("CONTENTIONS")?,
+            eips: open("EIPS")?,
             capacity_v6: sessions.saturating_mul(2),
         })
     }
@@ -129,6 +132,17 @@ impl Live {
     pub(super) fn pool_of(&self, element: u32) -> Result<(u32, Pool)> {
         let number = self.pool_addresses.get(&element, 0).context("cannot read a pool address")?.pool;
         Ok((number, self.pools.get(&number, 0).context("cannot read a pool")?))
+    }
+
+    /// The EIP of an inside host.
+    fn eip_of<F: Read>(&self, config: &Config, host: &F::Address) -> Result<Option<F::Address>>
+    where
+        Tuple<F>: Pod,
+        Session<F>: Pod,
+    {
+        let key = EipKey::of_host(F::mapped(host), config.policy.eips() as u16);
+        let eip = sys::lookup::<_, MappedAddress>(self.eips.as_fd(), &key).context("cannot read map EIPS")?;
+        Ok(eip.map(|eip| F::unmapped(&eip)))
     }
 
     /// Elements that still fit into the tables of IPv4 and IPv6 sessions. That of IPv6 does not say; the counters do.
@@ -238,7 +252,20 @@ impl Copies {
             Flow::Icmp => F::quote(frame, packet.transport() + ICMP_LEN, end),
             Flow::Tcp | Flow::Udp | Flow::EchoRequest | Flow::EchoReply | Flow::Other => None,
         };
-        let mut found = Found::of(F::table(live), shown.keys(&pools, &hosts, quote))?;
+        let mut keys = shown.keys(&pools, &hosts, quote);
+        // A host that has an EIP answers the client of a pool under that, and so it does in what it quotes.
+        let source = live.eip_of::<F>(config, &packet.source)?;
+        let quoted = match quote {
+            Some(quote) => live
+                .eip_of::<F>(config, &quote.destination)?
+                .map(|destination| Quote { destination, ..quote }),
+            None => None,
+        };
+        if source.is_some() || quoted.is_some() {
+            let shown = Shown { source: source.unwrap_or(shown.source), ..shown };
+            keys.extend(shown.keys(&pools, &hosts, quoted.or(quote)));
+        }
+        let mut found = Found::of(F::table(live), keys)?;
         let is_syn = matches!(transport.flow, Flow::Tcp) && transport.detail & (TCP_SYN | TCP_ACK) == TCP_SYN;
         if is_syn && !found.elements.is_empty() {
             // The timestamps of the connections that it may follow; under other tuples there are none.
