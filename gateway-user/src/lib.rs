@@ -20,5 +20,6 @@ pub mod health;
 pub mod metrics;
 pub mod model;
 pub mod netlink;
+mod priority;
 pub mod refused;
 pub mod render;

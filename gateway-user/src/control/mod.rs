@@ -23,6 +23,7 @@ mod worker;
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    thread,
 };
 
 use anyhow::{Context as _, anyhow};
@@ -35,6 +36,7 @@ use crate::{
     dataplane::{Dataplane, Host},
     health::Health,
     model::{Snapshot, Violation, validate_change},
+    priority,
 };
 
 use boot::{Boot, boot};
@@ -408,11 +410,17 @@ impl Task {
             return;
         }
         let (store, saved) = (self.store.clone(), saved.clone());
-        let stage = move || store.lock().unwrap_or_else(PoisonError::into_inner).stage(saved);
-        match tokio::task::spawn_blocking(stage).await {
-            Ok(Ok(())) => {}
+        let stage = move || {
+            priority::set(priority::AWAITED);
+            store.lock().unwrap_or_else(PoisonError::into_inner).stage(saved)
+        };
+        // A thread of its own, whose priority need not be raised again.
+        let staged = tokio::task::spawn_blocking(|| thread::spawn(stage).join());
+        match staged.await {
+            Ok(Ok(Ok(()))) => {}
             // It is tried again when it is saved, and told then.
-            Ok(Err(error)) => warn!("cannot write the state beside the one in force: {error}"),
+            Ok(Ok(Err(error))) => warn!("cannot write the state beside the one in force: {error}"),
+            Ok(Err(_)) => warn!("cannot write the state beside the one in force: the thread has failed"),
             Err(error) => warn!("cannot write the state beside the one in force: {error}"),
         }
     }

@@ -20,6 +20,7 @@ use tracing::warn;
 use crate::{
     dataplane::{Dataplane, Host, SWEEP_INTERVAL, Sweeper},
     model::Snapshot,
+    priority,
 };
 
 /// How often a fault that repeats with every sweep is logged.
@@ -162,15 +163,8 @@ fn sweep(sweeper: &dyn Sweeper, end: &mpsc::Receiver<Infallible>) {
     }
 }
 
-/// Sets the priority of the calling thread. Where packets are polled by kernel threads, it would take half of a
-/// processor that one of them needs all of: as a rule it gets one part in 24. A million sessions that expire at once
-/// then take minutes to go, which nobody feels until new flows find no room: while they do, it takes its half.
+/// Sets the priority of the calling thread. A million sessions that expire at once take minutes to go where packets need
+/// the processor, which nobody feels until new flows find no room: while they do, it takes its half.
 fn set_priority(urgent: bool) {
-    const NICE: libc::c_int = 14;
-    let nice = if urgent { 0 } else { NICE };
-    // SAFETY: the call takes numbers only; 0 is the calling thread.
-    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } != 0 {
-        let error = std::io::Error::last_os_error();
-        warn!("cannot set the priority of the thread `sweep` to {nice}: {error}");
-    }
+    priority::set(if urgent { priority::FULL } else { priority::UNNOTICED });
 }
