@@ -16,7 +16,7 @@ use aya::{Pod, maps::lpm_trie::Key};
 use ipnet::IpNet;
 
 use super::trie::{Trie, V4, V6, key_v4, key_v6};
-use crate::model::Table;
+use crate::{model::Table, priority};
 
 /// Elements of a batch: some tenths of a millisecond. The kernel lets others run between two elements.
 const BATCH: usize = 256;
@@ -36,7 +36,8 @@ impl Reaper {
     pub(super) fn start() -> Result<Self> {
         let (sender, queue) = mpsc::channel();
         let run = move || {
-            yield_to_packets();
+            // Nobody waits for it, and the memory is enough for both tables.
+            priority::set(priority::UNNOTICED);
             while let Ok(replaced) = queue.recv() {
                 empty(&replaced);
             }
@@ -79,13 +80,4 @@ fn add<K: Pod>(trie: &Trie<K>, keys: &mut Vec<Key<K>>, key: Key<K>) -> io::Resul
     let deleted = trie.remove_all(keys);
     keys.clear();
     deleted
-}
-
-/// Gives the calling thread a low priority: nobody waits for it, and the memory is enough for both tables.
-fn yield_to_packets() {
-    const NICE: libc::c_int = 14;
-    // SAFETY: the call takes numbers only; 0 is the calling thread.
-    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } != 0 {
-        tracing::warn!("cannot lower the priority of the thread `reaper`: {}", io::Error::last_os_error());
-    }
 }
