@@ -107,11 +107,23 @@ impl Context<'_, '_> {
         Ok(self.terminal.out.flush()?)
     }
 
-    /// Shows a table in the place of the last one, at once; below it where that cannot be.
-    pub(super) fn redraw(&mut self, grid: &Grid) -> Result<(), Failure> {
+    /// Shows tables, one below the other.
+    pub(super) fn print_grids(&mut self, grids: &[Grid]) -> Result<(), Failure> {
+        for (number, grid) in grids.iter().enumerate() {
+            if number > 0 {
+                self.print_text("\n")?;
+            }
+            self.print_grid(grid)?;
+        }
+        Ok(())
+    }
+
+    /// Shows tables in the place of the last ones, at once; below them where that cannot be.
+    pub(super) fn redraw(&mut self, grids: &[Grid]) -> Result<(), Failure> {
         /// ECMA-48: cursor to the upper left corner, then erase to the end of the display.
         const CLEAR: &str = "\x1b[H\x1b[J";
-        let text = grid.print(self.header, self.paint);
+        let tables: Vec<_> = grids.iter().map(|grid| grid.print(self.header, self.paint)).collect();
+        let text = tables.join("\n");
         if self.terminal.out_is_terminal {
             write!(self.terminal.out, "{CLEAR}{text}")?;
         } else {

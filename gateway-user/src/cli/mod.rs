@@ -22,7 +22,9 @@ mod session;
 mod stats;
 mod status;
 mod table;
+mod top;
 mod value;
+mod watch;
 mod words;
 
 use std::{
@@ -138,6 +140,8 @@ enum Noun {
     Apply(revision::Apply),
     /// Show what a configuration file would change; exit code 10 if anything
     Diff(revision::Diff),
+    /// Watch what is going on, on the whole screen
+    Top(top::Top),
     /// Say what becomes of a packet, and why
     Explain(explain::Explain),
     /// Print the running state as a configuration file
@@ -263,6 +267,7 @@ async fn execute(noun: Noun, context: &mut Context<'_, '_>) -> Result<u8, Failur
         Noun::Stats(stats) => stats.run(context).await?,
         Noun::Apply(verb) => verb.run(context).await?,
         Noun::Diff(verb) => return verb.run(context).await,
+        Noun::Top(top) => top.run(context).await?,
         Noun::Explain(explain) => return explain.run(context).await,
         Noun::Export(verb) => verb.run(context).await?,
         Noun::Confirm(verb) => verb.run(context).await?,

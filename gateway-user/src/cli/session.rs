@@ -1,10 +1,15 @@
 //! `gwctl session`.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::{Args, Subcommand};
 
-use super::{context::Context, failure::Failure, value};
+use super::{
+    context::Context,
+    failure::Failure,
+    value,
+    watch::{self, Before},
+};
 use crate::api::types::{List, SessionCount, SessionQuery, SessionRow, WhohadQuery, WhohadRow};
 
 #[derive(Debug, Subcommand)]
@@ -21,6 +26,10 @@ pub(super) enum Verb {
     #[command(after_help = "gwctl session count\n\
                             gwctl session count proto tcp by destination")]
     Count(Count),
+    /// Show the busiest sessions again and again, with rates
+    #[command(after_help = "gwctl session watch\n\
+                            gwctl session watch from 10.0.1.2 sort packets --interval 5")]
+    Watch(Watch),
     /// Say whose an address and a port of a pool were at a time
     #[command(after_help = "gwctl session whohad 198.51.100.10:41234 at 2026-03-01T12:03:04Z\n\
                             gwctl session whohad 198.51.100.10:41234 proto udp at 2026-03-01T13:03:04+01:00")]
@@ -74,6 +83,26 @@ pub(super) struct Count {
 }
 
 #[derive(Args, Debug)]
+pub(super) struct Watch {
+    #[command(flatten)]
+    selectors: Selectors,
+    /// The largest, or the oldest, first [bytes]
+    #[arg(long, value_name = "bytes|age|packets")]
+    sort: Option<String>,
+    /// Not more than this number [20]
+    #[arg(long, value_name = "N", value_parser = value::count)]
+    limit: Option<u64>,
+    /// Seconds between two looks [2]
+    #[arg(
+        long,
+        value_name = "SECS",
+        value_parser = value::interval,
+        help_heading = super::words::OPTIONS
+    )]
+    interval: Option<Duration>,
+}
+
+#[derive(Args, Debug)]
 pub(super) struct Whohad {
     /// Address of a pool, and a port
     #[arg(value_name = "ADDR:PORT")]
@@ -90,6 +119,7 @@ impl Verb {
     pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
         match self {
             Self::Show(show) => show.run(context).await,
+            Self::Watch(watch) => watch.run(context).await,
             Self::Count(Count { selectors, by }) => {
                 let query = SessionQuery { by, ..selectors.into() };
                 context.show::<SessionCount>("/v1/sessions/count", &query).await
@@ -113,6 +143,21 @@ impl Show {
             context.note(&format!("{shown} of {total} sessions shown; `limit N` shows more"));
         }
         Ok(())
+    }
+}
+
+impl Watch {
+    async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
+        let interval = self.interval.unwrap_or(Duration::from_secs(2));
+        let query = SessionQuery {
+            sort: self.sort.or_else(|| Some("bytes".to_owned())),
+            limit: self.limit.or(Some(20)),
+            ..self.selectors.into()
+        };
+        let read = async |context: &Context<'_, '_>| context.get("/v1/sessions", &query).await;
+        let grids =
+            |now: &[SessionRow], before: &Before<'_, SessionRow>| vec![watch::grid(now, before, |_| true)];
+        watch::show(context, read, Some(interval), grids).await
     }
 }
 

@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::Instant;
 
-use super::{context::Context, failure::Failure, value};
+use super::{
+    context::Context,
+    failure::Failure,
+    value,
+    watch::{self, Before},
+};
 use crate::{
     api::types::{
         DestinationQuery, DestinationRow, DropRow, InterfaceStats, List, MapRow, PoolAddressRow, RouteQuery,
@@ -23,10 +27,14 @@ const MAPS: &str = "/v1/stats/maps";
 const ROUTES: &str = "/v1/stats/routes";
 
 #[derive(Args, Debug)]
-#[command(after_help = "gwctl stats\ngwctl stats drops --watch\ngwctl stats pools --json")]
+#[command(
+    after_help = "gwctl stats\ngwctl stats --watch\ngwctl stats drops --watch\ngwctl stats pools --json"
+)]
 pub(super) struct Stats {
     #[command(subcommand)]
     part: Option<Part>,
+    #[command(flatten)]
+    watch: Watch,
 }
 
 #[derive(Debug, Subcommand)]
@@ -93,7 +101,7 @@ struct Plain {
 struct Watch {
     /// Show again every SECS seconds [1], with rates
     #[arg(
-        long,
+        long = "watch",
         value_name = "SECS",
         num_args = 0..=1,
         require_equals = true,
@@ -101,7 +109,7 @@ struct Watch {
         value_parser = value::interval,
         help_heading = super::words::OPTIONS
     )]
-    watch: Option<Duration>,
+    interval: Option<Duration>,
 }
 
 /// Every part but the routes, of which there may be a million.
@@ -115,30 +123,17 @@ struct Overview {
 
 impl Stats {
     pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
-        match self.part {
-            Some(part) => part.run(context).await,
-            None => Overview::show(context).await,
-        }
+        let Some(part) = self.part else {
+            let all = context.verbose;
+            let grids = |now: &[Overview], before: &Before<'_, Overview>| Overview::grids(now, before, all);
+            return watch::show(context, Overview::read, self.watch.interval, grids).await;
+        };
+        // `stats --watch drops` means what `stats drops --watch` does.
+        part.run(context, self.watch.interval).await
     }
 }
 
 impl Overview {
-    async fn show(context: &mut Context<'_, '_>) -> Result<(), Failure> {
-        let list = Self::read(context).await?;
-        if context.json {
-            return context.print_json(&list);
-        }
-        let all = context.verbose;
-        let grids = list.items.iter().flat_map(|item| item.grids(all)).filter(|grid| !grid.is_empty());
-        for (number, grid) in grids.enumerate() {
-            if number > 0 {
-                context.print_text("\n")?;
-            }
-            context.print_grid(&grid)?;
-        }
-        Ok(())
-    }
-
     async fn read(context: &Context<'_, '_>) -> Result<List<Self>, Failure> {
         let interfaces: List<InterfaceStats> = context.get(INTERFACES, &()).await?;
         let pools: List<PoolAddressRow> = context.get(POOLS, &()).await?;
@@ -149,13 +144,17 @@ impl Overview {
         Ok(List::new(maps.revision, vec![overview]))
     }
 
-    fn grids(&self, all: bool) -> [Grid; 4] {
-        [
-            Grid::new(&self.interfaces),
-            Grid::new(&self.pools),
-            Grid::new(self.drops.iter().filter(|row| all || row.count.packets > 0)),
-            Grid::new(&self.maps),
-        ]
+    /// One grid for each part that has anything.
+    fn grids(now: &[Self], before: &Before<'_, Self>, all: bool) -> Vec<Grid> {
+        let Some(this) = now.first() else { return Vec::new() };
+        let drops = |row: &DropRow| all || row.count.packets > 0;
+        let grids = [
+            watch::grid(&this.interfaces, &before.part(|it| &it.interfaces), |_| true),
+            watch::grid(&this.pools, &before.part(|it| &it.pools), |_| true),
+            watch::grid(&this.drops, &before.part(|it| &it.drops), drops),
+            Grid::new(&this.maps),
+        ];
+        grids.into_iter().filter(|grid| !grid.is_empty()).collect()
     }
 }
 
@@ -164,65 +163,48 @@ impl Row for Overview {
 }
 
 impl Part {
-    async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
+    async fn run(self, context: &mut Context<'_, '_>, interval: Option<Duration>) -> Result<(), Failure> {
         match self {
             Self::Drops(Drops { all, watch }) => {
                 let all = all || context.verbose;
                 // JSON has every reason, so that a program finds the one it looks for.
                 let shown = move |row: &DropRow| all || row.count.packets > 0;
-                show(context, DROPS, &(), &watch, shown).await
+                rows(context, DROPS, &(), watch.interval.or(interval), shown).await
             }
             Self::Routes(Routes { table, watch }) => {
                 let query = RouteQuery { table, counters: true, ..RouteQuery::default() };
-                show::<RouteRow>(context, ROUTES, &query, &watch, |_| true).await
+                rows::<RouteRow>(context, ROUTES, &query, watch.interval.or(interval), |_| true).await
             }
             Self::Pools(Plain { watch }) => {
-                show::<PoolAddressRow>(context, POOLS, &(), &watch, |_| true).await
+                rows::<PoolAddressRow>(context, POOLS, &(), watch.interval.or(interval), |_| true).await
             }
             Self::Destinations(Destinations { limit, sources, watch }) => {
                 let query = DestinationQuery { limit, sources };
-                show::<DestinationRow>(context, DESTINATIONS, &query, &watch, |_| true).await
+                let interval = watch.interval.or(interval);
+                rows::<DestinationRow>(context, DESTINATIONS, &query, interval, |_| true).await
             }
             Self::Interfaces(Plain { watch }) => {
-                show::<InterfaceStats>(context, INTERFACES, &(), &watch, |_| true).await
+                rows::<InterfaceStats>(context, INTERFACES, &(), watch.interval.or(interval), |_| true).await
             }
-            Self::Maps(Plain { watch }) => show::<MapRow>(context, MAPS, &(), &watch, |_| true).await,
+            Self::Maps(Plain { watch }) => {
+                rows::<MapRow>(context, MAPS, &(), watch.interval.or(interval), |_| true).await
+            }
         }
     }
 }
 
 /// Shows the counters of `path` once, or until the user has seen enough.
-async fn show<T>(
+async fn rows<T>(
     context: &mut Context<'_, '_>,
     path: &str,
     query: &impl Serialize,
-    watch: &Watch,
+    interval: Option<Duration>,
     shown: impl Fn(&T) -> bool,
 ) -> Result<(), Failure>
 where
     T: Rated + Serialize + DeserializeOwned,
 {
-    let mut list: List<T> = context.get(path, query).await?;
-    let Some(interval) = watch.watch else {
-        if context.json {
-            return context.print_json(&list);
-        }
-        return context.print_grid(&Grid::new(list.items.iter().filter(|row| shown(row))));
-    };
-    let mut read = Instant::now();
-    let mut next = read;
-    let mut before: Option<(Vec<T>, Duration)> = None;
-    loop {
-        if context.json {
-            context.print_json_line(&list)?;
-        } else {
-            let rows = list.items.iter().filter(|row| shown(row));
-            let before = before.as_ref().map(|(rows, elapsed)| (rows.as_slice(), *elapsed));
-            context.redraw(&Grid::with_rates(rows, before))?;
-        }
-        next += interval;
-        tokio::time::sleep_until(next).await;
-        let items = std::mem::replace(&mut list, context.get(path, query).await?).items;
-        before = Some((items, std::mem::replace(&mut read, Instant::now()).elapsed()));
-    }
+    let read = async |context: &Context<'_, '_>| context.get(path, query).await;
+    let grids = |now: &[T], before: &Before<'_, T>| vec![watch::grid(now, before, &shown)];
+    watch::show(context, read, interval, grids).await
 }

@@ -303,7 +303,8 @@ fn clap_accepts_the_tree_of_commands() {
 
 #[test]
 fn the_short_names_of_the_contract_are_not_ambiguous() {
-    for (short, long) in [("r", "route"), ("t", "table"), ("po", "pool"), ("pr", "proxy"), ("i", "interface")]
+    for (short, long) in
+        [("r", "route"), ("ta", "table"), ("po", "pool"), ("pr", "proxy"), ("i", "interface")]
     {
         let words = [short.to_owned(), "show".to_owned()];
         let Ok(words::Line::Run { path, words }) = words::read(&command(), &words) else { panic!("{short}") };

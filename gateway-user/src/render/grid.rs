@@ -73,6 +73,12 @@ pub trait Rated: Columns {
 
     /// The counters.
     fn counters(&self) -> Vec<u64>;
+
+    /// Whether a line that was not there so long ago has begun since, at 0: where lines are cut to a number, it may have
+    /// been among those that were cut.
+    fn is_fresh(&self, _elapsed: Duration) -> bool {
+        true
+    }
 }
 
 /// A table that is ready to be shown.
@@ -107,7 +113,11 @@ impl Grid {
         let rate = |row: &T, index: usize, now: u64, bytes: bool| {
             let Some((before, elapsed)) = &before else { return Cell::new("-") };
             // A line that was not there before began at 0; a counter that fell belongs to a fresh object.
-            let then = before.get(&row.key()).and_then(|counters| counters.get(index)).copied().unwrap_or(0);
+            let then = before.get(&row.key()).and_then(|counters| counters.get(index)).copied();
+            if then.is_none() && !row.is_fresh(*elapsed) {
+                return Cell::new("-");
+            }
+            let then = then.unwrap_or(0);
             let rate = per_second(now.saturating_sub(then), *elapsed);
             if bytes { Cell::bytes(rate) } else { Cell::new(&rate) }
         };

@@ -48,6 +48,11 @@ impl Paint {
         Self { enabled }
     }
 
+    /// Whether there are colours.
+    pub const fn is_enabled(self) -> bool {
+        self.enabled
+    }
+
     /// `text` in `tone`.
     pub fn text(self, tone: Tone, text: impl Display) -> String {
         if self.enabled && tone != Tone::Plain {

@@ -1,8 +1,8 @@
 //! `session show`, `session count`, `session whohad`.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, time::Duration};
 
-use super::{Cell, Column, Columns, human};
+use super::{Cell, Column, Columns, Rated, human};
 use crate::api::types::{Endpoint, SessionCount, SessionRow, WhohadRow};
 
 impl Columns for SessionRow {
@@ -39,6 +39,23 @@ impl Columns for SessionRow {
             Cell::bytes(self.sent.bytes),
             Cell::bytes(self.received.bytes),
         ]
+    }
+}
+
+impl Rated for SessionRow {
+    const COUNTERS: &'static [(&'static str, bool)] = &[("SENT", true), ("RECEIVED", true)];
+
+    fn key(&self) -> String {
+        let Self { proto, source, translated, destination, .. } = self;
+        format!("{proto} {source} {translated} {destination}")
+    }
+
+    fn counters(&self) -> Vec<u64> {
+        vec![self.sent.bytes, self.received.bytes]
+    }
+
+    fn is_fresh(&self, elapsed: Duration) -> bool {
+        self.age <= elapsed.as_secs_f64()
     }
 }
 

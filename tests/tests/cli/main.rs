@@ -5,3 +5,4 @@ mod alone;
 mod revision;
 mod support;
 mod talk;
+mod top;

@@ -35,7 +35,7 @@ const SETUP: &str = r#"
     route add default via gateway 10.0.1.2 dev eth1 table servers
 "#;
 
-fn set_up() -> Result<Daemon> {
+pub(crate) fn set_up() -> Result<Daemon> {
     let daemon = Daemon::start()?;
     for line in SETUP.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let said = daemon.run(line)?;
@@ -51,7 +51,7 @@ fn json(daemon: &Daemon, line: &str) -> Result<Value> {
 }
 
 /// Lets traffic leave its marks.
-fn let_packets_pass(daemon: &Daemon) -> Result<()> {
+pub(crate) fn let_packets_pass(daemon: &Daemon) -> Result<()> {
     let counter = |packets, bytes| Counter { packets, bytes };
     let traffic = |ingress: &str, egress: Option<&str>, verdict, packets| Traffic {
         ingress: ingress.to_owned(),
@@ -516,6 +516,28 @@ fn watch_shows_rates_until_it_is_stopped() -> Result<()> {
     child.wait()?;
     // 100,000 packets within the 0.2 s and what a busy machine adds to it.
     assert!((1_000..=500_000).contains(&read?));
+    Ok(())
+}
+
+#[test]
+fn all_statistics_and_the_busiest_sessions_can_be_watched() -> Result<()> {
+    let daemon = set_up()?;
+    let_packets_pass(&daemon)?;
+    for (words, headings) in [
+        (["stats", "--watch=0.2"].as_slice(), ["INTERFACE", "IN-PACKETS", "IN-PACKETS/S"]),
+        (&["session", "watch", "limit", "1", "--interval", "0.2"], ["PROTO", "RECEIVED", "RECEIVED/S"]),
+    ] {
+        let mut child = gwctl(&daemon.socket())?.args(words).stdout(Stdio::piped()).spawn()?;
+        let lines = BufReader::new(child.stdout.take().context("standard output")?).lines();
+        let first = lines.take(200).filter_map(Result::ok);
+        // The same headings again: it was drawn twice.
+        let drawn: Vec<String> = first.filter(|line| line.starts_with(headings[0])).take(2).collect();
+        child.kill()?;
+        child.wait()?;
+        let seen = |heading: &&str| drawn[0].split_whitespace().any(|word| word == *heading);
+        assert!(headings.iter().all(seen), "{words:?}: {drawn:?}");
+        assert_eq!(drawn.len(), 2, "{words:?}");
+    }
     Ok(())
 }
 
