@@ -34,7 +34,8 @@ use gateway_common::{
 use gateway_lab::Sandbox;
 use gateway_user::{
     dataplane::{
-        Dataplane as _, DestinationStats, Drift, LimitStats, Logged, Observe, SessionRow, Trial, Tried,
+        Dataplane as _, DestinationStats, Drift, Glance, LimitStats, Logged, Observe, Order, SessionRow,
+        Trial, Tried,
         bpf::{BpfDataplane, Options},
     },
     model::{Capacity, Snapshot},
@@ -609,6 +610,16 @@ impl Gateway {
     pub fn sessions(&self) -> Vec<SessionRow> {
         let all = self.observe.sessions(&mut |_| true, 0);
         all.unwrap_or_else(|error| panic!("the sessions: {error:#}"))
+    }
+
+    /// The first sessions by `order` of those to port `port`, and how many there are; of all for `None`.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    pub fn largest(&self, port: Option<u16>, order: Order, limit: usize) -> (Vec<SessionRow>, u64) {
+        let mut filter = |session: &dyn Glance| port.is_none_or(|port| session.destination().1 == port);
+        let found = self.observe.largest(&mut filter, order, limit);
+        found.unwrap_or_else(|error| panic!("the sessions: {error:#}"))
     }
 
     /// The number of TCP sessions that are not established, as the programs count it.

@@ -82,9 +82,10 @@ fn sources(
         return Ok(sources);
     }
     observe.sessions(
-        &mut |row| {
-            if let Some(key) = keys.get(&(row.translated, row.destination, row.destination_port, row.proto)) {
-                *sources.entry(*key).or_default().entry(row.source).or_default() += 1;
+        &mut |session| {
+            let (server, port) = session.destination();
+            if let Some(key) = keys.get(&(session.translated().0, server, port, session.proto())) {
+                *sources.entry(*key).or_default().entry(session.source().0).or_default() += 1;
             }
             false
         },

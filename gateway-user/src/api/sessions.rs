@@ -1,11 +1,8 @@
 //! `session show` and `session count`: one pass over the sessions, in bounded memory.
 
-use std::{cmp::Ordering, collections::HashMap, net::IpAddr, time::Duration};
+use std::{collections::HashMap, net::IpAddr, time::Duration};
 
-use gateway_common::{
-    counter::Counter,
-    parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},
-};
+use gateway_common::parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
 use ipnet::IpNet;
 
 use super::{
@@ -14,7 +11,7 @@ use super::{
     types::{Endpoint, SessionCount, SessionProxy, SessionQuery, SessionRow},
 };
 use crate::{
-    dataplane::{self, Observe},
+    dataplane::{self, Glance, Observe, Order},
     model::{Proto, ValueError, error::suggest, prefix::parse_prefix},
 };
 
@@ -32,14 +29,6 @@ pub(super) struct Filter {
     state: Option<String>,
 }
 
-/// What `session show` puts first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sort {
-    Bytes,
-    Packets,
-    Age,
-}
-
 /// What `session count` groups by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Group {
@@ -53,7 +42,7 @@ pub(super) enum Group {
 /// A query that was read.
 pub(super) struct Request {
     filter: Filter,
-    sort: Option<Sort>,
+    sort: Option<Order>,
     by: Option<Group>,
     limit: usize,
 }
@@ -78,7 +67,7 @@ impl SessionQuery {
             return Err(ValueError::invalid("state", format!("`{state}` is not a state of a session"))
                 .hint(suggest(state, STATES)));
         }
-        let sorts = [("bytes", Sort::Bytes), ("packets", Sort::Packets), ("age", Sort::Age)];
+        let sorts = [("bytes", Order::Bytes), ("packets", Order::Packets), ("age", Order::Age)];
         let groups = [
             ("pool", Group::Pool),
             ("route", Group::Route),
@@ -111,29 +100,16 @@ impl SessionQuery {
 impl Request {
     /// `session show`.
     pub(super) fn show(&self, observe: &dyn Observe) -> anyhow::Result<Page<SessionRow>> {
-        let mut total = 0;
-        let rows = match self.sort {
-            None => {
-                let mut first = |row: &dataplane::SessionRow| {
-                    let matches = self.filter.matches(row);
-                    total += u64::from(matches);
-                    matches && total <= self.limit as u64
-                };
-                observe.sessions(&mut first, 0)?
-            }
-            Some(sort) => {
-                let mut top = Top::new(sort, self.limit);
-                let mut collect = |row: &dataplane::SessionRow| {
-                    if self.filter.matches(row) {
-                        total += 1;
-                        top.offer(row);
-                    }
-                    // Kept in `top`, not by the data plane: a million rows would not be welcome.
-                    false
-                };
-                observe.sessions(&mut collect, 0)?;
-                top.finish()
-            }
+        let (rows, total) = if let Some(order) = self.sort {
+            observe.largest(&mut |session| self.filter.matches(session), order, self.limit)?
+        } else {
+            let mut total = 0;
+            let mut first = |session: &dyn Glance| {
+                let matches = self.filter.matches(session);
+                total += u64::from(matches);
+                matches && total <= self.limit as u64
+            };
+            (observe.sessions(&mut first, 0)?, total)
         };
         Ok(Page { items: rows.into_iter().map(row).collect(), total })
     }
@@ -142,11 +118,11 @@ impl Request {
     pub(super) fn count(&self, observe: &dyn Observe) -> anyhow::Result<Page<SessionCount>> {
         let mut groups: HashMap<Key, u64> = HashMap::new();
         if self.by.is_none() {
-            groups.insert(Key::default(), 0);
+            groups.insert(Key::All, 0);
         }
-        let mut count = |row: &dataplane::SessionRow| {
-            if self.filter.matches(row) {
-                *groups.entry(key(self.by, row)).or_default() += 1;
+        let mut count = |session: &dyn Glance| {
+            if self.filter.matches(session) {
+                *groups.entry(key(self.by, session)).or_default() += 1;
             }
             false
         };
@@ -161,107 +137,54 @@ impl Request {
 }
 
 impl Filter {
-    fn matches(&self, row: &dataplane::SessionRow) -> bool {
-        self.from.is_none_or(|from| from.contains(&row.source))
-            && self.to.is_none_or(|to| to.contains(&row.destination))
-            && self.proto.is_none_or(|proto| Proto::from_number(row.proto) == Some(proto))
-            && self.dport.is_none_or(|port| row.destination_port == port)
-            && self.pool.as_ref().is_none_or(|pool| row.pool.as_ref() == Some(pool))
-            && self
-                .proxy
-                .as_ref()
-                .is_none_or(|proxy| row.proxy.as_ref().is_some_and(|(name, _)| name == proxy))
-            && self.state.as_ref().is_none_or(|state| row.state == state)
+    /// Asks for what is at hand first.
+    fn matches(&self, session: &dyn Glance) -> bool {
+        self.from.is_none_or(|from| from.contains(&session.source().0))
+            && self.to.is_none_or(|to| to.contains(&session.destination().0))
+            && self.proto.is_none_or(|proto| Proto::from_number(session.proto()) == Some(proto))
+            && self.dport.is_none_or(|port| session.destination().1 == port)
+            && self.pool.as_ref().is_none_or(|pool| session.pool().as_ref() == Some(pool))
+            && self.proxy.as_ref().is_none_or(|proxy| session.proxy().as_ref() == Some(proxy))
+            && self.state.as_ref().is_none_or(|state| session.state() == state)
     }
 }
 
-/// The `limit` largest rows of those that were offered.
-struct Top {
-    sort: Sort,
-    limit: usize,
-    rows: Vec<dataplane::SessionRow>,
+/// Key of a group.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Key {
+    All,
+    Pool(Option<String>),
+    Route(Option<(String, IpNet)>),
+    Proto(u8),
+    Source(IpAddr),
+    Destination(u8, (IpAddr, u16)),
 }
 
-impl Top {
-    fn new(sort: Sort, limit: usize) -> Self {
-        Self { sort, limit, rows: Vec::new() }
-    }
-
-    fn offer(&mut self, row: &dataplane::SessionRow) {
-        self.rows.push(row.clone());
-        // Cutting back at twice the limit costs a constant time a row.
-        if self.rows.len() >= 2 * self.limit {
-            let sort = self.sort;
-            self.rows.select_nth_unstable_by(self.limit - 1, |a, b| order(sort, a, b));
-            self.rows.truncate(self.limit);
-        }
-    }
-
-    fn finish(mut self) -> Vec<dataplane::SessionRow> {
-        let sort = self.sort;
-        self.rows.sort_by(|a, b| order(sort, a, b));
-        self.rows.truncate(self.limit);
-        self.rows
-    }
-}
-
-fn order(sort: Sort, a: &dataplane::SessionRow, b: &dataplane::SessionRow) -> Ordering {
-    let both = |row: &dataplane::SessionRow| {
-        let mut sum: Counter = row.sent;
-        sum.add(row.received);
-        sum
-    };
-    let largest_first = match sort {
-        Sort::Bytes => both(b).bytes.cmp(&both(a).bytes),
-        Sort::Packets => both(b).packets.cmp(&both(a).packets),
-        Sort::Age => b.age.cmp(&a.age),
-    };
-    // Equals in a fixed order, so that a screen that is redrawn does not jump.
-    let tuple = |row: &dataplane::SessionRow| {
-        (row.proto, row.source, row.source_port, row.destination, row.destination_port)
-    };
-    largest_first.then_with(|| tuple(a).cmp(&tuple(b)))
-}
-
-/// Key of a group: only the fields of its kind are set.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-struct Key {
-    pool: Option<String>,
-    route: Option<(String, IpNet)>,
-    proto: Option<u8>,
-    source: Option<IpAddr>,
-    destination: Option<(IpAddr, u16)>,
-}
-
-fn key(by: Option<Group>, row: &dataplane::SessionRow) -> Key {
+fn key(by: Option<Group>, session: &dyn Glance) -> Key {
     match by {
-        None => Key::default(),
-        Some(Group::Pool) => Key { pool: row.pool.clone(), ..Key::default() },
-        Some(Group::Route) => {
-            let route = row.route.as_ref().map(|(table, key)| (table.clone(), key.prefix));
-            Key { route, ..Key::default() }
-        }
-        Some(Group::Proto) => Key { proto: Some(row.proto), ..Key::default() },
-        Some(Group::Source) => Key { source: Some(row.source), ..Key::default() },
-        Some(Group::Destination) => Key {
-            proto: Some(row.proto),
-            destination: Some((row.destination, row.destination_port)),
-            ..Key::default()
-        },
+        None => Key::All,
+        Some(Group::Pool) => Key::Pool(session.pool()),
+        Some(Group::Route) => Key::Route(session.route().map(|(table, key)| (table, key.prefix))),
+        Some(Group::Proto) => Key::Proto(session.proto()),
+        Some(Group::Source) => Key::Source(session.source().0),
+        Some(Group::Destination) => Key::Destination(session.proto(), session.destination()),
     }
 }
 
 fn group(key: Key, count: u64) -> SessionCount {
-    let (table, route) = key.route.unzip();
-    SessionCount {
-        pool: key.pool,
-        table,
-        route,
-        proto: key.proto.map(proto),
-        source: key.source,
-        destination: key.destination.map(|(address, port)| Endpoint { address, port }),
-        count,
+    let mut group = SessionCount { count, ..SessionCount::default() };
+    match key {
+        Key::All => {}
+        Key::Pool(pool) => group.pool = pool,
+        Key::Route(route) => (group.table, group.route) = route.unzip(),
+        Key::Proto(number) => group.proto = Some(proto(number)),
+        Key::Source(source) => group.source = Some(source),
+        Key::Destination(number, (address, port)) => {
+            group.proto = Some(proto(number));
+            group.destination = Some(Endpoint { address, port });
+        }
     }
+    group
 }
 
 fn row(row: dataplane::SessionRow) -> SessionRow {

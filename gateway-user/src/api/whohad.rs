@@ -15,7 +15,7 @@ use crate::{
         End, Entry,
         whohad::{Question, is_same, search},
     },
-    dataplane::{Observe, SessionRow},
+    dataplane::{Glance, Observe, SessionRow},
     model::{AccessLog, Proto, Sink, ValueError},
 };
 
@@ -42,12 +42,12 @@ pub(super) fn answer(
     observe: &dyn Observe,
 ) -> anyhow::Result<Vec<WhohadRow>> {
     let now = Timestamp::now();
-    let mut is_meant = |row: &SessionRow| {
-        (row.translated, row.translated_port) == (question.address, question.port)
+    let mut is_meant = |session: &dyn Glance| {
+        session.translated() == (question.address, question.port)
             // Nothing of a flow through a proxy is translated.
-            && row.proxy.is_none()
-            && question.proto.as_ref().is_none_or(|proto| *proto == proto_name(row.proto))
-            && question.covers(began(now, row), None)
+            && session.proxy().is_none()
+            && question.proto.as_ref().is_none_or(|proto| *proto == proto_name(session.proto()))
+            && question.covers(began(now, &session.row()), None)
     };
     let sessions = observe.sessions(&mut is_meant, 0)?;
     let mut found: Vec<(Entry<'static>, bool)> =

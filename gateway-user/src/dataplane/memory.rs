@@ -17,7 +17,7 @@ use gateway_common::{
 };
 
 use super::{
-    AttachedInterface, Dataplane, DestinationStats, Drift, Host, LimitStats, MapStats, Observe,
+    AttachedInterface, Dataplane, DestinationStats, Drift, Glance, Host, LimitStats, MapStats, Observe,
     PoolAddressStats, ProxyHostStats, SessionRow, Sweeper, Swept, Traffic, Trial, Tried, keep_fullest,
 };
 use crate::model::{AttachMode, RouteKey, Snapshot};
@@ -233,11 +233,11 @@ impl Observe for Memory {
 
     fn sessions(
         &self,
-        filter: &mut dyn FnMut(&SessionRow) -> bool,
+        filter: &mut dyn FnMut(&dyn Glance) -> bool,
         limit: usize,
     ) -> anyhow::Result<Vec<SessionRow>> {
         let limit = if limit == 0 { usize::MAX } else { limit };
-        self.read(|state| state.sessions.iter().filter(|row| filter(row)).take(limit).cloned().collect())
+        self.read(|state| state.sessions.iter().filter(|row| filter(*row)).take(limit).cloned().collect())
     }
 
     fn session(

@@ -9,6 +9,7 @@ pub mod bpf;
 mod connected;
 pub mod maglev;
 pub mod memory;
+pub mod session;
 pub mod trial;
 pub mod tunnel;
 
@@ -26,6 +27,7 @@ use jiff::Timestamp;
 use crate::model::{Role, RouteKey, Snapshot};
 
 pub use connected::Connected;
+pub use session::{Glance, Order, SessionRow};
 pub use trial::{Trial, Tried};
 
 /// How often [`Sweeper::sweep`] wants to be called, and the length of its turns.
@@ -152,12 +154,22 @@ pub trait Observe: Send + Sync {
     fn limits(&self) -> anyhow::Result<Vec<LimitStats>>;
     /// Session life by protocol class, every class present.
     fn session_counters(&self) -> anyhow::Result<Vec<(SessionClass, SessionCounters)>>;
-    /// Sessions that `filter` accepts, at most `limit` of them (0: all).
+    /// Sessions that `filter` accepts, at most `limit` of them (0: all). It is shown all others, too.
     fn sessions(
         &self,
-        filter: &mut dyn FnMut(&SessionRow) -> bool,
+        filter: &mut dyn FnMut(&dyn Glance) -> bool,
         limit: usize,
     ) -> anyhow::Result<Vec<SessionRow>>;
+    /// The first `limit` sessions by `order` of those that `filter` accepts, and how many it accepts. It may be asked more
+    /// than once about a session.
+    fn largest(
+        &self,
+        filter: &mut dyn FnMut(&dyn Glance) -> bool,
+        order: Order,
+        limit: usize,
+    ) -> anyhow::Result<(Vec<SessionRow>, u64)> {
+        session::largest(self, filter, order, limit)
+    }
     /// The session that a packet of protocol `proto` from `source` to `destination` belongs to, whichever side it is from.
     fn session(
         &self,
@@ -369,41 +381,6 @@ pub struct Drift {
     pub ports: u64,
     /// How often it was looked at.
     pub rounds: u64,
-}
-
-/// A session as users see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionRow {
-    /// IP protocol number.
-    pub proto: u8,
-    /// Inside address.
-    pub source: IpAddr,
-    /// Inside port, or query identifier.
-    pub source_port: u16,
-    /// Pool address.
-    pub translated: IpAddr,
-    /// Pool port, or query identifier.
-    pub translated_port: u16,
-    /// Server address.
-    pub destination: IpAddr,
-    /// Server port; 0 for ICMP.
-    pub destination_port: u16,
-    /// Pool.
-    pub pool: Option<String>,
-    /// Proxy, and its host that the packets from inside go to.
-    pub proxy: Option<(String, IpAddr)>,
-    /// Table and route that allowed it, if the route still exists.
-    pub route: Option<(String, RouteKey)>,
-    /// `opening`, `established`, `closing`, `closed` for TCP; `active` or `replied` otherwise.
-    pub state: &'static str,
-    /// Time since it began.
-    pub age: Duration,
-    /// Time since its last packet.
-    pub idle: Duration,
-    /// Packets and bytes from the inside.
-    pub sent: Counter,
-    /// Packets and bytes from the outside.
-    pub received: Counter,
 }
 
 /// How full a map is.

@@ -39,3 +39,4 @@ mod table;
 mod tcp;
 mod trial;
 mod tunnel;
+mod view;

@@ -1,5 +1,7 @@
 //! The reading side: counters, sessions and the fill of maps, through descriptors of its own.
 
+mod sessions;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
@@ -8,24 +10,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::{
-    Pod,
-    maps::{Array, MapData, PerCpuArray, PerCpuValues},
-};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues};
 use gateway_common::{
-    DropReason, Family, V4, V6, Verdict,
+    DropReason, V4, V6, Verdict,
     counter::{Counter, SessionClass, SessionCounters, traffic_index},
     family::{self, MappedAddress},
     interface::NO_SLOT,
     limit::Bucket,
-    mapping,
-    parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP},
     pool::PoolCounters,
     ports::Destination,
-    proxy::{PROXIED, ProxyHost, UP},
-    session::{DEAD, SIDE_INSIDE, SIDE_OUTSIDE, Session, Tuple},
+    proxy::{ProxyHost, UP},
     source::{Charge, LimitCounters, Source},
-    tcp::State,
 };
 
 use super::{
@@ -37,12 +32,13 @@ use super::{
     recount::Found,
     shadow::{Live, Shadow},
     sys::{self, Cursor},
-    table::{SessionTable, Stored},
+    table::SessionTable,
 };
 use crate::{
     dataplane::{
-        AttachedInterface, DestinationStats, Drift, LimitStats, MapStats, Observe, PoolAddressStats,
-        ProxyHostStats, SessionRow, Traffic, Trial, Tried, UNKNOWN_INTERFACE, keep_fullest,
+        AttachedInterface, DestinationStats, Drift, Glance, LimitStats, MapStats, Observe, Order,
+        PoolAddressStats, ProxyHostStats, SessionRow, Traffic, Trial, Tried, UNKNOWN_INTERFACE, keep_fullest,
+        session,
     },
     model::RouteKey,
 };
@@ -388,11 +384,27 @@ impl Observe for BpfObserve {
             .collect()
     }
 
-    fn sessions(&self, filter: &mut dyn FnMut(&SessionRow) -> bool, limit: usize) -> Result<Vec<SessionRow>> {
+    fn sessions(&self, filter: &mut dyn FnMut(&dyn Glance) -> bool, limit: usize) -> Result<Vec<SessionRow>> {
         let mut rows = Vec::new();
-        self.read_sessions::<V4>(&self.sessions_v4, filter, limit, &mut rows)?;
-        self.read_sessions::<V6>(&self.sessions_v6, filter, limit, &mut rows)?;
+        self.walk::<V4>(&self.sessions_v4, filter, limit, &mut rows)?;
+        self.walk::<V6>(&self.sessions_v6, filter, limit, &mut rows)?;
         Ok(rows)
+    }
+
+    fn largest(
+        &self,
+        filter: &mut dyn FnMut(&dyn Glance) -> bool,
+        order: Order,
+        limit: usize,
+    ) -> Result<(Vec<SessionRow>, u64)> {
+        let v4 = self.rank(&self.sessions_v4, filter, order, limit)?;
+        let v6 = self.rank(&self.sessions_v6, filter, order, limit)?;
+        let (Some((mut rows, v4)), Some((more, v6))) = (v4, v6) else {
+            return session::largest(self, filter, order, limit);
+        };
+        rows.extend(more);
+        order.cut(&mut rows, limit);
+        Ok((rows, v4 + v6))
     }
 
     fn session(
@@ -467,126 +479,5 @@ impl Observe for BpfObserve {
     fn events_lost(&self) -> Result<u64> {
         let values = self.events_lost.get(&0, 0).context("cannot read map EVENTS_LOST")?;
         Ok(values.iter().sum())
-    }
-}
-
-impl BpfObserve {
-    fn read_sessions<F: Stored>(
-        &self,
-        table: &SessionTable<F>,
-        filter: &mut dyn FnMut(&SessionRow) -> bool,
-        limit: usize,
-        rows: &mut Vec<SessionRow>,
-    ) -> Result<()>
-    where
-        Tuple<F>: Pod,
-        Session<F>: Pod,
-    {
-        let mut cursor = Cursor::default();
-        let (mut reader, mut elements) = (table.try_clone()?, Vec::new());
-        loop {
-            let more = reader.read(&mut cursor, &mut elements, READ)?;
-            let now = self.clock.now()?;
-            for (tuple, session) in &elements {
-                if limit != 0 && rows.len() == limit {
-                    return Ok(());
-                }
-                if tuple.side != SIDE_INSIDE || session.generation == DEAD || mapping::is_key(tuple) {
-                    continue;
-                }
-                let answer = table.find(&tuple.pair(session))?;
-                let row = self.row(now, tuple, session, answer.as_ref());
-                if filter(&row) {
-                    rows.push(row);
-                }
-            }
-            if !more {
-                return Ok(());
-            }
-        }
-    }
-
-    fn find_session<F: Stored>(
-        &self,
-        table: &SessionTable<F>,
-        proto: u8,
-        source: (IpAddr, u16),
-        destination: (IpAddr, u16),
-    ) -> Result<Option<SessionRow>>
-    where
-        Tuple<F>: Pod,
-        Session<F>: Pod,
-    {
-        let now = self.clock.now()?;
-        let key = |side| Tuple::<F> {
-            source: F::unmapped(&family::from_ip(source.0)),
-            destination: F::unmapped(&family::from_ip(destination.0)),
-            source_port: source.1.to_be_bytes(),
-            destination_port: destination.1.to_be_bytes(),
-            proto,
-            side,
-            origin: 0,
-        };
-        let (mut tuple, mut session) = (key(SIDE_INSIDE), table.find(&key(SIDE_INSIDE))?);
-        if session.is_none()
-            && let Some(answer) = table.find(&key(SIDE_OUTSIDE))?
-        {
-            tuple = key(SIDE_OUTSIDE).pair(&answer);
-            session = table.find(&tuple)?;
-        }
-        let Some(session) = session.filter(|session| session.generation != DEAD) else { return Ok(None) };
-        let answer = table.find(&tuple.pair(&session))?;
-        Ok(Some(self.row(now, &tuple, &session, answer.as_ref())))
-    }
-
-    fn row<F: Family>(
-        &self,
-        now: u32,
-        tuple: &Tuple<F>,
-        session: &Session<F>,
-        answer: Option<&Session<F>>,
-    ) -> SessionRow {
-        let ip = |address: &F::Address| -> IpAddr { family::to_ip(&F::mapped(address)) };
-        let counter = |session: &Session<F>| Counter { packets: session.packets, bytes: session.bytes };
-        let seen = session.last_seen.max(answer.map_or(0, |answer| answer.last_seen));
-        let numbers = self.numbers();
-        let icmp = matches!(tuple.proto, PROTO_ICMP | PROTO_ICMPV6);
-        SessionRow {
-            proto: tuple.proto,
-            source: ip(&tuple.source),
-            source_port: u16::from_be_bytes(tuple.source_port),
-            translated: ip(&session.translated),
-            translated_port: u16::from_be_bytes(session.translated_port),
-            destination: ip(&tuple.destination),
-            destination_port: if icmp { 0 } else { u16::from_be_bytes(tuple.destination_port) },
-            pool: numbers
-                .pool_addresses
-                .get(&u32::from(session.pool_address))
-                .map(|counted| counted.pool.clone()),
-            proxy: (session.pool_address & PROXIED != 0)
-                .then(|| numbers.proxy_hosts.get(&u32::from(session.pool_address & !PROXIED)).cloned())
-                .flatten(),
-            route: numbers
-                .routes
-                .get(&session.counter.into())
-                .map(|route| (route.table.to_string(), route.key)),
-            state: state(tuple.proto, session, answer),
-            // Without its other half, a session is being removed.
-            age: self.clock.since(now, answer.map_or(now, |answer| answer.mark)),
-            idle: self.clock.since(now, seen),
-            sent: counter(session),
-            received: answer.map_or_else(Counter::default, counter),
-        }
-    }
-}
-
-/// The word for a session's state.
-fn state<F: Family>(proto: u8, session: &Session<F>, answer: Option<&Session<F>>) -> &'static str {
-    if proto == PROTO_TCP {
-        State::from_number(session.state).name()
-    } else if session.packets > 0 && answer.is_some_and(|answer| answer.packets > 0) {
-        "replied"
-    } else {
-        "active"
     }
 }
