@@ -5,6 +5,7 @@ mod address;
 mod border;
 mod change;
 mod connection;
+mod dashboard;
 mod eip;
 mod flip;
 mod fragment;
