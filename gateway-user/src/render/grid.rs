@@ -197,6 +197,10 @@ mod tests {
         fn counters(&self) -> Vec<u64> {
             vec![self.1.unwrap_or(0)]
         }
+
+        fn is_fresh(&self, _: Duration) -> bool {
+            self.0 != "old"
+        }
     }
 
     const PLAIN: Paint = Paint::new(false);
@@ -231,6 +235,13 @@ mod tests {
         let after = [Line("a", Some(3000)), Line("fresh", Some(10))];
         let text = Grid::with_rates(&after, Some((&before, Duration::from_secs(2)))).print(true, PLAIN);
         assert_eq!(text, "NAME   COUNT  COUNT/S  LAST\na       3000     1000  x\nfresh     10        5  x\n");
+    }
+
+    #[test]
+    fn a_line_that_was_only_cut_off_before_has_no_rate_yet() {
+        let after = [Line("old", Some(3000)), Line("fresh", Some(10))];
+        let text = Grid::with_rates(&after, Some((&[], Duration::from_secs(2)))).print(false, PLAIN);
+        assert_eq!(text, "old    3000  -  x\nfresh    10  5  x\n");
     }
 
     #[test]

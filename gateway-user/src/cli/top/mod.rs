@@ -58,10 +58,12 @@ enum Wish {
 
 impl Top {
     pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
+        let refused = |what: &str| Failure::usage(what).hint("`gwctl stats --json` is for programs");
+        if context.json {
+            return Err(refused("`gwctl top` is a screen and has no JSON"));
+        }
         if !context.terminal.out_is_terminal || !context.terminal.in_is_terminal {
-            return Err(
-                Failure::usage("`gwctl top` needs a terminal").hint("`gwctl stats --json` is for programs")
-            );
+            return Err(refused("`gwctl top` needs a terminal"));
         }
         let interval = self.interval.unwrap_or(Duration::from_secs(2));
         let context = &*context;
