@@ -14,9 +14,11 @@ mod generator;
 mod kernel;
 mod memory;
 mod network;
+mod observed;
 mod open;
 mod path;
 mod ports;
+mod records;
 mod report;
 mod routes;
 mod scale;
@@ -25,6 +27,7 @@ mod statistic;
 mod subject;
 mod throughput;
 mod verifier;
+mod views;
 
 use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -98,6 +101,12 @@ enum Figure {
     Flood,
     /// A million routes: loading, changing, and what packets feel of them
     Routes,
+    /// What established traffic loses when it is logged, scraped and looked at
+    Observed,
+    /// Records of 200,000 sessions a minute
+    Records,
+    /// What scrapes and lists of a million sessions take, and what packets feel of them
+    Views,
     /// Instructions that the verifier looks at
     Verifier,
 }
@@ -114,6 +123,9 @@ impl Figure {
             Self::Expiry => expiry::measure(options),
             Self::Flood => flood::measure(options),
             Self::Routes => routes::measure(options),
+            Self::Observed => observed::measure(options),
+            Self::Records => records::measure(options),
+            Self::Views => views::measure(options),
             Self::Verifier => verifier::measure(options),
         }
     }
