@@ -40,7 +40,7 @@ pub use reason::DropReason;
 pub use verdict::Verdict;
 
 /// Version of every layout in this crate. Pinned maps carry it in [`config::Config::abi`].
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 
 /// Marks a type as plain old data for aya.
 macro_rules! pod {

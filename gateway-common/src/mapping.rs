@@ -29,6 +29,8 @@ pub const HELD: u8 = 1;
 pub const HAIRPIN: u8 = 2;
 /// [`crate::session::Session::flags`] of an outside element: a packet from outside has opened the session.
 pub const INWARD: u8 = 4;
+/// [`crate::session::Session::flags`] of the outside element of a session that counts in [`crate::share::Share::sessions`].
+pub const SHARED: u8 = 8;
 
 /// [`crate::family::NextHop::slot`] of the inside element of such a session: back in. No interface has it.
 pub const LOOP: u16 = u16::MAX;

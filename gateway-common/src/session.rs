@@ -119,7 +119,8 @@ pub struct Session<F: Family> {
     /// which may lag behind and says only whether a packet may go straight on.
     pub state: u8,
     /// Inside element: 0, [`CUT`], [`CUT_SEEN`] or [`CUT_QUEUED`]. Outside element:
-    /// [`crate::mapping::HELD`] | [`crate::mapping::HAIRPIN`] | [`crate::mapping::INWARD`].
+    /// [`crate::mapping::HELD`] | [`crate::mapping::HAIRPIN`] | [`crate::mapping::INWARD`] |
+    /// [`crate::mapping::SHARED`].
     pub flags: u8,
     /// Element of `ROUTE_COUNTERS`. In the claim of a mapping: number of its pool.
     pub counter: u16,

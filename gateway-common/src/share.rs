@@ -6,6 +6,9 @@
 //!
 //! The threshold falls with the third power of what is left. So a hundredth of the connections, which is all that is
 //! withheld, tells clients apart that have half of all from those that have one in a thousand.
+//!
+//! What each client has is noted only where much of what there may be is taken ([`Limit::is_shared`]): elsewhere nobody
+//! has to stand back, and a new connection costs nothing for it.
 
 use crate::{limit::Limit, pod};
 
@@ -26,6 +29,10 @@ const RESERVE: u32 = 100;
 const LEAST_RESERVE: u32 = 2;
 /// Connections at a time below which nothing is kept: it would be a great part of them.
 const LEAST_SHARED: u32 = 4;
+/// From this part of the connections at a time on, it is noted who has them.
+const NOTED: u32 = 8;
+/// As soon as this part of the burst is taken, it is noted who takes it. More than half of it is never withheld.
+const NOTED_TOKENS: u64 = 4;
 /// Longest time whose tokens are kept for those who have little, nanoseconds.
 const LONGEST_RESERVE: u64 = 1 << 40;
 
@@ -38,14 +45,16 @@ const UNIT_SHIFT: u32 = 6;
 /// Bits of an amount in [`Share::recent`].
 const AMOUNT_BITS: u32 = 26;
 const AMOUNT: u32 = (1 << AMOUNT_BITS) - 1;
+/// A round, in these units.
+const ROUND: u64 = 1 << (ROUND_SHIFT - UNIT_SHIFT);
 /// What a client comes to that opens all connections that there may be, just before a round ends.
-const ALL: u64 = 2 << (ROUND_SHIFT - UNIT_SHIFT);
+const ALL: u64 = 2 * ROUND;
 
 /// What one client has of one destination. Map `SHARES`: pairs whose hashes meet have an element in common.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
-    /// Sessions.
+    /// Sessions that were noted when they began.
     pub sessions: u32,
     /// What it has opened, half of it for each round that has passed since: the time that the limit's rate takes for that,
     /// below the lowest bits of the number of the round.
@@ -80,14 +89,6 @@ pub const fn is_contended(until: u32, round: u32) -> bool {
     until.wrapping_sub(round) <= CONTENTION
 }
 
-/// Whether a client with `mine` of `sessions` has so little that it is for others to make room, once it is refused. Who is
-/// alone never has.
-#[inline(always)]
-#[must_use]
-pub const fn has_little(mine: u32, sessions: u32) -> bool {
-    mine as u64 * 2 <= sessions as u64
-}
-
 impl Share {
     /// What the client has opened, in `round`.
     #[inline(always)]
@@ -108,6 +109,32 @@ impl Share {
 }
 
 impl Limit {
+    /// Whether it is noted who opens a connection where there are so many `sessions`, and a bucket is full at `full`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_shared(&self, sessions: u32, full: u64, now: u64) -> bool {
+        self.concurrent != 0 && sessions >= self.concurrent / NOTED
+            || self.interval != 0 && full.saturating_sub(now) > self.ahead / NOTED_TOKENS
+    }
+
+    /// Whether a client with `mine` of `sessions` has so little that it is for others to make room, once it is refused
+    /// because there are so many. Who is alone never has.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_few(mine: u32, sessions: u32) -> bool {
+        mine as u64 * 2 <= sessions as u64
+    }
+
+    /// As [`Limit::has_few`], of a client that has [opened](Share::opened) so much, and is refused because it is too soon:
+    /// it has also opened less than half of what a round or the burst have room for.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_opened_few(&self, share: &Share, round: u32, sessions: u32) -> bool {
+        let burst = (self.ahead + self.interval as u64) >> UNIT_SHIFT;
+        let most = if burst < ROUND { burst } else { ROUND };
+        Self::has_few(share.sessions, sessions) && share.opened(round) as u64 * 2 <= most
+    }
+
     /// Whether a client with `mine` of `sessions` leaves what there is to those who have less.
     #[inline(always)]
     #[must_use]

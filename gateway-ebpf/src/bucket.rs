@@ -24,8 +24,6 @@ pub(crate) type Buckets<K> = HashMap<K, Bucket, 1_048_576, { BPF_F_NO_PREALLOC a
 
 /// Attempts at a change that other CPUs make at the same time.
 const ATTEMPTS: u32 = 4;
-/// Lookups of a bucket that others remove at the same time.
-const LOOKUPS: u32 = 2;
 
 /// Marks what [`admit`] returns where it refuses a connection: this and one of the reasons.
 pub(crate) const REFUSED: u32 = 1 << 31;
@@ -40,28 +38,54 @@ const LOST: u32 = 8;
 
 /// Counts a connection in the bucket of `key`, if it is within the limit, and returns the number that there is then; or
 /// [`REFUSED`] and why. [`take_back`] and [`ended`] undo it. `tag` is the hash of the key in
-/// [`Bucket::sessions`].
+/// [`Bucket::sessions`]. For [`made`]: it has to be there.
+///
+/// `stands_back` is asked before, with the number of sessions and [`Bucket::full`], whether the client leaves what there
+/// is to others: [`OVER_RATE`] or [`OVER_CONCURRENT`]; 0: it does not.
 #[inline(always)]
-pub(crate) fn admit<K>(buckets: &Buckets<K>, key: &K, tag: u64, limit: &Limit) -> u32 {
-    let now = now();
-    for _ in 0..LOOKUPS {
-        let mut found = buckets.get_ptr_mut(key);
-        if found.is_none() {
-            let bucket = Bucket { full: now, sessions: tag, ..Bucket::default() };
-            // Where it fails, another CPU was faster, or there is no room.
-            let _ = buckets.insert(key, bucket, u64::from(BPF_NOEXIST));
-            found = buckets.get_ptr_mut(key);
+pub(crate) fn admit<K>(
+    buckets: &Buckets<K>,
+    key: &K,
+    tag: u64,
+    (limit, now): (&Limit, u64),
+    stands_back: impl FnOnce(u32, u64) -> u32,
+) -> u32 {
+    let Some(bucket) = buckets.get_ptr_mut(key) else { return REFUSED | LOST };
+    // SAFETY: the pointer is to a map value, which other CPUs write.
+    unsafe {
+        let reason = stands_back(count(bucket), (&raw const (*bucket).full).read_volatile());
+        if reason != 0 {
+            refuse(bucket, reason);
+            return REFUSED | reason;
         }
-        let Some(bucket) = found else { return REFUSED | NO_ROOM };
-        // SAFETY: the pointer is to a map value.
-        let said = unsafe { enter(bucket, tag, limit) };
-        if said == REFUSED | LOST {
-            continue;
+        match enter(bucket, tag, limit) {
+            lost if lost == REFUSED | LOST => lost,
+            said => account(bucket, limit, now, said),
         }
-        // SAFETY: as above.
-        return unsafe { account(bucket, limit, now, said) };
     }
-    REFUSED | NO_ROOM
+}
+
+/// What `admit` says, [`admit`] of a bucket that `make` makes with [`make`] where it is not there.
+#[inline(always)]
+pub(crate) fn made(mut admit: impl FnMut() -> u32, make: impl FnOnce() -> u32) -> u32 {
+    let said = admit();
+    if said != REFUSED | LOST {
+        return said;
+    }
+    make();
+    match admit() {
+        lost if lost == REFUSED | LOST => REFUSED | NO_ROOM,
+        said => said,
+    }
+}
+
+/// Enters a bucket that is full. Where it fails, another CPU was faster, or there is no room. A function of its own, for
+/// its caller's stack. Returns nothing of interest.
+#[inline(never)]
+pub(crate) fn make<K>(buckets: &Buckets<K>, key: &K, tag: u64, now: u64) -> u32 {
+    let bucket = Bucket { full: now, sessions: tag, ..Bucket::default() };
+    let _ = buckets.insert(key, bucket, u64::from(BPF_NOEXIST));
+    0
 }
 
 /// Takes a token for a connection that begins on a session that is counted already. Returns 0, or [`REFUSED`] and why.
@@ -118,23 +142,6 @@ pub(crate) fn ended<K>(buckets: &Buckets<K>, key: &K) {
     }
 }
 
-/// Refuses a connection because its client leaves what there is to others, if `stands_back` says so of the number of
-/// sessions and of [`Bucket::full`]: [`OVER_RATE`] or [`OVER_CONCURRENT`]; 0: it does not.
-#[inline(always)]
-pub(crate) fn refuse<K>(buckets: &Buckets<K>, key: &K, stands_back: impl FnOnce(u32, u64) -> u32) -> u32 {
-    let Some(bucket) = buckets.get_ptr_mut(key) else { return 0 };
-    // SAFETY: the pointer is to a map value, which other CPUs write.
-    unsafe {
-        let reason = stands_back(bucket.read_volatile().count(), (&raw const (*bucket).full).read_volatile());
-        if reason == OVER_RATE {
-            atomic::add_long(&raw mut (*bucket).over_rate, 1);
-        } else if reason == OVER_CONCURRENT {
-            atomic::add_long(&raw mut (*bucket).over_concurrent, 1);
-        }
-        reason
-    }
-}
-
 /// The time that buckets go by, nanoseconds.
 #[inline(always)]
 pub(crate) fn now() -> u64 {
@@ -146,7 +153,18 @@ pub(crate) fn now() -> u64 {
 #[inline(always)]
 pub(crate) fn sessions<K>(buckets: &Buckets<K>, key: &K) -> u32 {
     // SAFETY: the pointer is to a map value, which other CPUs write.
-    buckets.get_ptr_mut(key).map_or(0, |bucket| unsafe { bucket.read_volatile().count() })
+    buckets.get_ptr_mut(key).map_or(0, |bucket| unsafe { count(bucket) })
+}
+
+/// See [`Bucket::count`].
+///
+/// # Safety
+/// `bucket` points to a map value.
+#[inline(always)]
+unsafe fn count(bucket: *mut Bucket) -> u32 {
+    // SAFETY: the caller vouches for the pointer.
+    let sessions = unsafe { (&raw const (*bucket).sessions).read_volatile() };
+    Bucket { sessions, ..Bucket::default() }.count()
 }
 
 /// Removes a bucket that nobody needs. For the sweep.
@@ -160,6 +178,22 @@ pub(crate) fn visit<K>(buckets: &Buckets<K>, key: &K, tag: u64) {
             && atomic::replace_long(&raw mut (*bucket).sessions, tag, tag | u64::from(GONE))
         {
             let _ = buckets.remove(key);
+        }
+    }
+}
+
+/// Counts a connection that was refused for that reason.
+///
+/// # Safety
+/// `bucket` points to a map value.
+#[inline(always)]
+unsafe fn refuse(bucket: *mut Bucket, reason: u32) {
+    // SAFETY: the caller vouches for the pointer.
+    unsafe {
+        if reason == OVER_RATE {
+            atomic::add_long(&raw mut (*bucket).over_rate, 1);
+        } else {
+            atomic::add_long(&raw mut (*bucket).over_concurrent, 1);
         }
     }
 }
@@ -199,11 +233,11 @@ unsafe fn account(bucket: *mut Bucket, limit: &Limit, now: u64, said: u32) -> u3
     // SAFETY: the caller vouches for the pointer.
     unsafe {
         if said & REFUSED != 0 {
-            atomic::add_long(&raw mut (*bucket).over_concurrent, 1);
+            refuse(bucket, OVER_CONCURRENT);
             return said;
         }
         if !take(&raw mut (*bucket).full, limit, now) {
-            atomic::add_long(&raw mut (*bucket).over_rate, 1);
+            refuse(bucket, OVER_RATE);
             atomic::add_long(&raw mut (*bucket).sessions, u64::MAX);
             return REFUSED | OVER_RATE;
         }

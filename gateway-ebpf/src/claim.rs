@@ -15,6 +15,7 @@ use aya_ebpf::{
 use gateway_common::{
     DropReason, checksum,
     limit::Limit,
+    mapping::SHARED,
     parse::{Flow, PROTO_TCP, Packet},
     pool::{DRAINED, IN_USE, OF_HOST},
     ports::{Search, Step},
@@ -70,34 +71,27 @@ pub(crate) fn claim<F: Datapath>(
     scratch.towards.server = F::mapped(&scratch.outside.source);
     scratch.towards.port = scratch.outside.source_port;
     scratch.towards.proto = packet.proto;
-    scratch.claim = Claim {
-        search: Search::new(low, high, 0),
-        pool: number,
-        first,
-        count,
-        own: pool::own_address(secret, &F::mapped(&packet.source), first, count),
-        others: 0,
-        nth: 0,
-        step: 0,
-        low,
-        high,
-        ports: u32::from(high - low) + 1,
-        // SAFETY: the helper has no arguments.
-        random: unsafe { bpf_get_prandom_u32() },
-        secret,
-        closing: context.config.timeouts.tcp_closing,
-        client: limit::Client::new(pool::client(&F::mapped(&packet.source), secret)),
-        client_sum: F::sum(&packet.source),
-        pseudo_header: pseudo_header(packet),
-        chosen: 0,
-        of_host: 0,
-        known: 0,
-        // A mapping is for no server.
-        limit: if F::is_zero(&scratch.outside.source) { Limit::default() } else { pool.limit },
-        sessions: 0,
-        refused: 0,
-        result: EEXIST,
-    };
+    // Field by field: as a whole, it would be put together on the stack.
+    let claim = &mut scratch.claim;
+    claim.search = Search::new(low, high, 0);
+    claim.pool = number;
+    (claim.first, claim.count) = (first, count);
+    claim.own = pool::own_address(secret, &F::mapped(&packet.source), first, count);
+    (claim.others, claim.nth, claim.step) = (0, 0, 0);
+    (claim.low, claim.high) = (low, high);
+    claim.ports = u32::from(high - low) + 1;
+    // SAFETY: the helper has no arguments.
+    claim.random = unsafe { bpf_get_prandom_u32() };
+    claim.secret = secret;
+    claim.closing = context.config.timeouts.tcp_closing;
+    claim.client.hash = pool::client(&F::mapped(&packet.source), secret);
+    claim.client_sum = F::sum(&packet.source);
+    claim.pseudo_header = pseudo_header(packet);
+    (claim.chosen, claim.of_host, claim.known) = (0, 0, 0);
+    // A mapping is for no server.
+    claim.limit = if F::is_zero(&scratch.outside.source) { Limit::default() } else { pool.limit };
+    (claim.sessions, claim.refused) = (0, 0);
+    claim.result = EEXIST;
     let mut held = context.frame.context();
     // SAFETY: the callback has the signature that the helper calls, and `held` outlives the call.
     unsafe {
@@ -406,6 +400,7 @@ pub(crate) fn insert<F: Datapath>(scratch: &mut session::Scratch<F>) -> i32 {
     let pool_sum = F::sum(&outside.destination);
     let (port, client_port) = (outside.destination_port, inside.source_port);
     answer.pool_address = claim.chosen as u16;
+    answer.flags = answer.flags & !SHARED | claim.client.shared as u8;
     answer.network_delta = checksum::combine(checksum::delta(pool_sum, claim.client_sum), forward::TTL_DELTA);
     answer.transport_delta = claim.transport_delta(pool_sum, port, claim.client_sum, client_port);
     match F::insert_session(outside, answer) {

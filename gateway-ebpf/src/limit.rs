@@ -3,10 +3,11 @@
 //!
 //! # How clients share a destination that is at its limit
 //!
-//! `SHARES` has what each client has of each destination: the sessions, which are counted as those of the bucket are, and
-//! what it has opened of late. While nobody is refused who has little, clients are served as they come. Once one is, the
-//! destination is contended for half a minute (`CONTENTIONS`), and who has more leaves the last of what there is to those
-//! who have less, by the thresholds of [`gateway_common::share`]. Who is alone is never held back.
+//! Where much of what there may be is taken, `SHARES` has what each client has of it: the sessions that began since
+//! ([`SHARED`] marks them), and what it has opened of late. While nobody is refused who has little, clients are served as
+//! they come. Once one is, the destination is contended for half a minute (`CONTENTIONS`), and who has more leaves the last
+//! of what there is to those who have less, by the thresholds of [`gateway_common::share`]. Elsewhere, a new connection
+//! costs its bucket and nothing else.
 //!
 //! Both maps are arrays whose elements are found by hashes, so that clients and destinations without end take no memory.
 //! Where hashes meet, a client is taken to have what another has, too, or a destination to be contended: while clients are
@@ -19,6 +20,7 @@ use aya_ebpf::{
 use gateway_common::{
     DropReason,
     limit::Limit,
+    mapping::SHARED,
     ports::Destination,
     route::Target,
     session::Session,
@@ -61,38 +63,53 @@ pub(crate) const fn reason(refused: u32) -> Option<DropReason> {
     }
 }
 
-/// Who wants to open something, part of the scratch element.
+/// Who wants to open something, part of the scratch element. All but the hash is what [`admit`] has said last.
 #[repr(C)]
 pub(crate) struct Client {
-    /// [`Destination::tag`] of what [`admit`] was last asked for: it is long to compute.
+    /// [`Destination::tag`]: it is long to compute.
     tag: u64,
+    /// When it was.
+    now: u64,
     /// See [`crate::pool::client`].
     pub(crate) hash: u32,
-}
-
-impl Client {
-    #[inline(always)]
-    pub(crate) const fn new(hash: u32) -> Self {
-        Self { tag: 0, hash }
-    }
+    /// [`SHARED`] where it is noted what the client has, else 0.
+    pub(crate) shared: u32,
 }
 
 /// See [`bucket::admit`].
 #[inline(always)]
 pub(crate) fn admit(destination: &Destination, limit: &Limit, client: &mut Client) -> u32 {
-    let refused = stand_back(destination, limit, client);
-    let said = if refused == 0 { enter(destination, limit, client) } else { refused };
-    note(destination, limit, client, said);
+    let said = bucket::made(|| enter(destination, limit, client), || make(destination));
+    if client.shared != 0 {
+        note(destination, limit, client, said);
+    }
     said
 }
 
-/// [`REFUSED`] and why, if the client leaves what there is to others. As the next two, a function of its own, for its
-/// stack.
+/// As the next two, a function of its own, for its stack.
 #[inline(never)]
-fn stand_back(destination: &Destination, limit: &Limit, client: &mut Client) -> u32 {
-    client.tag = destination.tag();
-    let now = bucket::now();
-    let round = share::round(now);
+fn enter(destination: &Destination, limit: &Limit, client: &mut Client) -> u32 {
+    (client.tag, client.now, client.shared) = (destination.tag(), bucket::now(), 0);
+    let (tag, now) = (client.tag, client.now);
+    bucket::admit(&DESTINATIONS, destination, tag, (limit, now), |sessions, full| {
+        if limit.is_shared(sessions, full, now) {
+            client.shared = SHARED.into();
+            stand_back(limit, client, sessions, full)
+        } else {
+            0
+        }
+    })
+}
+
+#[inline(never)]
+fn make(destination: &Destination) -> u32 {
+    bucket::make(&DESTINATIONS, destination, destination.tag(), bucket::now())
+}
+
+/// Why the client leaves what there is to others; 0: it does not.
+#[inline(never)]
+fn stand_back(limit: &Limit, client: &Client, sessions: u32, full: u64) -> u32 {
+    let round = share::round(client.now);
     let Some(contention) = CONTENTIONS.get_ptr(share::contention(client.tag)) else { return 0 };
     // SAFETY: the pointer is to a map value, which other CPUs write.
     if !share::is_contended(unsafe { contention.read_volatile() }, round) {
@@ -101,28 +118,20 @@ fn stand_back(destination: &Destination, limit: &Limit, client: &mut Client) -> 
     let Some(share) = SHARES.get_ptr(share::share(client.tag, client.hash)) else { return 0 };
     // SAFETY: as above.
     let mine = unsafe { share.read_volatile() };
-    let reason = bucket::refuse(&DESTINATIONS, destination, |sessions, full| {
-        if limit.is_crowded_by(mine.sessions, sessions) {
-            OVER_CONCURRENT
-        } else if limit.is_drained_by(mine.opened(round), full, now) {
-            OVER_RATE
-        } else {
-            0
-        }
-    });
-    if reason == 0 { 0 } else { REFUSED | reason }
-}
-
-#[inline(never)]
-fn enter(destination: &Destination, limit: &Limit, client: &Client) -> u32 {
-    bucket::admit(&DESTINATIONS, destination, client.tag, limit)
+    if limit.is_crowded_by(mine.sessions, sessions) {
+        OVER_CONCURRENT
+    } else if limit.is_drained_by(mine.opened(round), full, client.now) {
+        OVER_RATE
+    } else {
+        0
+    }
 }
 
 /// Notes what has been `said` to a client. Returns nothing of interest.
 #[inline(never)]
 fn note(destination: &Destination, limit: &Limit, client: &Client, said: u32) -> u32 {
     let Some(share) = SHARES.get_ptr_mut(share::share(client.tag, client.hash)) else { return 0 };
-    let round = share::round(bucket::now());
+    let round = share::round(client.now);
     // SAFETY: the pointers are to map values, which other CPUs write. Where two of them open something for the client
     // at once, one of the two is not noted as recent.
     unsafe {
@@ -130,10 +139,12 @@ fn note(destination: &Destination, limit: &Limit, client: &Client, said: u32) ->
         if said & REFUSED == 0 {
             atomic::add(&raw mut (*share).sessions, 1);
             (&raw mut (*share).recent).write_volatile(mine.after(round, limit));
-        } else if said & NO_ROOM == 0
-            && share::has_little(mine.sessions, sessions(destination))
-            && let Some(contention) = CONTENTIONS.get_ptr_mut(share::contention(client.tag))
-        {
+            return 0;
+        }
+        let sessions = sessions(destination);
+        let has_little = said & OVER_CONCURRENT != 0 && Limit::has_few(mine.sessions, sessions)
+            || said & OVER_RATE != 0 && limit.has_opened_few(&mine, round, sessions);
+        if has_little && let Some(contention) = CONTENTIONS.get_ptr_mut(share::contention(client.tag)) {
             let until = round.wrapping_add(CONTENTION);
             if contention.read_volatile() != until {
                 contention.write_volatile(until);
@@ -180,15 +191,19 @@ pub(crate) fn give_back<F: Datapath>(session: &Session<F>) -> u32 {
 #[inline(never)]
 pub(crate) fn take_back(destination: &Destination, limit: &Limit, client: &Client) -> u32 {
     bucket::take_back(&DESTINATIONS, destination, limit.interval);
-    unshare(client.tag, client.hash);
+    if client.shared != 0 {
+        unshare(client.tag, client.hash);
+    }
     0
 }
 
-/// See [`bucket::ended`].
+/// See [`bucket::ended`]. `client` is the hash of the one whose session was [`SHARED`].
 #[inline(always)]
-pub(crate) fn ended(destination: &Destination, client: u32) {
+pub(crate) fn ended(destination: &Destination, client: Option<u32>) {
     bucket::ended(&DESTINATIONS, destination);
-    unshare(destination.tag(), client);
+    if let Some(client) = client {
+        unshare(destination.tag(), client);
+    }
 }
 
 /// Takes a session off what a client has.

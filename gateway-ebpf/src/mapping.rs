@@ -508,13 +508,6 @@ pub(crate) fn is_key<F: Datapath>(tuple: &Tuple<F>) -> bool {
     mapping::is_key(tuple)
 }
 
-/// Whether the session with this outside tuple holds a mapping.
-#[inline(always)]
-pub(crate) fn is_held<F: Datapath>(outside: &Tuple<F>) -> bool {
-    // SAFETY: the pointer is to a map value; a plain integer is read.
-    F::session(outside).is_some_and(|answer| unsafe { (*answer).flags } & HELD != 0)
-}
-
 /// Lets the mapping go that a session with this outside tuple has held.
 #[inline(always)]
 pub(crate) fn let_go<F: Datapath>(outside: &Tuple<F>) {
@@ -568,10 +561,8 @@ fn remove<F: Datapath>(tuple: &Tuple<F>, owner: &Session<F>) {
             let _ = F::remove_session(&key);
         }
     }
-    let secret = config::config().map_or(0, |config| config.secret);
-    let client = pool::client(&F::mapped(&owner.translated), secret);
     if F::remove_session(tuple).is_ok() {
-        ports::removed(&destination(tuple), tuple.destination_port, client);
+        ports::removed(&destination(tuple), tuple.destination_port, None);
         count::session(tuple.proto, |sessions| sessions.unmapped += 1);
     }
 }

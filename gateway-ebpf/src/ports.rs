@@ -53,9 +53,9 @@ pub(crate) const fn threshold(ports: u32) -> u32 {
     ports / CROWDED + 1
 }
 
-/// Takes note that a session of the client with this hash is gone. Its outside element is deleted by now.
+/// Takes note that a session is gone, see [`limit::ended`]. Its outside element is deleted by now.
 #[inline(always)]
-pub(crate) fn removed(destination: &Destination, port: [u8; 2], client: u32) {
+pub(crate) fn removed(destination: &Destination, port: [u8; 2], client: Option<u32>) {
     limit::ended(destination, client);
     if let Some(ports) = PORTS.get_ptr_mut(destination).and_then(NonNull::new) {
         give_back(ports, u16::from_be_bytes(port));

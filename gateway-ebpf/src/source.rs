@@ -87,7 +87,7 @@ pub(crate) fn admit<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) ->
     let taken = unsafe { &mut (*scratch).taken };
     taken.source = Source::of(charge, client);
     taken.interval = found.limit.interval;
-    let said = bucket::admit(&SOURCES, &taken.source, taken.source.tag(), &found.limit);
+    let said = enter(&taken.source, &found.limit);
     if said & REFUSED == 0 {
         count(charge, |counters| counters.admitted += 1);
         return Code::OK;
@@ -102,6 +102,18 @@ pub(crate) fn admit<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) ->
         count(charge, |counters| counters.over_concurrent += 1);
         DropReason::SourceConcurrent
     })
+}
+
+/// See [`bucket::made`].
+#[inline(always)]
+fn enter(source: &Source, limit: &Limit) -> u32 {
+    bucket::made(|| try_enter(source, limit), || bucket::make(&SOURCES, source, source.tag(), bucket::now()))
+}
+
+/// See [`bucket::admit`]. A function of its own, for its caller's stack.
+#[inline(never)]
+fn try_enter(source: &Source, limit: &Limit) -> u32 {
+    bucket::admit(&SOURCES, source, source.tag(), (limit, bucket::now()), |_, _| 0)
 }
 
 /// Takes a token for a connection that begins on a session, which is counted already.
@@ -171,7 +183,7 @@ pub(crate) fn recharge<F: Datapath>(tuple: &Tuple<F>, session: &mut Session<F>) 
     }
     if wanted.is_some() {
         let source = Source::of(wanted, client);
-        if bucket::admit(&SOURCES, &source, source.tag(), &Limit::default()) & REFUSED != 0 {
+        if enter(&source, &Limit::default()) & REFUSED != 0 {
             return 0;
         }
     }

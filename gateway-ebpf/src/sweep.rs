@@ -7,6 +7,7 @@ use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_loop, programs::XdpCont
 use gateway_common::{
     Family, V4, V6,
     config::Timeouts,
+    mapping::{HELD, SHARED},
     parse::Bytes as _,
     ports::Destination,
     proxy,
@@ -187,7 +188,9 @@ fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut
     unsafe {
         match generation.read_volatile() {
             DEAD if session.flags == CUT_QUEUED => {}
-            DEAD if session.flags == CUT_SEEN => remove(visit, tuple, &pair, session),
+            DEAD if session.flags == CUT_SEEN => {
+                remove(visit, tuple, &pair, session);
+            }
             DEAD => session.flags = CUT_SEEN,
             RETIRED => {
                 if atomic::replace(generation, RETIRED, DEAD) {
@@ -222,35 +225,43 @@ fn visit_session<F: Datapath>(visit: &mut Visit, tuple: &Tuple<F>, session: &mut
 /// Removes both elements of a session whose inside element is marked [`DEAD`].
 ///
 /// The inside element goes first: while the outside one is there, nobody can claim its port, so that neither
-/// removal can hit an element of a younger session.
-#[inline(always)]
-fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>, session: &mut Session<F>) {
+/// removal can hit an element of a younger session. A function of its own, for its callers' stack. Returns nothing of
+/// interest.
+#[inline(never)]
+fn remove<F: Datapath>(
+    visit: &mut Visit,
+    inside: &Tuple<F>,
+    outside: &Tuple<F>,
+    session: &mut Session<F>,
+) -> u32 {
     // No packet moves the state from here on: what it stands for is given back once.
-    let Some(state) = tcp::take(session) else { return };
+    let Some(state) = tcp::take(session) else { return 0 };
     tcp::leave(state);
     let closed = proxy::state_for_idle_time(state, !session.is_proxied()).is_closed();
     let killed = session.flags != 0 && !closed;
     let pool_address = u32::from(session.pool_address);
-    let (held, proxied) = (mapping::is_held(outside), session.is_proxied());
+    // SAFETY: the pointer is to a map value; a plain integer is read.
+    let flags = F::session(outside).map_or(0, |answer| unsafe { (*answer).flags });
+    let proxied = session.is_proxied();
     let charge = session.charge();
     record::closed(inside, session, state, killed);
-    if F::remove_session(inside).is_ok() && held {
+    if F::remove_session(inside).is_ok() && !proxied && flags & HELD != 0 {
         mapping::let_go(outside);
     }
     let _ = F::remove_session(outside);
     source::ended(charge, F::mapped(&inside.source));
-    let destination = Destination {
-        address: F::mapped(&outside.destination),
-        server: F::mapped(&outside.source),
-        port: outside.source_port,
-        proto: outside.proto,
-        reserved: 0,
-    };
     if proxied {
         count::flows(session.pool_address, -1);
-    } else {
+    } else if let Some(scratch) = F::scratch() {
+        // SAFETY: the scratch element is this CPU's own.
+        let towards = unsafe { &mut (*scratch).towards };
+        towards.address = F::mapped(&outside.destination);
+        towards.server = F::mapped(&outside.source);
+        towards.port = outside.source_port;
+        towards.proto = outside.proto;
         let client = pool::client(&F::mapped(&inside.source), visit.secret);
-        ports::removed(&destination, outside.destination_port, client);
+        let client = if flags & SHARED == 0 { None } else { Some(client) };
+        ports::removed(towards, outside.destination_port, client);
     }
     count::session(inside.proto, |sessions| {
         if killed {
@@ -268,4 +279,5 @@ fn remove<F: Datapath>(visit: &mut Visit, inside: &Tuple<F>, outside: &Tuple<F>,
         }
     });
     visit.removed += 1;
+    0
 }

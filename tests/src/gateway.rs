@@ -18,14 +18,16 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Pod,
-    maps::{self, Array, Map, MapData},
+    maps::{Array, HashMap, Map, MapData},
 };
 use gateway_common::{
-    V4,
+    Family, V4, V6,
     config::Config,
     fragment::{Datagram, Key, LIFETIME},
+    mapping::SHARED,
     ports::Destination,
     proxy::ProxyMac,
+    session::{SIDE_OUTSIDE, Session, Tuple},
     share::Share,
     source::Source,
     table::{self, Bucket, Fill, Slot},
@@ -160,7 +162,7 @@ impl Gateway {
     pub fn make_geneve_of_vxlan(&mut self) {
         let make = || -> Result<()> {
             let hosts = Map::HashMap(MapData::from_pin(self.map("TUNNEL_HOSTS"))?);
-            let mut hosts = maps::HashMap::<_, TunnelKey, u32>::try_from(hosts)?;
+            let mut hosts = HashMap::<_, TunnelKey, u32>::try_from(hosts)?;
             let mut tunnels =
                 Array::<_, Tunnel>::try_from(Map::Array(MapData::from_pin(self.map("TUNNELS"))?))?;
             for entry in hosts.iter().collect::<Result<Vec<_>, _>>()? {
@@ -194,7 +196,7 @@ impl Gateway {
     pub fn forget_proxy_macs(&mut self) {
         let forget = || -> Result<()> {
             let map = Map::HashMap(MapData::from_pin(self.map("PROXY_MACS"))?);
-            let mut map = maps::HashMap::<_, ProxyMac, u32>::try_from(map)?;
+            let mut map = HashMap::<_, ProxyMac, u32>::try_from(map)?;
             for key in map.keys().collect::<Vec<_>>() {
                 map.remove(&key?)?;
             }
@@ -227,7 +229,7 @@ impl Gateway {
     pub fn age_fragments(&mut self) {
         let age = || -> Result<()> {
             let map = Map::LruHashMap(MapData::from_pin(self.map("FRAGMENTS"))?);
-            let mut map = maps::HashMap::<_, Key, Datagram>::try_from(map)?;
+            let mut map = HashMap::<_, Key, Datagram>::try_from(map)?;
             for known in map.iter().collect::<Vec<_>>() {
                 let (key, datagram) = known?;
                 let since = datagram.since.saturating_sub(LIFETIME);
@@ -547,8 +549,8 @@ impl Gateway {
     /// If they cannot be changed.
     pub fn miscount(&mut self) {
         fn change<K: Pod>(map: MapData) {
-            let mut map = maps::HashMap::<_, K, gateway_common::limit::Bucket>::try_from(Map::HashMap(map))
-                .expect("buckets");
+            let mut map =
+                HashMap::<_, K, gateway_common::limit::Bucket>::try_from(Map::HashMap(map)).expect("buckets");
             let (key, mut bucket) = map.iter().next().expect("a bucket").expect("a bucket");
             bucket.sessions += 1;
             map.insert(key, bucket, 0).expect("a bucket");
@@ -572,13 +574,28 @@ impl Gateway {
         self.dataplane_mut().apply(None, &to).unwrap_or_else(|error| panic!("no policy: {error:#}"));
     }
 
-    /// The sessions that clients are known to have, all together.
+    /// The sessions that clients are known to have, all together, which are those whose elements say so.
     ///
     /// # Panics
-    /// If they cannot be read.
-    pub fn shared(&self) -> u64 {
+    /// If they are others, or cannot be read.
+    pub fn shared(&self) -> usize {
         let shares = self.array::<Share>("SHARES");
-        shares.iter().map(|share| u64::from(share.expect("a share").sessions)).sum()
+        let noted: usize = shares.iter().map(|share| share.expect("a share").sessions as usize).sum();
+        let config = self.config();
+        let buckets: Array<_, Bucket<V4>> = self.array("SESSIONS_V4");
+        let buckets = (0..).zip(buckets.iter().map(|bucket| bucket.expect("a bucket")));
+        let map = MapData::from_pin(self.map("SESSIONS_V6")).expect("a map");
+        let map: HashMap<_, Tuple<V6>, Session<V6>> = HashMap::try_from(Map::HashMap(map)).expect("a map");
+        let marked: usize = buckets
+            .map(|(index, bucket)| {
+                let elements = bucket.elements(index, config.secret, config.buckets);
+                elements.filter(|slot| is_shared(&slot.tuple, &slot.session)).count()
+            })
+            .sum();
+        let elements = map.iter().map(|element| element.expect("an element"));
+        let marked = marked + elements.filter(|(tuple, session)| is_shared(tuple, session)).count();
+        assert_eq!(noted, marked, "sessions that clients are known to have");
+        noted
     }
 
     /// Reads what limits of sources have done.
@@ -780,4 +797,9 @@ impl Drop for Namespace {
         // A thread that cannot go back must not go on: its next test would run in the wrong network.
         setns(&self.before, CloneFlags::CLONE_NEWNET).expect("the way back to the first namespace");
     }
+}
+
+/// Whether it is noted of a session what its client has, by one of its elements: the outside one.
+fn is_shared<F: Family>(tuple: &Tuple<F>, session: &Session<F>) -> bool {
+    tuple.side == SIDE_OUTSIDE && session.flags & SHARED != 0
 }

@@ -61,10 +61,13 @@ impl Destination {
         (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 11) as f64 / (1_u64 << 53) as f64
     }
 
-    fn admit(&mut self, client: usize, now: u64) -> bool {
+    /// `None`: it is refused. Else whether it is noted.
+    fn admit(&mut self, client: usize, now: u64) -> Option<bool> {
         let round = round(now);
         let share = self.clients[client].share;
-        let stands_back = is_contended(self.until, round)
+        let is_noted = self.limit.is_shared(self.sessions, self.full, now);
+        let stands_back = is_noted
+            && is_contended(self.until, round)
             && (self.limit.is_crowded_by(share.sessions, self.sessions)
                 || self.limit.is_drained_by(share.opened(round), self.full, now));
         if !stands_back
@@ -73,20 +76,32 @@ impl Destination {
         {
             self.full = full;
             self.sessions += 1;
-            let recent = share.after(round, &self.limit);
-            self.clients[client].share = Share { sessions: share.sessions + 1, recent };
-            return true;
+            if is_noted {
+                let recent = share.after(round, &self.limit);
+                self.clients[client].share = Share { sessions: share.sessions + 1, recent };
+            }
+            return Some(is_noted);
         }
-        if has_little(share.sessions, self.sessions) {
+        // It stands back, or there are too many, or it is too soon.
+        let is_soon = if stands_back {
+            !self.limit.is_crowded_by(share.sessions, self.sessions)
+        } else {
+            self.limit.has_room(self.sessions)
+        };
+        if if is_soon {
+            self.limit.has_opened_few(&share, round, self.sessions)
+        } else {
+            Limit::has_few(share.sessions, self.sessions)
+        } {
             self.until = round + CONTENTION;
         }
-        false
+        None
     }
 
     /// Lets clients ask for so many seconds, and counts what they got in the second half.
     fn run(&mut self, seconds: u64) {
         let mut asking = BinaryHeap::new();
-        let mut ending = BinaryHeap::<Reverse<(u64, usize)>>::new();
+        let mut ending = BinaryHeap::<Reverse<(u64, usize, bool)>>::new();
         let (middle, mut before) = (START + seconds * SECOND / 2, START + seconds * SECOND / 2);
         for client in 0..self.clients.len() {
             let pause = self.random() / self.clients[client].asks;
@@ -95,23 +110,23 @@ impl Destination {
         while let Some(Reverse((now, client))) = asking.pop()
             && now < START + seconds * SECOND
         {
-            while let Some(Reverse((end, client))) = ending.peek().copied()
+            while let Some(Reverse((end, client, is_noted))) = ending.peek().copied()
                 && end <= now
             {
                 ending.pop();
                 self.occupy(&mut before, end);
                 self.sessions -= 1;
-                self.clients[client].share.sessions -= 1;
+                self.clients[client].share.sessions -= u32::from(is_noted);
             }
             self.occupy(&mut before, now);
             let admitted = self.admit(client, now);
-            if admitted {
+            if let Some(is_noted) = admitted {
                 let lasts = -self.random().max(1e-9).ln() * self.lasts;
-                ending.push(Reverse((now + (lasts * SECOND as f64) as u64, client)));
+                ending.push(Reverse((now + (lasts * SECOND as f64) as u64, client, is_noted)));
             }
             if now >= middle {
                 self.clients[client].asked += 1;
-                self.clients[client].admitted += u32::from(admitted);
+                self.clients[client].admitted += u32::from(admitted.is_some());
             }
             let pause = -self.random().max(1e-9).ln() / self.clients[client].asks;
             asking.push(Reverse((now + (pause * SECOND as f64) as u64, client)));
@@ -289,7 +304,7 @@ fn the_last_tokens_are_for_those_who_opened_few() {
 
 #[test]
 fn nobody_who_is_alone_has_little() {
-    assert!(has_little(0, 0) && has_little(0, 1) && has_little(5, 10));
-    assert!(!has_little(1, 1) && !has_little(6, 10) && !has_little(u32::MAX, u32::MAX));
+    assert!(Limit::has_few(0, 0) && Limit::has_few(0, 1) && Limit::has_few(5, 10));
+    assert!(!Limit::has_few(1, 1) && !Limit::has_few(6, 10) && !Limit::has_few(u32::MAX, u32::MAX));
     assert!(is_contended(40, 8) && is_contended(40, 40) && !is_contended(40, 41) && !is_contended(0, 12));
 }
