@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use axum::body::{Body, Bytes};
 use futures::StreamExt as _;
 use ipnet::IpNet;
+use tokio::sync::mpsc;
 
 use super::{ApiError, ErrorKind};
-use crate::model::words::parse_prefix_line;
+use crate::{model::words::parse_prefix_line, priority};
 
 /// Longest line, in bytes.
 const MAX_LINE: usize = 4_096;
@@ -15,32 +16,52 @@ const MAX_LINE: usize = 4_096;
 /// Largest body, in bytes: remarks behind every one of the prefixes that there can be.
 const MAX_BODY: usize = 1 << 30;
 
-/// Reads all of `body`, which has at most `most` prefixes.
+/// Pieces of the body that may wait to be read. A thread that stands back waits long for each of its turns, and should
+/// find much to do then.
+const AHEAD: usize = 64;
+
+/// Reads all of `body`, which has at most `most` prefixes, on a thread that stands back for packets.
 ///
 /// # Errors
 /// The first line that is wrong, by its number. What follows is not looked at, but read: a client that still writes
 /// would not see the answer.
 pub(super) async fn prefixes(body: Body, most: usize) -> Result<BTreeSet<IpNet>, ApiError> {
-    let mut lines = Lines::new(most);
-    let (mut read, mut refused) = (0, None);
-    let mut chunks = body.into_data_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk: Bytes = chunk.map_err(|error| {
+    let (sender, mut pieces) = mpsc::channel::<Bytes>(AHEAD);
+    let read = move || {
+        let (mut lines, mut refused) = (Lines::new(most), None);
+        while let Some(piece) = pieces.blocking_recv() {
+            if refused.is_none() {
+                refused = lines.add(&piece).err();
+            }
+        }
+        refused.map_or_else(|| lines.end(), Err)
+    };
+    let (passed, prefixes) = tokio::join!(pass_on(body, sender), priority::stand_back(read));
+    passed?;
+    let fault =
+        |error| ApiError::new("daemon", ErrorKind::Internal, format!("cannot read the body: {error}"));
+    prefixes.map_err(fault)?
+}
+
+/// Passes the pieces of `body` on as they come.
+async fn pass_on(body: Body, to: mpsc::Sender<Bytes>) -> Result<(), ApiError> {
+    let mut passed = 0;
+    let mut pieces = body.into_data_stream();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| {
             ApiError::new("request", ErrorKind::Invalid, format!("the body cannot be read: {error}"))
         })?;
-        read += chunk.len();
-        if read > MAX_BODY {
+        passed += piece.len();
+        if passed > MAX_BODY {
             let message = format!("the body has more than {MAX_BODY} bytes");
             return Err(ApiError::new("request", ErrorKind::TooLarge, message).hint("import it in parts"));
         }
-        if refused.is_none() {
-            refused = lines.add(&chunk).err();
+        if to.send(piece).await.is_err() {
+            // The thread has failed, which is told by whoever waits for it.
+            return Ok(());
         }
     }
-    match refused {
-        None => lines.end(),
-        Some(refused) => Err(refused),
-    }
+    Ok(())
 }
 
 /// Lines out of pieces that end anywhere.

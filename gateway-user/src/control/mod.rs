@@ -21,9 +21,8 @@ mod tests;
 mod worker;
 
 use std::{
-    fmt,
+    fmt, io,
     sync::{Arc, Mutex, PoisonError},
-    thread,
 };
 
 use anyhow::{Context as _, anyhow};
@@ -132,7 +131,7 @@ pub async fn start(
     let Boot { current, base_fingerprint, made } = boot(&base, &mut store)?;
     let worker = Worker::start(dataplane)?;
     worker.host_changed(host.clone()).await.context("cannot tell the data plane about the host")?;
-    worker.apply(None, current.snapshot.clone()).await.context("cannot put the state in force")?;
+    worker.apply(None, current.snapshot.clone(), false).await.context("cannot put the state in force")?;
     let (revision, revisions) = watch::channel(current.revision);
     let current = Arc::new(ArcSwap::from_pointee(current));
     let health: Arc<ArcSwap<Health>> = Arc::default();
@@ -390,8 +389,9 @@ impl Task {
         saved: &Saved,
     ) -> Result<(), ApiError> {
         let (from, to) = (current.snapshot.clone(), following.snapshot.clone());
-        let is_large = saved.running.is_some() && is_large(&from, &to);
-        let (applied, ()) = tokio::join!(self.worker.apply(Some(from), to), self.stage(is_large, saved));
+        let is_large = is_large(&from, &to);
+        let apply = self.worker.apply(Some(from), to, is_large);
+        let (applied, ()) = tokio::join!(apply, self.stage(is_large && saved.running.is_some(), saved));
         if let Err(error) = applied {
             error!(%command, "rolled back: {error:#}");
             current.apply_error = Some(format!("{error:#}"));
@@ -405,23 +405,15 @@ impl Task {
     }
 
     /// Writes what is to be saved beside what is, if that is worth it.
-    async fn stage(&self, is_large: bool, saved: &Saved) {
-        if !is_large {
+    async fn stage(&self, is_worth_it: bool, saved: &Saved) {
+        if !is_worth_it {
             return;
         }
         let (store, saved) = (self.store.clone(), saved.clone());
-        let stage = move || {
-            priority::set(priority::AWAITED);
-            store.lock().unwrap_or_else(PoisonError::into_inner).stage(saved)
-        };
-        // A thread of its own, whose priority need not be raised again.
-        let staged = tokio::task::spawn_blocking(|| thread::spawn(stage).join());
-        match staged.await {
-            Ok(Ok(Ok(()))) => {}
-            // It is tried again when it is saved, and told then.
-            Ok(Ok(Err(error))) => warn!("cannot write the state beside the one in force: {error}"),
-            Ok(Err(_)) => warn!("cannot write the state beside the one in force: the thread has failed"),
-            Err(error) => warn!("cannot write the state beside the one in force: {error}"),
+        let stage = move || store.lock().unwrap_or_else(PoisonError::into_inner).stage(saved);
+        // It is tried again when it is saved, and told then.
+        if let Err(error) = priority::stand_back(stage).await.flatten() {
+            warn!("cannot write the state beside the one in force: {error}");
         }
     }
 
@@ -431,7 +423,9 @@ impl Task {
         if let Err(error) = self.save(vec![self.saved(before, self.made.clone())]).await {
             warn!("cannot save the state that was in force before: {error:#}");
         }
-        match self.worker.apply(Some(after.snapshot.clone()), before.snapshot.clone()).await {
+        let is_large = is_large(&after.snapshot, &before.snapshot);
+        let back = self.worker.apply(Some(after.snapshot.clone()), before.snapshot.clone(), is_large);
+        match back.await {
             Ok(()) => {
                 error!("rolled back: {cause:#}");
                 self.publish(Current { apply_error: Some(format!("{cause:#}")), ..before.clone() });
@@ -520,6 +514,7 @@ impl fmt::Display for Wish {
 
 /// The state after `command`, checked; `None` if that is `state` itself. Large tables take a while.
 async fn plan(command: Command, state: Arc<Snapshot>) -> Result<Option<Snapshot>, ApiError> {
+    let carries_many = matches!(command, Command::RouteImport(_) | Command::Apply { .. });
     let plan = move || {
         let next = command.change(&state)?;
         if next == *state {
@@ -528,9 +523,14 @@ async fn plan(command: Command, state: Arc<Snapshot>) -> Result<Option<Snapshot>
         validate_change(Some(&*state), &next).map_err(|violation| explain(&command, violation))?;
         Ok(Some(next))
     };
+    let planned = if carries_many {
+        priority::stand_back(plan).await
+    } else {
+        tokio::task::spawn_blocking(plan).await.map_err(io::Error::from)
+    };
     let fault =
         |error| ApiError::new("daemon", ErrorKind::Internal, format!("cannot plan the change: {error}"));
-    tokio::task::spawn_blocking(plan).await.map_err(fault)?
+    planned.map_err(fault)?
 }
 
 /// A violation, as the error of the command that would have led to it.

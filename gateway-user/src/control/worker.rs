@@ -39,7 +39,7 @@ pub(super) struct Worker {
 }
 
 enum Job {
-    Apply { from: Option<Arc<Snapshot>>, to: Arc<Snapshot>, reply: Reply },
+    Apply { from: Option<Arc<Snapshot>>, to: Arc<Snapshot>, is_large: bool, reply: Reply },
     HostChanged { host: Host, reply: Reply },
     HealthChanged { up: BTreeMap<(String, IpAddr), bool>, reply: Reply },
     Remove { reply: Reply },
@@ -58,9 +58,14 @@ impl Worker {
         Ok(Self { jobs, sweeping, threads: [thread, sweep_thread], ended: [ended, sweep_ended] })
     }
 
-    /// See [`Dataplane::apply`].
-    pub(super) async fn apply(&self, from: Option<Arc<Snapshot>>, to: Arc<Snapshot>) -> anyhow::Result<()> {
-        self.call(|reply| Job::Apply { from, to, reply }).await
+    /// See [`Dataplane::apply`]. A change that is large stands back for packets.
+    pub(super) async fn apply(
+        &self,
+        from: Option<Arc<Snapshot>>,
+        to: Arc<Snapshot>,
+        is_large: bool,
+    ) -> anyhow::Result<()> {
+        self.call(|reply| Job::Apply { from, to, is_large, reply }).await
     }
 
     /// See [`Dataplane::host_changed`].
@@ -125,7 +130,10 @@ fn work(mut dataplane: Box<dyn Dataplane>, queue: &mpsc::Receiver<Job>) {
     while let Ok(job) = queue.recv() {
         // Whoever asked may have gone when the answer is there; the work is done all the same.
         match job {
-            Job::Apply { from, to, reply } => drop(reply.send(dataplane.apply(from.as_deref(), &to))),
+            Job::Apply { from, to, is_large, reply } => {
+                let mut apply = || dataplane.apply(from.as_deref(), &to);
+                drop(reply.send(if is_large { priority::standing_back(apply) } else { apply() }));
+            }
             Job::HostChanged { host, reply } => drop(reply.send(dataplane.host_changed(&host))),
             Job::HealthChanged { up, reply } => drop(reply.send(dataplane.health_changed(&up))),
             Job::Remove { reply } => {
