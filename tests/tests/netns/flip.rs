@@ -15,7 +15,7 @@ use gateway_lab::{Node, Rig, wire::Wire};
 
 use super::{source, walk::routes_and_counts};
 
-const READY: &str = r#"
+pub(super) const READY: &str = r#"
 [[pool]]
 name = "nat"
 addresses = ["198.51.100.10"]
@@ -43,9 +43,9 @@ const MEANWHILE: Duration = Duration::from_millis(200);
 /// Until what is under way has arrived.
 const SETTLED: Duration = Duration::from_millis(500);
 /// The client, the pools, as the provider sees them.
-const OWN: [u8; 4] = [10, 0, 1, 2];
-const NAT: [u8; 4] = [198, 51, 100, 10];
-const OTHER: [u8; 4] = [198, 51, 100, 11];
+pub(super) const OWN: [u8; 4] = [10, 0, 1, 2];
+pub(super) const NAT: [u8; 4] = [198, 51, 100, 10];
+pub(super) const OTHER: [u8; 4] = [198, 51, 100, 11];
 
 #[test]
 fn no_packet_takes_a_route_that_never_was_however_fast_routes_change() -> Result<()> {
@@ -142,14 +142,14 @@ fn send(client: &Node, first_port: u16, done: &AtomicBool) -> Result<u64> {
 
 /// What the gateway has counted.
 #[derive(Debug)]
-struct Counts {
+pub(super) struct Counts {
     from_client: u64,
     dropped: u64,
-    drops: BTreeMap<String, u64>,
+    pub(super) drops: BTreeMap<String, u64>,
 }
 
 impl Counts {
-    fn read(rig: &Rig) -> Result<Self> {
+    pub(super) fn read(rig: &Rig) -> Result<Self> {
         let page = rig.daemon.metrics()?;
         let series = |name: &str| -> Vec<(String, u64)> {
             let lines = page.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
@@ -171,7 +171,7 @@ impl Counts {
         })
     }
 
-    fn since(self, before: &Self) -> Self {
+    pub(super) fn since(self, before: &Self) -> Self {
         let earlier = |reason: &str| before.drops.get(reason).copied().unwrap_or_default();
         let drops = self.drops.into_iter().map(|(reason, value)| {
             let since = value - earlier(&reason);
@@ -186,15 +186,15 @@ impl Counts {
 }
 
 /// A connection to the API that is kept.
-struct Api(BufReader<UnixStream>);
+pub(super) struct Api(BufReader<UnixStream>);
 
 impl Api {
-    fn connect(rig: &Rig) -> Result<Self> {
+    pub(super) fn connect(rig: &Rig) -> Result<Self> {
         Ok(Self(BufReader::new(UnixStream::connect(rig.daemon.socket())?)))
     }
 
     /// `route replace` of [`ROUTE`].
-    fn replace(&mut self, via: &str) -> Result<()> {
+    pub(super) fn replace(&mut self, via: &str) -> Result<()> {
         let body = format!(r#"{{"prefix":"{ROUTE}","via":"{via}"}}"#);
         let head = "PUT /v1/routes HTTP/1.1\r\nHost: gw\r\nContent-Type: application/json\r\n";
         write!(self.0.get_mut(), "{head}Content-Length: {}\r\n\r\n{body}", body.len())?;

@@ -8,6 +8,7 @@ mod connection;
 mod dashboard;
 mod eip;
 mod flip;
+mod flip_streams;
 mod fragment;
 mod frames;
 mod hairpin;
