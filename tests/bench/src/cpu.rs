@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
+    unistd::{Pid, gettid},
 };
 
 /// Where programs, the generator of packets and everything else runs.
@@ -16,16 +16,32 @@ pub(crate) const MEASURED: usize = 1;
 
 /// Keeps the calling thread, and all that it starts from now on, on one processor.
 pub(crate) fn pin_to(cpu: usize) -> Result<()> {
-    pin(Pid::from_raw(0), cpu)
+    pin(Pid::from_raw(0), &[cpu])
 }
 
-/// A kernel thread that polls a device.
-pub(crate) struct Poller(Pid);
+/// Keeps all threads of a process, and those that they start from now on, on these processors.
+pub(crate) fn pin_process(process: u32, cpus: &[usize]) -> Result<()> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).context("cannot list the threads")?;
+    for thread in threads {
+        let name = thread?.file_name();
+        let number = name.to_str().and_then(|name| name.parse().ok()).context("a thread without a number")?;
+        pin(Pid::from_raw(number), cpus)?;
+    }
+    Ok(())
+}
 
-impl Poller {
-    /// The thread that polls `device`. Devices of other namespaces have such threads too: the name must be
+/// A thread, of the kernel or of a program.
+pub(crate) struct Thread(Pid);
+
+impl Thread {
+    /// The calling one.
+    pub(crate) fn own() -> Self {
+        Self(gettid())
+    }
+
+    /// The kernel's thread that polls `device`. Devices of other namespaces have such threads too: the name must be
     /// unique on this machine.
-    pub(crate) fn of(device: &str) -> Result<Self> {
+    pub(crate) fn polling(device: &str) -> Result<Self> {
         let prefix = format!("napi/{device}-");
         let processes = fs::read_dir("/proc").context("cannot list the processes")?.flatten();
         let mut threads = processes.filter(|process| {
@@ -40,7 +56,7 @@ impl Poller {
 
     /// Keeps it on one processor.
     pub(crate) fn pin_to(&self, cpu: usize) -> Result<()> {
-        pin(self.0, cpu)
+        pin(self.0, &[cpu])
     }
 
     /// Processor time that it has used.
@@ -52,9 +68,9 @@ impl Poller {
     }
 }
 
-fn pin(process: Pid, cpu: usize) -> Result<()> {
+fn pin(thread: Pid, cpus: &[usize]) -> Result<()> {
     let mut set = CpuSet::new();
-    set.set(cpu)?;
-    sched_setaffinity(process, &set)
-        .with_context(|| format!("cannot keep a thread on CPU {cpu}; the benchmarks need CPUs 0 and 1"))
+    cpus.iter().try_for_each(|cpu| set.set(*cpu))?;
+    sched_setaffinity(thread, &set)
+        .with_context(|| format!("cannot keep a thread on CPUs {cpus:?}; the benchmarks need CPUs 0 and 1"))
 }

@@ -3,7 +3,7 @@
 //! The sessions are opened by single packets; then packets of a thousand other flows stream through the gateway,
 //! as in [`crate::throughput`]. After a while the daemon is killed, and another one takes over, to whom all of the
 //! million are idle: it was given a shorter idle time. What arrives before, and after the last one was removed, is
-//! the measure of what arrives meanwhile. The daemon, which looks for idle sessions, is kept on the processor of
+//! the measure of what arrives meanwhile, both per second that the generator has run. The daemon, which looks for idle sessions, is kept on the processor of
 //! the generator, and then on that of the packets.
 
 use std::{
@@ -22,7 +22,7 @@ use crate::{
     report::Report,
     single::Probe,
     statistic::Samples,
-    subject::{Bench, RAMP, Subject, count},
+    subject::{Bench, RAMP, Subject, delivered},
 };
 
 /// Sessions that expire.
@@ -120,7 +120,7 @@ fn outcomes(options: &Options, rounds: u32) -> Result<Vec<Outcome>> {
             bench.poll()?;
             let course = watch(&mut bench, &mut probe, processor)?;
             bench.stop(Subject::Gateway)?;
-            let (quiet, expiring) = (mean(&course.quiet), mean(&course.expiring));
+            let (quiet, expiring) = (course.quiet.mean(), course.expiring.mean());
             let outcome = &mut outcomes[place];
             outcome.quiet.push(quiet);
             outcome.expiring.push(expiring);
@@ -135,8 +135,8 @@ fn outcomes(options: &Options, rounds: u32) -> Result<Vec<Outcome>> {
 /// Packets per second, in the order in which they were counted.
 #[derive(Default)]
 struct Course {
-    quiet: Vec<f64>,
-    expiring: Vec<f64>,
+    quiet: Samples,
+    expiring: Samples,
     /// From the start of the second daemon to the removal of the last session.
     time: Duration,
     /// What the thread that looks for idle sessions did of it.
@@ -154,10 +154,10 @@ fn watch(bench: &mut Bench, probe: &mut Probe, processor: usize) -> Result<Cours
     let Bench { kernel, daemon, network, clients, .. } = bench;
     probe.attach(daemon)?;
     network.gateway.enter(|| probe.open_many(daemon, SESSIONS))??;
-    generator::during(kernel, &network.clients, *clients, || {
+    generator::during(kernel, &network.clients, *clients, |generator| {
         thread::sleep(RAMP);
         let mut course = Course::default();
-        let rate = || count(kernel, &poller, WINDOW).map(|rates| rates.delivered);
+        let rate = || delivered(kernel, &poller, generator, WINDOW);
         let sessions = |daemon: &Gatewayd| daemon.count("gateway_sessions{proto=\"udp\"}");
         for _ in 0..QUIET {
             course.quiet.push(rate()?);
@@ -173,7 +173,7 @@ fn watch(bench: &mut Bench, probe: &mut Probe, processor: usize) -> Result<Cours
         }
         course.time = begin.elapsed();
         course.work = daemon.thread_time(SWEEPER)?;
-        ensure!(!course.expiring.is_empty(), "the sessions were gone at once");
+        ensure!(!course.expiring.mean().is_nan(), "the sessions were gone at once");
         for _ in 0..QUIET {
             course.quiet.push(rate()?);
         }
@@ -192,10 +192,4 @@ fn start(daemon: &mut Gatewayd, processor: usize, more: &str) -> Result<()> {
     cpu::pin_to(processor)?;
     daemon.start_again(&["--detach-on-exit"])?;
     cpu::pin_to(cpu::COMMON)
-}
-
-fn mean(values: &[f64]) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a small number")]
-    let count = values.len() as f64;
-    values.iter().sum::<f64>() / count
 }

@@ -173,7 +173,7 @@ fn flood(bench: &mut Bench, probe: &mut Probe, time: Duration, outcome: &mut Out
     let before = Seen::read(&bench.daemon)?;
     let full = bench.daemon.drops("session_table_full")?;
     let begin = Instant::now();
-    let looks = generator::during(&bench.kernel, &bench.network.clients, bench.clients, || {
+    let looks = generator::during(&bench.kernel, &bench.network.clients, bench.clients, |_| {
         let mut looks = 0;
         while begin.elapsed() < time {
             gateway.enter(|| look(probe, &established, &mut lost))??;
@@ -240,7 +240,7 @@ fn flood_nft(bench: &mut Bench, probe: &mut Probe, time: Duration, outcome: &mut
     let before = establish_with_nft(bench, probe)?;
     set_flood(bench)?;
     let room = number_in(&bench.network.gateway, "/proc/sys/net/netfilter/nf_conntrack_max")?;
-    generator::during(&bench.kernel, &bench.network.clients, bench.clients, || {
+    generator::during(&bench.kernel, &bench.network.clients, bench.clients, |_| {
         thread::sleep(time);
         // Rarely there are so few that they must be waited for.
         bench.warm_up(Subject::Nft, room / 10 * 9)
@@ -286,7 +286,7 @@ fn exchange(
         thread::sleep(BURST);
         Ok(())
     };
-    generator::during(&bench.kernel, &bench.network.clients, bench.clients, || {
+    generator::during(&bench.kernel, &bench.network.clients, bench.clients, |_| {
         bench.warm_up(Subject::Nft, connections as u64)?;
         pause()
     })?;
@@ -300,7 +300,7 @@ fn exchange(
     probe.kernel.set_frames(&frames)?;
     let world = ifindex(&bench.network.world, DEVICE)?;
     probe.kernel.set_plan(Plan { egress: world, ..Plan::default() })?;
-    generator::during(&probe.kernel, &bench.network.world, world, pause)
+    generator::during(&probe.kernel, &bench.network.world, world, |_| pause())
 }
 
 /// Connections of UDP and of TCP that connection tracking has assured: it has seen both sides.

@@ -22,12 +22,13 @@ use nix::{
     },
 };
 
-use crate::kernel::Kernel;
+use crate::{cpu::Thread, kernel::Kernel};
 
 /// Interrupts the system call and does nothing else.
 const WAKE: Signal = Signal::SIGUSR1;
 
-/// Does `work` while the generator of `kernel` sends its frames from `node`, out of the device `ifindex`.
+/// Does `work` while the generator of `kernel` sends its frames from `node`, out of the device `ifindex`. The thread that
+/// sends is passed to it.
 ///
 /// # Errors
 /// Those of `work` and of the generator.
@@ -35,7 +36,7 @@ pub(crate) fn during<T>(
     kernel: &Kernel,
     node: &Node,
     ifindex: u32,
-    work: impl FnOnce() -> Result<T>,
+    work: impl FnOnce(&Thread) -> Result<T>,
 ) -> Result<T> {
     extern "C" fn ignore(_: libc::c_int) {}
     let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::empty(), SigSet::empty());
@@ -46,15 +47,15 @@ pub(crate) fn during<T>(
     thread::scope(|scope| {
         let generator = scope.spawn(|| {
             node.enter(|| {
-                tell.send(pthread_self())?;
+                tell.send((pthread_self(), Thread::own()))?;
                 while !stop.load(Ordering::Relaxed) {
                     kernel.generate(ifindex)?;
                 }
                 Ok(())
             })?
         });
-        let thread = told.recv().context("the generator did not start")?;
-        let done = work();
+        let (thread, sending) = told.recv().context("the generator did not start")?;
+        let done = work(&sending);
         stop.store(true, Ordering::Relaxed);
         // A signal that comes just before the system call is lost.
         while !generator.is_finished() {

@@ -41,6 +41,8 @@ const BATCH: u32 = 64;
 
 const XDP_ABORTED: u32 = 0;
 /// What a program answers that sends a packet out of another device.
+pub(crate) const XDP_DROP: u32 = 1;
+pub(crate) const XDP_TX: u32 = 3;
 pub(crate) const XDP_REDIRECT: u32 = 4;
 
 /// Gives the flow after the present one, see `Turn` in the kernel's side. From Numerical Recipes 7.1.

@@ -104,7 +104,7 @@ fn stream(bench: &mut Bench, on: bool, time: Duration) -> Result<f64> {
     bench.expect(Subject::Gateway)?;
     let poller = bench.poller()?;
     let Bench { kernel, daemon, network, clients, .. } = &*bench;
-    generator::during(kernel, &network.clients, *clients, || {
+    generator::during(kernel, &network.clients, *clients, |_| {
         bench.warm_up(Subject::Gateway, FLOWS as u64)?;
         let stop = AtomicBool::new(!on);
         thread::scope(|scope| {

@@ -128,7 +128,7 @@ fn turn(bench: &mut Bench, subject: Subject, time: Duration) -> Result<Rates> {
     bench.expect(subject)?;
     let poller = bench.poller()?;
     let (made, arrived) = (bench.kernel.generated()?, bench.kernel.arrived()?.expected);
-    let rates = generator::during(&bench.kernel, &bench.network.clients, bench.clients, || {
+    let rates = generator::during(&bench.kernel, &bench.network.clients, bench.clients, |_| {
         std::thread::sleep(RAMP);
         count(&bench.kernel, &poller, time)
     })?;

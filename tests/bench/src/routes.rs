@@ -3,7 +3,12 @@
 //! A table of ten prefixes and one of a million take turns in one running gateway. Both lead the same packets to the same
 //! place. Packets of new flows look their route up each time, because a `direct` route keeps no session; those of
 //! established flows do not. Loading is `gwctl route import` as an operator types it: parse, check, write into the kernel,
-//! save to disk, answer. Beside it, as many elements are entered into a plain trie with one system call each.
+//! save to disk, answer, on all processors and on one. Beside it, as many elements are entered into a plain trie with one
+//! system call each.
+//!
+//! What packets feel of a load is measured with the daemon on the processor of the generator, and on that of the packets,
+//! where nothing is left for it but what it takes from them. It is the mean of all the time from the command to its
+//! answer, and of the time after it, in which the old table is freed.
 
 use std::{
     collections::HashSet,
@@ -22,14 +27,14 @@ use gateway_lab::Gatewayd;
 use serde::Serialize;
 
 use crate::{
-    Options,
+    Options, cpu,
     frame::{Flow, TEMPLATES, Transport, shuffle},
     generator,
-    kernel::{CONTROL, MEASURE, Order, XDP_REDIRECT},
+    kernel::{CONTROL, MEASURE, Order, XDP_DROP, XDP_REDIRECT, XDP_TX},
     report::Report,
-    single::{Probe, Single},
+    single::{Probe, Single, is_translated},
     statistic::Samples,
-    subject::{Bench, RAMP, Subject, count},
+    subject::{Bench, RAMP, Subject, delivered},
 };
 
 /// Prefixes of the large table.
@@ -51,21 +56,33 @@ const FEW: [&str; 10] = [
 ];
 /// Where established flows go, by a session of the pool.
 const SERVERS: &str = "203.0.113.0/24";
-/// The route that is changed again and again, and a flow to it.
+/// The route that is changed again and again, and where packets to it go.
 const CHANGED: &str = "198.18.7.0/24";
-const TO_CHANGED: Flow =
-    Flow { source: (Ipv4Addr::new(10, 0, 1, 2), 4_000), destination: (Ipv4Addr::new(198, 18, 7, 7), 443) };
+const TO_CHANGED: (Ipv4Addr, u16) = (Ipv4Addr::new(198, 18, 7, 7), 443);
+/// What it is changed between, and between what else.
+const TARGETS: [&[&str]; 2] = [&["blackhole", "direct"], &["pool nat", "direct", "proxy squid", "blackhole"]];
 
-/// Rounds at most: in each, the table is replaced twice.
+/// The proxy's host, which is among the clients: its addresses.
+const PROXY: (&str, &str) = ("10.0.1.251", "02:00:00:00:00:51");
+/// [`PROXY`], as frames have it.
+const PROXY_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x51];
+
+/// Rounds at most: in each, the table is replaced four times.
 const ROUNDS: u32 = 5;
-/// How often a route is changed in a round.
-const CHANGES: u32 = 500;
+/// How often a route is changed at a time. Each is met by a flow of its own.
+const CHANGES: u16 = 500;
 /// Flows of the stream that goes on while the table is replaced.
 const FLOWS: usize = 1_024;
 /// How long packets of it are counted at a time.
 const WINDOW: Duration = Duration::from_millis(100);
-/// How many times before the table is replaced.
+/// How many times before the table is replaced, and after it.
 const QUIET: usize = 20;
+/// Where the daemon runs while it replaces the table.
+const PLACES: [(&str, usize); 2] =
+    [("beside the generator", cpu::COMMON), ("beside the packets", cpu::MEASURED)];
+
+/// How long a load may take where packets leave it little time.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Seconds that a million prefixes may take.
 const LOAD: f64 = 2.0;
@@ -79,20 +96,26 @@ const RATE: f64 = 1_000.0;
 /// What was measured; one value a round.
 #[derive(Default, Serialize)]
 struct Outcome {
-    /// Seconds of `route import`.
+    /// Seconds of `route import`, on all processors.
     load: Samples,
+    /// The same on one.
+    load_on_one: Samples,
     /// Seconds for as many elements, one system call each.
     one_by_one: Samples,
     /// Nanoseconds of a packet without a session over an empty program, with few routes and with many.
     lookup: [Samples; 2],
     /// The same of a packet with a session.
     established: [Samples; 2],
-    /// Changes of one route a second, one after the other on one connection, beside a million.
-    changes: Samples,
+    /// Changes of one route a second, one after the other on one connection, beside a million, for each of [`TARGETS`].
+    changes: [Samples; 2],
     /// Packets that did not follow a change which was answered.
     disobedient: Samples,
-    /// Percent of a stream that was lost while the table was replaced.
-    dip: Samples,
+    /// Percent of a stream that was lost while the table was replaced, for each of [`PLACES`].
+    dip: [Samples; 2],
+    /// The same after the answer, while the old table was freed.
+    freeing: [Samples; 2],
+    /// Seconds that replacing it took meanwhile.
+    replacing: [Samples; 2],
 }
 
 /// Measures all of it.
@@ -104,19 +127,29 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
     let mut outcome = Outcome::default();
     still(options, rounds, &prefixes, &mut outcome)?;
     streaming(options, rounds, &prefixes, &mut outcome)?;
-    let Outcome { load, one_by_one, lookup, established, changes, disobedient, dip } = &outcome;
+    let Outcome { load, load_on_one, one_by_one, lookup, established, changes, disobedient, .. } = &outcome;
     let (lookups, packets) = (lookup[1].over(&lookup[0]), established[1].over(&established[0]));
     for (what, samples) in [
         ("load of a million, s", load),
+        ("the same on one processor, s", load_on_one),
         ("one system call an element, s", one_by_one),
         ("new flow with ten routes, ns", &lookup[0]),
         ("new flow with a million, ns", &lookup[1]),
         ("established with ten, ns", &established[0]),
         ("established with a million, ns", &established[1]),
-        ("changes of one route, a second", changes),
-        ("lost while a million are replaced, %", dip),
+        ("changes of one route, a second", &changes[0]),
+        ("with a pool and a proxy among the targets", &changes[1]),
     ] {
         report.line(&[what.to_owned(), samples.to_string()]);
+    }
+    for (case, (place, _)) in PLACES.into_iter().enumerate() {
+        for (what, samples) in [
+            ("lost while a million are replaced, %", &outcome.dip[case]),
+            ("lost while the old ones are freed, %", &outcome.freeing[case]),
+            ("replacing them meanwhile, s", &outcome.replacing[case]),
+        ] {
+            report.line(&[format!("{what}, daemon {place}"), samples.to_string()]);
+        }
     }
     report.control("new flow, ten routes", &lookup[0]);
     report.bar("new flow, a million", &lookup[1]);
@@ -126,8 +159,20 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
     report.note(format!("a new flow costs {lookups:.2} times as much among a million"));
     report.at_most("seconds to load a million prefixes", load, LOAD);
     report.at_most("established ns, a million routes / ten", &packets, ESTABLISHED);
-    report.at_most("percent of packets lost while a million are replaced", dip, DIP);
-    report.at_least("changes of one route a second, beside a million", changes, RATE);
+    for ((place, _), (dip, freeing)) in PLACES.into_iter().zip(outcome.dip.iter().zip(&outcome.freeing)) {
+        report.at_most(
+            &format!("percent of packets lost while a million are replaced, daemon {place}"),
+            dip,
+            DIP,
+        );
+        report.at_most(
+            &format!("percent of packets lost while the old ones are freed, daemon {place}"),
+            freeing,
+            DIP,
+        );
+    }
+    report.at_least("changes of one route a second, beside a million", &changes[0], RATE);
+    report.at_least("changes of one route a second, a pool and a proxy among the targets", &changes[1], RATE);
     report.at_most("packets that disobey a change that was answered", disobedient, 0.0);
     report.value(&outcome)?;
     Ok(report)
@@ -137,6 +182,9 @@ pub(crate) fn measure(options: &Options) -> Result<Report> {
 fn still(options: &Options, rounds: u32, prefixes: &[Prefix], outcome: &mut Outcome) -> Result<()> {
     let mut single = Single::new(options, CONFIG)?;
     single.daemon.tell(&format!("route add {SERVERS} via pool nat"))?;
+    let neighbor = ["neighbour", "replace", PROXY.0, "lladdr", PROXY.1, "dev", &single.network.inside];
+    single.network.gateway.ip(&neighbor)?;
+    single.daemon.tell(&format!("proxy add squid host {} check none", PROXY.0))?;
     let directory = single.daemon.state_dir();
     let lists = [directory.join("few.routes"), directory.join("many.routes")];
     fs::write(&lists[0], FEW.join("\n"))?;
@@ -147,7 +195,10 @@ fn still(options: &Options, rounds: u32, prefixes: &[Prefix], outcome: &mut Outc
         for _ in 0..rounds {
             outcome.one_by_one.push(one_by_one(prefixes)?);
             for (case, list) in lists.iter().enumerate() {
+                let process = single.daemon.pid()?;
+                cpu::pin_process(process, &[cpu::COMMON, cpu::MEASURED])?;
                 let seconds = import(&single.daemon, list)?;
+                cpu::pin_process(process, &[cpu::COMMON])?;
                 let Probe { kernel, inside, macs, .. } = &mut single.probe;
                 let frame = |flow: &Flow| macs.out(flow, Transport::Udp);
                 let sessions: Vec<_> = (0..TEMPLATES).map(|number| frame(&Flow::template(number))).collect();
@@ -171,8 +222,16 @@ fn still(options: &Options, rounds: u32, prefixes: &[Prefix], outcome: &mut Outc
                 }
                 if case == 1 {
                     outcome.load.push(seconds);
-                    outcome.disobedient.push(f64::from(change(&mut single.probe, &single.daemon)?));
-                    outcome.changes.push(f64::from(CHANGES) / flip(&single.daemon, |_| Ok(()))?);
+                    for (targets, changes) in TARGETS.iter().zip(&mut outcome.changes) {
+                        outcome.disobedient.push(f64::from(change(
+                            &mut single.probe,
+                            &single.daemon,
+                            targets,
+                        )?));
+                        changes.push(f64::from(CHANGES) / flip(&single.daemon, targets, |_, _| Ok(()))?);
+                    }
+                    import(&single.daemon, &lists[0])?;
+                    outcome.load_on_one.push(import(&single.daemon, list)?);
                 }
             }
         }
@@ -198,26 +257,30 @@ fn streaming(options: &Options, rounds: u32, prefixes: &[Prefix], outcome: &mut 
     bench.expect(Subject::Gateway)?;
     let poller = bench.poller()?;
     let Bench { kernel, daemon, network, clients, .. } = &bench;
-    generator::during(kernel, &network.clients, *clients, || {
+    let process = daemon.pid()?;
+    let mut lists = lists.iter().rev().cycle();
+    generator::during(kernel, &network.clients, *clients, |generator| {
         thread::sleep(RAMP);
-        let rate = || count(kernel, &poller, WINDOW).map(|rates| rates.delivered);
-        for round in 0..rounds as usize {
-            let (mut quiet, mut meanwhile) = (Samples::default(), Samples::default());
-            for _ in 0..QUIET {
-                quiet.push(rate()?);
-            }
-            thread::scope(|scope| {
-                let replacing = scope.spawn(|| import(daemon, &lists[(round + 1) % 2]));
+        let rate = || delivered(kernel, &poller, generator, WINDOW);
+        let rates =
+            || (0..QUIET).try_fold(Samples::default(), |rates, _| Ok::<_, anyhow::Error>(rates.and(rate()?)));
+        for turn in 0..rounds as usize * PLACES.len() {
+            let place = turn % PLACES.len();
+            cpu::pin_process(process, &[PLACES[place].1])?;
+            let list = lists.next().context("no list")?;
+            let quiet = rates()?.mean();
+            let mut meanwhile = Samples::default();
+            let seconds = thread::scope(|scope| {
+                let replacing = scope.spawn(|| import(daemon, list));
                 while !replacing.is_finished() {
-                    meanwhile.push(rate()?);
-                }
-                // The old table is freed after the answer.
-                for _ in 0..QUIET {
                     meanwhile.push(rate()?);
                 }
                 replacing.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?
             })?;
-            outcome.dip.push((1.0 - meanwhile.median() / quiet.median()) * 100.0);
+            let loss = |rates: &Samples| (1.0 - rates.mean() / quiet) * 100.0;
+            outcome.dip[place].push(loss(&meanwhile));
+            outcome.freeing[place].push(loss(&rates()?));
+            outcome.replacing[place].push(seconds);
         }
         Ok(())
     })?;
@@ -228,7 +291,7 @@ fn streaming(options: &Options, rounds: u32, prefixes: &[Prefix], outcome: &mut 
 fn import(daemon: &Gatewayd, list: &Path) -> Result<f64> {
     let list = list.to_str().context("a path that is no text")?;
     let begin = Instant::now();
-    daemon.tell(&format!("route import {list} via direct --prune --timeout 5m"))?;
+    daemon.gwctl_for(PATIENCE, &["route", "import", list, "via", "direct", "--prune"])?.ok()?;
     Ok(begin.elapsed().as_secs_f64())
 }
 
@@ -244,25 +307,32 @@ fn one_by_one(prefixes: &[Prefix]) -> Result<f64> {
     Ok(begin.elapsed().as_secs_f64())
 }
 
-/// Changes a route again and again, and counts packets that do not do what was just answered.
-fn change(probe: &mut Probe, daemon: &Gatewayd) -> Result<u32> {
+/// Changes a route again and again, and counts packets of new flows that do not do what was just answered.
+fn change(probe: &mut Probe, daemon: &Gatewayd, targets: &[&str]) -> Result<u32> {
     let mut disobedient = 0;
-    flip(daemon, |open| {
-        let ran = probe.out(&TO_CHANGED, Transport::Udp)?;
-        disobedient += u32::from((ran.action == XDP_REDIRECT) != open);
+    flip(daemon, targets, |number, target| {
+        let flow = Flow { source: (Ipv4Addr::new(10, 0, 1, 2), 4_000 + number), destination: TO_CHANGED };
+        let ran = probe.out(&flow, Transport::Udp)?;
+        let to_proxy = ran.frame[..6] == PROXY_MAC;
+        let obeys = match target {
+            "blackhole" => ran.action == XDP_DROP,
+            "direct" => ran.action == XDP_REDIRECT && !to_proxy && !is_translated(&ran),
+            "proxy squid" => [XDP_REDIRECT, XDP_TX].contains(&ran.action) && to_proxy,
+            _ => is_translated(&ran),
+        };
+        disobedient += u32::from(!obeys);
         Ok(())
     })?;
     Ok(disobedient)
 }
 
-/// Changes a route [`CHANGES`] times on one connection, with something to do after each answer; returns the seconds.
-fn flip(daemon: &Gatewayd, mut then: impl FnMut(bool) -> Result<()>) -> Result<f64> {
+/// Changes a route [`CHANGES`] times between these targets on one connection, with something to do after each answer;
+/// returns the seconds.
+fn flip(daemon: &Gatewayd, targets: &[&str], mut then: impl FnMut(u16, &str) -> Result<()>) -> Result<f64> {
     let mut stream = UnixStream::connect(daemon.socket()).context("cannot connect to gatewayd")?;
     let mut answers = BufReader::new(stream.try_clone()?);
     let begin = Instant::now();
-    for number in 0..CHANGES {
-        let open = number % 2 == 0;
-        let via = if open { "direct" } else { "blackhole" };
+    for (number, via) in (0..CHANGES).zip(targets.iter().cycle()) {
         let body = serde_json::json!({ "prefix": CHANGED, "via": via, "table": "main" }).to_string();
         write!(
             stream,
@@ -270,7 +340,7 @@ fn flip(daemon: &Gatewayd, mut then: impl FnMut(bool) -> Result<()>) -> Result<f
             body.len()
         )?;
         answer(&mut answers)?;
-        then(open)?;
+        then(number, via)?;
     }
     Ok(begin.elapsed().as_secs_f64())
 }

@@ -24,6 +24,12 @@ impl Samples {
         self.0.push(value);
     }
 
+    /// These and one more.
+    pub(crate) fn and(mut self, value: f64) -> Self {
+        self.push(value);
+        self
+    }
+
     /// The middle one; of an even number, the mean of the middle two.
     pub(crate) fn median(&self) -> f64 {
         let mut sorted = self.0.clone();
@@ -32,6 +38,13 @@ impl Samples {
             (Some(low), Some(high)) => f64::midpoint(*low, *high),
             _ => f64::NAN,
         }
+    }
+
+    /// The mean; not a number if there are none.
+    pub(crate) fn mean(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+        let count = self.0.len() as f64;
+        self.0.iter().sum::<f64>() / count
     }
 
     /// The least one.

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::{
     Options,
-    cpu::{self, Poller},
+    cpu::{self, Thread},
     frame::{Flow, LENGTH, Transport},
     kernel::{COUNT, Kernel, Plan, RELAY},
     network::{DEVICE, GATEWAY, Network, POOL, ifindex, mac, number_in},
@@ -172,8 +172,8 @@ impl Bench {
     }
 
     /// The thread that polls the inside device.
-    pub(crate) fn poller(&self) -> Result<Poller> {
-        Poller::of(&self.network.inside)
+    pub(crate) fn poller(&self) -> Result<Thread> {
+        Thread::polling(&self.network.inside)
     }
 
     /// Waits until the subject has that many sessions, while the generator runs.
@@ -218,7 +218,7 @@ impl Bench {
 }
 
 /// Counts what arrives for a while.
-pub(crate) fn count(kernel: &Kernel, poller: &Poller, time: Duration) -> Result<Rates> {
+pub(crate) fn count(kernel: &Kernel, poller: &Thread, time: Duration) -> Result<Rates> {
     let look =
         || -> Result<_> { Ok((kernel.arrived()?, poller.time()?, kernel.generated()?, Instant::now())) };
     let (arrived, busy, made, begin) = look()?;
@@ -234,6 +234,17 @@ pub(crate) fn count(kernel: &Kernel, poller: &Poller, time: Duration) -> Result<
         delivered: rate(arrived_after.expected - arrived.expected),
         busy: busy_after.saturating_sub(busy).as_secs_f64() / seconds,
     })
+}
+
+/// Packets that arrive, per second that the generator has run.
+///
+/// It offers about twice what any subject takes, and what it offers while it runs is dropped where that is too much. While
+/// something else has its processor, nothing is offered, and nothing is waiting: what then does not arrive is not lost.
+pub(crate) fn delivered(kernel: &Kernel, poller: &Thread, generator: &Thread, time: Duration) -> Result<f64> {
+    let (ran, begin) = (generator.time()?, Instant::now());
+    let rates = count(kernel, poller, time)?;
+    let running = generator.time()?.saturating_sub(ran).as_secs_f64() / begin.elapsed().as_secs_f64();
+    Ok(rates.delivered / running)
 }
 
 fn octets(address: &str) -> [u8; 4] {

@@ -123,11 +123,11 @@ fn turn(bench: &mut Bench, subject: Subject, frames: &[[u8; LENGTH]], options: &
     bench.kernel.set_frames(frames)?;
     bench.expect(subject)?;
     let poller = bench.poller()?;
-    generator::during(&bench.kernel, &bench.network.clients, bench.clients, || {
+    generator::during(&bench.kernel, &bench.network.clients, bench.clients, |_| {
         bench.warm_up(subject, frames.len() as u64)
     })?;
     bench.kernel.set_turns(frames.len(), frames.len() as u32, Order::Scattered)?;
-    generator::during(&bench.kernel, &bench.network.clients, bench.clients, || {
+    generator::during(&bench.kernel, &bench.network.clients, bench.clients, |_| {
         bench.warm_up(subject, frames.len() as u64)?;
         count(&bench.kernel, &poller, options.turn())
     })

@@ -125,7 +125,7 @@ fn outcomes(options: &Options, rounds: u32) -> Result<Vec<Outcome>> {
         for (outcome, (_, _, line)) in outcomes.iter_mut().zip(VIEWS) {
             outcome.seconds.push(look(daemon, line)?);
         }
-        generator::during(kernel, &network.clients, *clients, || {
+        generator::during(kernel, &network.clients, *clients, |_| {
             thread::sleep(RAMP);
             let rates = || -> Result<f64> {
                 let Rates { delivered, busy, .. } = count(kernel, &poller, WINDOW)?;

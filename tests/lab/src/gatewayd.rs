@@ -116,9 +116,14 @@ impl Gatewayd {
 
     /// Runs gwctl against this daemon.
     pub fn gwctl(&self, words: &[&str]) -> Result<Finished> {
+        self.gwctl_for(LIMIT, words)
+    }
+
+    /// Runs gwctl against this daemon, to an end that must come within `limit`.
+    pub fn gwctl_for(&self, limit: Duration, words: &[&str]) -> Result<Finished> {
         let mut command = Command::new(program("gwctl")?);
         command.env("GWCTL_SOCKET", self.socket()).env("NO_COLOR", "1").args(words);
-        finish(&mut command, LIMIT)
+        finish(&mut command, limit)
     }
 
     /// Runs gwctl, which must succeed; returns what it printed.
@@ -150,11 +155,18 @@ impl Gatewayd {
         self.process.as_mut().is_some_and(Process::is_running)
     }
 
+    /// Number of the process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.process.as_ref().context("gatewayd does not run")?.pid())
+    }
+
     /// The processor time that its threads of this name have used.
     pub fn thread_time(&self, name: &str) -> Result<Duration> {
-        let process = self.process.as_ref().context("gatewayd does not run")?;
         let mut time = Duration::ZERO;
-        for thread in fs::read_dir(format!("/proc/{}/task", process.pid()))? {
+        for thread in fs::read_dir(format!("/proc/{}/task", self.pid()?))? {
             let path = thread?.path();
             if fs::read_to_string(path.join("comm"))?.trim_end() == name {
                 // Nanoseconds on a processor come first, see Documentation/scheduler/sched-stats.rst.
