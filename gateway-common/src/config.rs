@@ -107,7 +107,7 @@ pub const NO_SESSION_DROP: u32 = 1;
 /// once, and asks every map by what it read.
 ///
 /// Bit 0: the gateway is active. Bit 1: [`Policy::bindings`]. Bit 2: [`Policy::eips`]. Bit 3:
-/// [`Policy::names_interfaces`]. Bits 4 and 5: [`Policy::limits`]. The upper half: [`Policy::border`].
+/// [`Policy::names_interfaces`]. Bits 4 and 5: [`Policy::limits`]. Bit 6: [`Policy::is_watched`]. The upper half: [`Policy::border`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy(u32);
@@ -118,6 +118,7 @@ const EIPS: u32 = 4;
 const INTERFACES: u32 = 8;
 const LIMITS: u32 = 4;
 const LIMITS_MASK: u32 = 3 << LIMITS;
+const WATCHED: u32 = 64;
 const BORDER: u32 = 16;
 
 const _: () = assert!(MAX_TABLE_SLOTS <= 1 << BORDER);
@@ -158,6 +159,13 @@ impl Policy {
         (self.0 & LIMITS_MASK) >> LIMITS
     }
 
+    /// Whether somebody wants to see packets, see [`crate::watch`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_watched(self) -> bool {
+        self.0 & WATCHED != 0
+    }
+
     /// Slot of the border table, 0: there is none.
     #[inline(always)]
     #[must_use]
@@ -193,6 +201,12 @@ impl Policy {
     #[must_use]
     pub const fn with_limits(self, limits: u32) -> Self {
         Self(self.0 & !LIMITS_MASK | limits << LIMITS & LIMITS_MASK)
+    }
+
+    /// As [`Policy::is_watched`].
+    #[must_use]
+    pub const fn with_watched(self, watched: bool) -> Self {
+        self.with(WATCHED, watched)
     }
 
     /// As [`Policy::border`]; `slot` is less than [`MAX_TABLE_SLOTS`].
@@ -290,6 +304,8 @@ mod tests {
         assert!(policy.is_active() && !policy.names_interfaces());
         assert_eq!((policy.bindings(), policy.eips(), policy.border()), (1, 0, MAX_TABLE_SLOTS - 1));
         assert_eq!(policy.with_limits(2).limits(), 2);
+        assert!(policy.with_watched(true).is_watched() && !policy.is_watched());
+        assert_eq!(policy.with_watched(true).with_watched(false), policy);
         assert_eq!(policy.with_limits(2).with_limits(0), policy);
         let policy = policy.with_bindings(0).with_eips(1).with_interfaces(true).with_border(0);
         assert!(policy.is_active() && policy.names_interfaces());

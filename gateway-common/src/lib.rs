@@ -34,6 +34,7 @@ pub mod table;
 pub mod tcp;
 pub mod tunnel;
 pub mod verdict;
+pub mod watch;
 
 pub use family::{Family, V4, V6};
 pub use reason::DropReason;

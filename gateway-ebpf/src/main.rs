@@ -62,6 +62,7 @@ mod sweep;
 mod table;
 mod tcp;
 mod tunnel;
+mod watch;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use gateway_common::{
@@ -84,7 +85,13 @@ use crate::{
 pub fn gateway(ctx: XdpContext) -> u32 {
     enter(
         &ctx,
-        InForce::now,
+        |config| {
+            let in_force = InForce::now(config);
+            if in_force.is_watched() {
+                watch::arrived(&Frame::new(&ctx));
+            }
+            in_force
+        },
         unknown_device,
         |context| path::fast(context, &ctx),
         |_, _| xdp_action::XDP_DROP,
@@ -296,7 +303,7 @@ pub fn sweep(ctx: XdpContext) -> u32 {
 
 /// Runs `decide`, counts the packet and says what the driver does with it; `in_force` tells the policy, `unknown` does
 /// that for a device that is not the gateway's, and `refuse` may turn a dropped packet into an answer to its sender.
-/// The only place that counts.
+/// The only place that counts, and that tells whoever watches.
 #[inline(always)]
 fn enter(
     ctx: &XdpContext,
@@ -312,6 +319,9 @@ fn enter(
     };
     let in_force = in_force(config);
     let Some(ingress) = config::interface(frame.ingress_ifindex()) else {
+        if in_force.is_watched() {
+            watch::unknown(in_force.is_active());
+        }
         return unknown(in_force.is_active(), frame.bytes());
     };
     let context = Context::new(&frame, config, ingress, in_force);
@@ -333,6 +343,9 @@ fn enter(
             }
             if action != xdp_action::XDP_DROP {
                 count::traffic(ingress.slot, outcome.slot, outcome.verdict, context.bytes);
+                if in_force.is_watched() {
+                    watch::sent(outcome.verdict, outcome.slot);
+                }
                 return action;
             }
             DropReason::Internal
@@ -341,6 +354,9 @@ fn enter(
     };
     count::traffic(ingress.slot, NO_SLOT, Verdict::Drop, context.bytes);
     count::drop(reason, context.bytes);
+    if in_force.is_watched() {
+        watch::dropped(reason);
+    }
     let action = refuse(&context, reason);
     if action == tunnel::BACK {
         path::call::<ENCAPSULATE>(ctx);

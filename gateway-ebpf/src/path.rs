@@ -208,6 +208,12 @@ impl InForce {
         Self { generation, policy: policy.with_active(true) }
     }
 
+    /// Whether somebody wants to see packets.
+    #[inline(always)]
+    pub(crate) const fn is_watched(self) -> bool {
+        self.policy.is_watched()
+    }
+
     /// Whether the gateway decides packets.
     #[inline(always)]
     pub(crate) const fn is_active(self) -> bool {

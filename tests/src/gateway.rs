@@ -39,6 +39,7 @@ use gateway_user::{
         Dataplane as _, DestinationStats, Drift, Glance, LimitStats, Logged, Observe, Order, SessionRow,
         Trial, Tried,
         bpf::{BpfDataplane, Options},
+        watch::Watchers,
     },
     model::{Capacity, Snapshot},
 };
@@ -659,6 +660,14 @@ impl Gateway {
         while records.read(4_096, &mut all).unwrap_or_else(|error| panic!("the records: {error:#}")) > 0 {}
         let lost = self.observe.records_lost().unwrap_or_else(|error| panic!("the records: {error:#}"));
         (all, lost)
+    }
+
+    /// What shows packets of this gateway.
+    ///
+    /// # Panics
+    /// If it cannot be opened.
+    pub fn watchers(&self) -> Box<dyn Watchers> {
+        self.dataplane().watchers().unwrap_or_else(|error| panic!("the watchers: {error:#}"))
     }
 
     /// Ends this gateway as a drop does; the maps that held something before, and those that still do.

@@ -12,6 +12,7 @@ pub mod memory;
 pub mod session;
 pub mod trial;
 pub mod tunnel;
+pub mod watch;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 

@@ -40,3 +40,4 @@ mod tcp;
 mod trial;
 mod tunnel;
 mod view;
+mod watch;

@@ -32,6 +32,7 @@ mod table;
 mod tables;
 mod trie;
 mod tunnels;
+mod watchers;
 
 use std::{
     collections::BTreeMap,
@@ -77,8 +78,9 @@ use self::{
     sweep::BpfSweeper,
     tables::{Owners, References, TableMaps, Tables},
     tunnels::Tunnels,
+    watchers::{BpfWatchers, Switch},
 };
-use super::{Connected, Dataplane, Host, Observe, Records, Sweeper};
+use super::{Connected, Dataplane, Host, Observe, Records, Sweeper, watch::Watchers};
 use crate::model::{self, Capacity, NoSession, Snapshot};
 
 /// The programs and maps, as the build made them for the BPF target.
@@ -136,7 +138,7 @@ pub struct ProgramCost {
 pub struct BpfDataplane {
     pins: Pins,
     ebpf: Ebpf,
-    config_map: Array<MapData, Config>,
+    switch: Arc<Switch>,
     /// What the kernel's configuration holds.
     config: Config,
     capacity: Capacity,
@@ -231,6 +233,8 @@ impl BpfDataplane {
             config.buckets = buckets(config.elements);
             config_map.set(0, config, 0).context("cannot write the configuration")?;
         }
+        // Whoever watched has gone with its daemon.
+        config.policy = config.policy.with_watched(false);
         let half = 1 - config.half.min(1);
         let numbers = Arc::new(RwLock::new(Numbers::default()));
         let counters = RouteCounters::new(
@@ -265,7 +269,7 @@ impl BpfDataplane {
         let found = Arc::<Found>::default();
         let clock = Clock::new(Arc::clone(&sweep), scale);
         Ok(Self {
-            config_map,
+            switch: Arc::new(Switch::new(config_map)),
             config,
             capacity,
             interfaces: None,
@@ -317,6 +321,13 @@ impl BpfDataplane {
     pub fn records(&self) -> Result<Box<dyn Records>> {
         let clock = Clock::new(Arc::clone(&self.sweep), self.scale);
         Ok(Box::new(BpfRecords::new(&self.pins, self.meanings.clone(), clock)?))
+    }
+
+    /// What packets are shown by. There is to be one reader.
+    pub fn watchers(&self) -> Result<Box<dyn Watchers>> {
+        let clock = Clock::new(Arc::clone(&self.sweep), self.scale);
+        let (switch, numbers) = (Arc::clone(&self.switch), Arc::clone(&self.numbers));
+        Ok(Box::new(BpfWatchers::new(&self.pins, switch, numbers, clock, self.scale)?))
     }
 
     /// Takes the program off every device. The maps stay as they are.
@@ -577,7 +588,7 @@ impl BpfDataplane {
     }
 
     fn write_config(&mut self) -> Result<()> {
-        self.config_map.set(0, self.config, 0).context("cannot write the configuration")
+        self.switch.write(self.config)
     }
 }
 

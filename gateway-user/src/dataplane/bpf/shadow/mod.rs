@@ -55,7 +55,7 @@ const POLICY: [&str; 18] = [
 ];
 
 /// Elements of the shadow's own maps: a packet meets a few sessions and, for each address of a pool, a bucket.
-const SIZES: [(&str, u32); 10] = [
+const SIZES: [(&str, u32); 11] = [
     ("SESSIONS_V4", flow::BUCKETS),
     ("SESSIONS_V6", flow::ELEMENTS_V6),
     ("DESTINATIONS", 16_384),
@@ -67,6 +67,7 @@ const SIZES: [(&str, u32); 10] = [
     ("NEXT_HOPS", 1),
     ("EVENTS", 4_096),
     ("RECORDS", 4_096),
+    ("WATCHED", 4_096),
 ];
 
 /// How often a trial is made again because the policy has changed meanwhile.
