@@ -19,6 +19,7 @@ pub mod explain;
 pub mod health;
 pub mod metrics;
 pub mod model;
+pub mod monitor;
 pub mod netlink;
 mod priority;
 pub mod refused;

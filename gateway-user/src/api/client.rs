@@ -10,7 +10,8 @@ use std::{
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, StatusCode,
-    body::{Bytes, Frame},
+    body::{Bytes, Frame, Incoming},
+    client::conn::http1::{self, SendRequest},
     header::{CONTENT_TYPE, HOST},
 };
 use hyper_util::rt::TokioIo;
@@ -20,6 +21,7 @@ use tokio::net::UnixStream;
 use super::{ApiError, types::Change};
 
 type RequestBody = UnsyncBoxBody<Bytes, Infallible>;
+type Connection = http1::Connection<TokioIo<UnixStream>, RequestBody>;
 
 /// Speaks to one daemon.
 #[derive(Clone, Debug)]
@@ -95,6 +97,29 @@ impl Client {
         self.call(Method::POST, &with_query(path, query)?, in_pieces(text, progress)).await
     }
 
+    /// Reads `path`, with `query` behind the question mark, for as long as the daemon has something to tell. It is waited
+    /// for the beginning of the answer only.
+    pub async fn open(&self, path: &str, query: &impl Serialize) -> Result<Stream, ClientError> {
+        let uri = with_query(path, query)?;
+        let opened = tokio::time::timeout(self.timeout, self.begin(&uri)).await;
+        let body = opened.map_err(|_| ClientError::Timeout(self.timeout))??;
+        Ok(Stream { body })
+    }
+
+    async fn begin(&self, uri: &str) -> Result<Incoming, ClientError> {
+        let (mut sender, connection) = self.connect().await?;
+        // It ends when the answer does, or is dropped.
+        tokio::spawn(connection);
+        let response =
+            sender.send_request(request(Method::GET, uri, whole(Bytes::new()))?).await.map_err(broken)?;
+        let (status, body) = (response.status(), response.into_body());
+        if status.is_success() {
+            return Ok(body);
+        }
+        let answer = body.collect().await.map_err(broken)?.to_bytes();
+        Err(refused(status, uri, &answer))
+    }
+
     /// The same client with at least this patience.
     #[must_use]
     pub fn patient(&self, least: Duration) -> Self {
@@ -115,10 +140,7 @@ impl Client {
                 ClientError::Protocol(format!("gatewayd's answer makes no sense: {error}"))
             });
         }
-        Err(match serde_json::from_slice(&answer) {
-            Ok(error) => ClientError::Refused(error),
-            Err(_) => ClientError::Protocol(format!("gatewayd answered `{status}` to {uri}")),
-        })
+        Err(refused(status, uri, &answer))
     }
 
     async fn exchange(
@@ -127,20 +149,8 @@ impl Client {
         uri: &str,
         body: RequestBody,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
-            let denied = error.kind() == io::ErrorKind::PermissionDenied;
-            if denied { ClientError::Denied } else { ClientError::Unreachable(error) }
-        })?;
-        let broken = |error: hyper::Error| ClientError::Protocol(format!("connection to gatewayd: {error}"));
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        let request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header(HOST, "gw")
-            .header(CONTENT_TYPE, "application/json")
-            .body(body)
-            .map_err(|error| ClientError::Protocol(error.to_string()))?;
+        let (mut sender, connection) = self.connect().await?;
+        let request = request(method, uri, body)?;
         let answer = async move {
             let response = sender.send_request(request).await.map_err(broken)?;
             let status = response.status();
@@ -150,6 +160,59 @@ impl Client {
         // The connection makes progress only while it is polled; its own errors reach the request as well.
         let (answer, _) = tokio::join!(answer, connection);
         answer
+    }
+
+    async fn connect(&self) -> Result<(SendRequest<RequestBody>, Connection), ClientError> {
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
+            let denied = error.kind() == io::ErrorKind::PermissionDenied;
+            if denied { ClientError::Denied } else { ClientError::Unreachable(error) }
+        })?;
+        http1::handshake(TokioIo::new(stream)).await.map_err(broken)
+    }
+}
+
+/// An answer that goes on.
+pub struct Stream {
+    body: Incoming,
+}
+
+impl Stream {
+    /// What comes next; `None`: the daemon has ended it.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        loop {
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(frame) => {
+                    // Trailers say nothing.
+                    if let Ok(piece) = frame.map_err(broken)?.into_data() {
+                        return Ok(Some(piece));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "what `map_err` calls takes the error")]
+fn broken(error: hyper::Error) -> ClientError {
+    ClientError::Protocol(format!("connection to gatewayd: {error}"))
+}
+
+fn request(method: Method, uri: &str, body: RequestBody) -> Result<Request<RequestBody>, ClientError> {
+    let request = Request::builder()
+        .method(method)
+        .uri(uri)
+        .header(HOST, "gw")
+        .header(CONTENT_TYPE, "application/json")
+        .body(body);
+    request.map_err(|error| ClientError::Protocol(error.to_string()))
+}
+
+/// What an answer that is no success says.
+fn refused(status: StatusCode, uri: &str, answer: &[u8]) -> ClientError {
+    match serde_json::from_slice(answer) {
+        Ok(error) => ClientError::Refused(error),
+        Err(_) => ClientError::Protocol(format!("gatewayd answered `{status}` to {uri}")),
     }
 }
 

@@ -30,6 +30,19 @@ impl ExplainQuery {
         self.read_question().map_err(about("explain"))
     }
 
+    /// The inverse of [`ExplainQuery::question`].
+    pub fn of(question: &Question) -> Self {
+        let Question { from, source_port, to, port, proto, iif } = question;
+        let icmp = *proto == Proto::Icmp;
+        Self {
+            to: if icmp { to.to_string() } else { SocketAddr::new(*to, *port).to_string() },
+            from: SocketAddr::new(*from, *source_port).to_string(),
+            proto: Some(proto.to_string()),
+            iif: iif.clone(),
+            live: false,
+        }
+    }
+
     fn read_question(&self) -> Result<Question, ValueError> {
         let (to, port) = endpoint("to", &self.to)?;
         let (from, source_port) = endpoint("from", &self.from)?;
@@ -123,6 +136,19 @@ fn number(proto: Proto, v4: bool) -> u8 {
 }
 
 impl ExplainRow {
+    /// A packet that nothing can be asked about, and what it is.
+    pub fn unasked(what: String) -> Self {
+        Self {
+            packet: what,
+            iif: None,
+            steps: Vec::new(),
+            verdict: None,
+            reason: None,
+            live: None,
+            agrees: None,
+        }
+    }
+
     /// A walk as it goes over the socket.
     pub fn of(question: &Question, walk: &Walk) -> Self {
         let (verdict, reason) = match &walk.end {

@@ -53,6 +53,8 @@
 //! | `GET /v1/stats/interfaces` | `stats interfaces` | | [`types::InterfaceStats`] |
 //! | `GET /v1/stats/maps` | `stats maps` | | [`types::MapRow`]s |
 //! | `GET /v1/explain?to=...&from=...` | `explain` | [`types::ExplainQuery`] | one [`types::ExplainRow`] |
+//! | `GET /v1/monitor` | `monitor` | [`types::MonitorQuery`] | [`types::MonitorLine`]s, a line of JSON each, for as long as there is a reader |
+//! | `GET /v1/capture` | `capture` | [`types::MonitorQuery`] | a pcapng file, for as long as there is a reader |
 //! | `GET /v1/export` | `export` | | one [`types::Export`] |
 //! | `POST /v1/apply?confirm=...` | `apply` | [`types::ApplyRequest`], and a configuration | [`types::Change`] |
 //! | `POST /v1/diff` | `diff` | a configuration | [`types::DiffRow`]s |
@@ -67,7 +69,8 @@
 //! percent-encoded ([`segment`]).
 //! Reads answer a [`types::List`], changes a [`types::Change`], failures an [`ApiError`].
 
-pub mod client;
+pub mod capture;
+mod client;
 mod destinations;
 mod difference;
 pub mod error;
@@ -75,6 +78,7 @@ mod explain;
 mod extract;
 mod import;
 mod listen;
+mod monitor;
 #[cfg(test)]
 mod reference;
 mod request;
@@ -91,7 +95,7 @@ mod whohad;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, Stream};
 pub use error::{ApiError, ErrorKind};
 pub use listen::listen;
 pub use server::serve;

@@ -55,6 +55,7 @@ fn reference() -> String {
         include_str!("types/limit.rs"),
         include_str!("types/proxy.rs"),
         include_str!("types/explain.rs"),
+        include_str!("types/monitor.rs"),
         include_str!("types/observed.rs"),
         include_str!("types/revision.rs"),
         include_str!("error.rs"),
@@ -121,8 +122,8 @@ fn json(kind: &str) -> String {
         return format!("list of {}", json(inner));
     }
     match kind {
-        "String" | "IpAddr" | "IpNet" | "PortRange" | "Proto" | "Role" | "AttachMode" | "TableKind"
-        | "Mapping" | "Per" | "Refuse" => "string".to_owned(),
+        "String" | "Timestamp" | "IpAddr" | "IpNet" | "PortRange" | "Proto" | "Role" | "AttachMode"
+        | "TableKind" | "Mapping" | "Per" | "Refuse" => "string".to_owned(),
         "i32" | "u16" | "u32" | "u64" | "f64" => "number".to_owned(),
         "bool" => "boolean".to_owned(),
         "T" => "row".to_owned(),

@@ -15,9 +15,9 @@ use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ApiError, ErrorKind, Row, destinations, explain,
+    ApiError, ErrorKind, Row, capture, destinations, explain,
     extract::{Answer, Body, Query},
-    import, request, revisions, routes, rows,
+    import, monitor, request, revisions, routes, rows,
     sessions::Page,
     status::Context,
     types::{
@@ -93,6 +93,8 @@ fn router(context: Context) -> Router {
         .route("/stats/destinations", get(stats_destinations))
         .route("/stats/interfaces", get(stats_interfaces))
         .route("/stats/maps", get(stats_maps))
+        .route("/monitor", get(monitor::monitor))
+        .route("/capture", get(capture::capture))
         .route("/export", get(export))
         .route("/confirm", get(revisions::confirmation).post(revisions::confirm))
         .route("/undo", post(revisions::undo))

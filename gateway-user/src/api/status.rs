@@ -11,6 +11,7 @@ use crate::{
     dataplane::{AttachedInterface, Connected, Observe},
     health::Health,
     model::{MAIN_TABLE, Role, Snapshot, Table, Target, validate::below_standard},
+    monitor::Hub,
     netlink::Sysctls,
 };
 
@@ -33,6 +34,8 @@ pub struct Context {
     pub started: Instant,
     /// Called for every `status`; may block.
     pub inspect: Inspect,
+    /// Who watches packets.
+    pub monitor: Hub,
 }
 
 impl Context {

@@ -56,6 +56,7 @@ impl Daemon {
             metrics: None,
             started: Instant::now(),
             inspect: Arc::new(|_| Sysctls::default()),
+            monitor: crate::monitor::Hub::default(),
         };
         let stop = CancellationToken::new();
         let listener = listen(&directory.path().join("gateway.sock")).expect("listens");

@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         let dataplane = BpfDataplane::open(&Options { pin_dir: pin_dir.to_owned(), capacity })?;
         let events = Some(dataplane.events()?);
         let records = Some(dataplane.records()?);
-        Ok(Backend { dataplane: Box::new(dataplane), events, records })
+        let watchers = Some(dataplane.watchers()?);
+        Ok(Backend { dataplane: Box::new(dataplane), events, records, watchers })
     })
 }

@@ -2,13 +2,14 @@
 
 use std::io::{self, Write};
 
-use hyper::Method;
+use hyper::{Method, body::Bytes};
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::Failure;
 use crate::{
     api::{
-        Client,
+        self, Client,
         error::exit,
         types::{Change, List},
     },
@@ -51,6 +52,15 @@ impl Context<'_, '_> {
         query: &impl Serialize,
     ) -> Result<T, Failure> {
         self.client.get(path, query).await.map_err(|error| Failure::of_call(error, self.client.socket()))
+    }
+
+    /// Reads from the daemon for as long as it has something to tell.
+    pub(super) async fn open(&self, path: &str, query: &impl Serialize) -> Result<Stream, Failure> {
+        let answer = self.client.open(path, query).await;
+        let answer = answer.map_err(|error| Failure::of_call(error, self.client.socket()))?;
+        let ended = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+        let [interrupt, terminate] = ended;
+        Ok(Stream { answer, interrupt: interrupt?, terminate: terminate? })
     }
 
     /// Makes a change with a body, and says so if that is wanted.
@@ -180,6 +190,26 @@ impl Context<'_, '_> {
             format!("nothing to change, revision {} is in force", change.revision)
         });
         Ok(())
+    }
+}
+
+/// What the daemon has to tell, until the user has seen enough.
+pub(super) struct Stream {
+    answer: api::Stream,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stream {
+    /// What comes next; `None`: the daemon has ended it, or the user.
+    pub(super) async fn next(&mut self, context: &Context<'_, '_>) -> Result<Option<Bytes>, Failure> {
+        tokio::select! {
+            piece = self.answer.next() => {
+                piece.map_err(|error| Failure::of_call(error, context.client.socket()))
+            }
+            _ = self.interrupt.recv() => Ok(None),
+            _ = self.terminate.recv() => Ok(None),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! A command line goes through `words` (words to flags), clap (flags to the structs of the noun files), the
 //! [`crate::api::Client`], and [`crate::render`].
 
+mod capture;
 mod completion;
 mod context;
 mod eip;
@@ -12,6 +13,7 @@ mod gateway;
 mod help;
 mod interface;
 mod limit;
+mod monitor;
 mod pool;
 mod proxy;
 #[cfg(test)]
@@ -144,6 +146,10 @@ enum Noun {
     Top(top::Top),
     /// Say what becomes of a packet, and why
     Explain(explain::Explain),
+    /// Show packets that are dropped and routes that change, as it happens
+    Monitor(monitor::Monitor),
+    /// Write packets into a file, each with what became of it
+    Capture(capture::Capture),
     /// Print the running state as a configuration file
     Export(gateway::Export),
     /// Keep what was applied with --confirm
@@ -269,6 +275,8 @@ async fn execute(noun: Noun, context: &mut Context<'_, '_>) -> Result<u8, Failur
         Noun::Diff(verb) => return verb.run(context).await,
         Noun::Top(top) => top.run(context).await?,
         Noun::Explain(explain) => return explain.run(context).await,
+        Noun::Monitor(monitor) => monitor.run(context).await?,
+        Noun::Capture(capture) => capture.run(context).await?,
         Noun::Export(verb) => verb.run(context).await?,
         Noun::Confirm(verb) => verb.run(context).await?,
         Noun::Undo(verb) => verb.run(context).await?,

@@ -2,6 +2,8 @@
 
 use std::{fmt::Display, str::FromStr, time::Duration};
 
+use crate::config::parse_size;
+
 /// A port.
 pub(super) fn port(text: &str) -> Result<u16, String> {
     number(text, "a port is a number from 0 to 65535")
@@ -20,6 +22,11 @@ pub(super) fn count(text: &str) -> Result<u64, String> {
 /// A duration with its unit.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "a duration has a unit, as in 500ms, 5s or 1m".to_owned())
+}
+
+/// Bytes, with a unit or without.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    parse_size(text).ok_or_else(|| "a size is a number of bytes, or one with KiB, MiB or GiB".to_owned())
 }
 
 /// Seconds between two looks.

@@ -147,9 +147,10 @@ impl<'a> Reader<'a> {
                 keywords(self.command).find(|argument| argument.get_long() == Some(word.as_str()))
             {
                 rest = self.value(keyword, rest)?;
-            } else if subject < subjects.len() {
+            } else if let Some(argument) = subjects.get(subject) {
                 self.out.push(word.clone());
-                subject += 1;
+                let many = argument.get_num_args().is_some_and(|count| count.max_values() > 1);
+                subject += usize::from(!many);
             } else {
                 return Err(LeafError::Stray(word.clone()));
             }

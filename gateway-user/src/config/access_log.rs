@@ -67,8 +67,8 @@ impl Loader<'_> {
 
 const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("", 0)];
 
-/// Bytes.
-fn parse_size(text: &str) -> Option<u64> {
+/// Bytes, as in `100MiB`.
+pub(crate) fn parse_size(text: &str) -> Option<u64> {
     let (number, shift) = UNITS.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift)))?;
     let number: u64 = number.trim_end().parse().ok()?;
     number.checked_mul(1 << shift)

@@ -32,6 +32,7 @@ use crate::model::{
     words,
 };
 
+pub(crate) use access_log::parse_size;
 pub use error::ConfigError;
 pub use export::export;
 use file::{File, Source};

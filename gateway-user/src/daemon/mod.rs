@@ -37,10 +37,11 @@ use crate::{
     api::{self, error::exit, types::Notice},
     config::{self, Config, ConfigError},
     control::{self, Base, Control, Handle, Store},
-    dataplane::{Dataplane, Host, Records},
+    dataplane::{Dataplane, Host, Records, watch::Watchers},
     events, health,
     metrics::{self, Metrics},
     model::{Capacity, Proxy, ProxyMode, Role, Snapshot},
+    monitor::Hub,
     netlink::{Neighbor, Netlink, Sysctls},
     refused::Refused,
 };
@@ -86,6 +87,8 @@ pub struct Backend {
     pub events: Option<RingBuf<MapData>>,
     /// What it records of sessions.
     pub records: Option<Box<dyn Records>>,
+    /// What it shows of packets.
+    pub watchers: Option<Box<dyn Watchers>>,
 }
 
 /// Runs the daemon with the data plane that `open` opens, from the command line to the exit code.
@@ -210,6 +213,7 @@ async fn run(
 
     let recorded = Arc::new(access_log::Stats::default());
     let records = backend.records.map(|records| access_log::start(records, sink, &recorded)).transpose()?;
+    let hub = backend.watchers.map(Hub::start).transpose()?.unwrap_or_default();
     let metrics = Metrics::new(handle.clone(), recorded)?;
     let context = api::Context {
         control: handle.clone(),
@@ -217,6 +221,7 @@ async fn run(
         metrics: config.metrics,
         started,
         inspect: inspector(&handle),
+        monitor: hub.clone(),
     };
     let (unresolved, resolve) = mpsc::channel(events::BACKLOG);
     let mut api = tokio::spawn(api::serve(socket, context, stop.clone()));
@@ -239,6 +244,8 @@ async fn run(
     };
     notify(&[NotifyState::Stopping]);
     stop.cancel();
+    // Streams would keep the control socket from closing.
+    hub.stop();
     scrapes.abort();
     messages.abort();
     if let Some(failure) = failure {

@@ -73,7 +73,13 @@ impl Place {
         let until = stop.clone();
         let daemon = tokio::spawn(async move {
             let config = config::load(&args.config)?;
-            run(&args, config, |_, _| Ok(Backend { dataplane, events: None, records: None }), until).await
+            run(
+                &args,
+                config,
+                |_, _| Ok(Backend { dataplane, events: None, records: None, watchers: None }),
+                until,
+            )
+            .await
         });
         (stop, daemon)
     }

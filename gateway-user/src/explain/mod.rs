@@ -5,6 +5,7 @@
 //! programs ([`crate::dataplane::Observe::try_packet`]). Where only the programs can say how it goes on, it says that.
 
 mod frame;
+pub mod pcap;
 mod walk;
 
 use std::{fmt, net::IpAddr};

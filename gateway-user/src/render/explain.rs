@@ -30,6 +30,25 @@ pub fn walk(row: &ExplainRow, paint: Paint) -> String {
     text
 }
 
+/// A packet of a capture, on one line; its walk below that if it is wanted.
+pub fn packet(number: usize, row: &ExplainRow, paint: Paint, steps: bool) -> String {
+    let (verdict, reason) = match &row.live {
+        Some(live) => (Some(live.verdict.as_str()), live.reason.as_deref()),
+        None => (row.verdict.as_deref(), row.reason.as_deref()),
+    };
+    let said = match (verdict, reason, row.steps.last()) {
+        (Some(verdict), Some(reason), _) => format!("{verdict}, {reason}"),
+        (Some(verdict), None, _) => verdict.to_owned(),
+        (None, _, Some(last)) => format!("not known: {}", last.found),
+        (None, _, None) => "not explained".to_owned(),
+    };
+    let mut text = format!("{number}. {}: {}\n", row.packet, paint.text(tone(verdict), said));
+    if steps {
+        text.push_str(&walk(row, paint));
+    }
+    text
+}
+
 fn tone(verdict: Option<&str>) -> Tone {
     match verdict {
         Some("drop") => Tone::Bad,

@@ -3,6 +3,7 @@
 pub mod explain;
 pub mod grid;
 pub mod human;
+pub mod monitor;
 pub mod paint;
 pub mod proxy;
 pub mod status;

@@ -163,6 +163,7 @@ async fn work(
         metrics: None,
         started: Instant::now(),
         inspect: Arc::new(|_| gateway_user::netlink::Sysctls::default()),
+        monitor: gateway_user::monitor::Hub::default(),
     };
     let listener = listen(&socket(&directory))?;
     ready();

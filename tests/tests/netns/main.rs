@@ -16,6 +16,7 @@ mod inactive;
 mod limit;
 mod mapping;
 mod mode;
+mod monitor;
 mod outside;
 mod proxy;
 mod routing_proxy;

@@ -7,6 +7,7 @@
 
 mod explain;
 mod limit;
+mod monitor;
 mod observed;
 mod proxy;
 mod revision;
@@ -21,6 +22,7 @@ use crate::model::{AttachMode, Mapping, PortRange, Proto, Refuse, Role, TableKin
 
 pub use explain::{ExplainLive, ExplainQuery, ExplainRow, ExplainStep};
 pub use limit::{LimitRequest, LimitRow};
+pub use monitor::{MonitorLine, MonitorQuery};
 pub use observed::{
     ConfigStatus, DestinationQuery, DestinationRow, DropRow, Endpoint, Export, MapRow, Notice, SessionCount,
     SessionProxy, SessionQuery, SessionRow, SessionUse, SourceShare, Status, Version, WhohadQuery, WhohadRow,

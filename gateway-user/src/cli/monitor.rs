@@ -1,0 +1,114 @@
+//! `gwctl monitor`.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{context::Context, failure::Failure, value};
+use crate::{
+    api::types::{MonitorLine, MonitorQuery},
+    render,
+};
+
+#[derive(Args, Debug)]
+#[command(after_help = "gwctl monitor drop\n\
+                  gwctl monitor drop from 10.0.1.0/24 reason no_route\n\
+                  gwctl monitor limit route --json\n\
+                  gwctl monitor drop proto tcp dport 443 for 30s")]
+pub(super) struct Monitor {
+    /// What is shown [all of it]
+    #[arg(value_name = "drop|limit|route", num_args = 0..)]
+    events: Vec<String>,
+    #[command(flatten)]
+    filter: Filter,
+    /// Only packets that were dropped for this reason
+    #[arg(long, value_name = "REASON")]
+    reason: Option<String>,
+    #[command(flatten)]
+    bounds: Bounds,
+}
+
+/// Which packets are shown.
+#[derive(Args, Debug)]
+pub(super) struct Filter {
+    /// Only packets from this address or prefix, as they arrive
+    #[arg(long, value_name = "PREFIX")]
+    from: Option<String>,
+    /// Only packets to this address or prefix
+    #[arg(long, value_name = "PREFIX")]
+    to: Option<String>,
+    /// Only this protocol
+    #[arg(long, value_name = "tcp|udp|icmp")]
+    proto: Option<String>,
+    /// Only to this port
+    #[arg(long, value_name = "PORT", value_parser = value::port)]
+    dport: Option<u16>,
+    /// Only what comes in through this interface
+    #[arg(long, value_name = "IF")]
+    iif: Option<String>,
+}
+
+/// When it ends.
+#[derive(Args, Debug)]
+pub(super) struct Bounds {
+    /// End after this number
+    #[arg(long, value_name = "N", value_parser = value::count)]
+    count: Option<u64>,
+    /// End after this time
+    #[arg(long = "for", value_name = "DUR", value_parser = value::duration)]
+    time: Option<Duration>,
+    /// Packets that each CPU shows in a second; the others are counted
+    #[arg(long, value_name = "N", help_heading = super::words::OPTIONS)]
+    rate: Option<u32>,
+}
+
+impl Filter {
+    /// What is asked of the daemon.
+    pub(super) fn query(self, bounds: &Bounds) -> MonitorQuery {
+        let Self { from, to, proto, dport, iif } = self;
+        MonitorQuery {
+            from,
+            to,
+            proto,
+            dport,
+            iif,
+            count: bounds.count,
+            milliseconds: bounds.time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            rate: bounds.rate,
+            ..MonitorQuery::default()
+        }
+    }
+}
+
+impl Monitor {
+    pub(super) async fn run(self, context: &mut Context<'_, '_>) -> Result<(), Failure> {
+        let Self { events, filter, reason, bounds } = self;
+        let events = if events.is_empty() { None } else { Some(events.join(",")) };
+        let query = MonitorQuery { events, reason, ..filter.query(&bounds) };
+        let mut stream = context.open("/v1/monitor", &query).await?;
+        let mut line = Vec::new();
+        while let Some(piece) = stream.next(context).await? {
+            for part in piece.split_inclusive(|byte| *byte == b'\n') {
+                line.extend_from_slice(part);
+                if line.ends_with(b"\n") {
+                    show(context, &line)?;
+                    line.clear();
+                }
+            }
+            context.terminal.out.flush()?;
+        }
+        Ok(())
+    }
+}
+
+fn show(context: &mut Context<'_, '_>, line: &[u8]) -> Result<(), Failure> {
+    if context.json {
+        return Ok(context.terminal.out.write_all(line)?);
+    }
+    let line: MonitorLine = serde_json::from_slice(line).map_err(|error| {
+        Failure::new(crate::api::error::exit::UNEXPECTED, format!("a line makes no sense: {error}"))
+            .hint("compare the versions of the two programs with `gwctl version`")
+    })?;
+    let text = render::monitor::line(&line, context.paint);
+    context.print_text(&text)
+}
