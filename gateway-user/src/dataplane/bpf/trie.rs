@@ -15,7 +15,6 @@ use gateway_common::{family, route::Route};
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::sys;
-use crate::priority;
 
 /// Elements that are entered with one system call.
 const BATCH: usize = 4_096;
@@ -102,10 +101,8 @@ impl<'scope, 'env, K: Pod + Send + Sync> Batch<'scope, 'env, K> {
         let (sender, _) = self.thread.get_or_insert_with(|| {
             let (sender, receiver) = sync_channel::<Elements<K>>(AHEAD);
             let trie = self.trie;
-            let enter = move || {
-                priority::set(priority::AWAITED);
-                receiver.into_iter().try_for_each(|elements| elements.enter(trie))
-            };
+            // It has the priority of whoever adds them, as every thread that another one starts.
+            let enter = move || receiver.into_iter().try_for_each(|elements| elements.enter(trie));
             (sender, self.scope.spawn(enter))
         });
         // It has failed, and says how.
