@@ -12,6 +12,7 @@ mod flood;
 mod frame;
 mod generator;
 mod kernel;
+mod limits;
 mod memory;
 mod network;
 mod observed;
@@ -93,6 +94,8 @@ enum Figure {
     Ports,
     /// New flows per second, next to nft masquerade
     Open,
+    /// Connections that limits admit, next to what they say, and what they cost new flows
+    Limits,
     /// Packets per second that arrive, next to nft masquerade and others
     Throughput,
     /// What established traffic loses while a million sessions expire
@@ -119,6 +122,7 @@ impl Figure {
             Self::Memory => memory::measure(options),
             Self::Ports => ports::measure(options),
             Self::Open => open::measure(options),
+            Self::Limits => limits::measure(options),
             Self::Throughput => throughput::measure(options),
             Self::Expiry => expiry::measure(options),
             Self::Flood => flood::measure(options),
