@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::dataplane::watch::{Filter, MOST, Seen, Watchers};
 
@@ -24,6 +25,8 @@ const INTERVAL: Duration = Duration::from_millis(20);
 const RENEWAL: Duration = Duration::from_secs(1);
 /// Packets that are taken out at once.
 const BATCH: usize = 1_024;
+/// How often, before others may have a word: more than there is room for in the packet path.
+const BATCHES: usize = 16;
 /// Packets that wait for a stream.
 const BACKLOG: usize = 4_096;
 /// Looks after which nothing comes any more for somebody who has gone: a packet may be under way.
@@ -31,7 +34,10 @@ const REST: u8 = 2;
 
 /// The way to the thread. Cheap to clone; the default has no packet path, and shows nothing.
 #[derive(Clone, Default)]
-pub struct Hub(Option<Arc<Shared>>);
+pub struct Hub {
+    shared: Option<Arc<Shared>>,
+    stopping: CancellationToken,
+}
 
 /// Why nobody can watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,13 +112,13 @@ impl Hub {
             .name("monitor".to_owned())
             .spawn(move || run(&inner, watchers))
             .context("cannot start the thread `monitor`")?;
-        Ok(Self(Some(shared)))
+        Ok(Self { shared: Some(shared), stopping: CancellationToken::new() })
     }
 
     /// Begins to watch. When this returns, all packets that come are seen.
     pub async fn watch(&self, filter: Filter) -> Result<Watch, Refusal> {
         let unavailable = |why: &str| Refusal::Unavailable(why.to_owned());
-        let Some(shared) = &self.0 else { return Err(unavailable("this data plane shows no packets")) };
+        let Some(shared) = &self.shared else { return Err(unavailable("this data plane shows no packets")) };
         let (sender, events) = mpsc::channel(BACKLOG);
         let (ready, told) = oneshot::channel();
         let number = {
@@ -136,9 +142,15 @@ impl Hub {
         }
     }
 
+    /// Cancelled once the daemon stops.
+    pub fn stopping(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
     /// Ends all streams, and the thread.
     pub fn stop(&self) {
-        if let Some(shared) = &self.0 {
+        self.stopping.cancel();
+        if let Some(shared) = &self.shared {
             shared.lock().stop = true;
             shared.changed.notify_one();
         }
@@ -172,8 +184,14 @@ fn run(shared: &Shared, mut watchers: Box<dyn Watchers>) {
     let (mut renewed, mut batch) = (Instant::now(), Vec::new());
     loop {
         let mut state = shared.lock();
+        let mut is_nobodys = false;
         while !state.stop && state.places.iter().all(|place| matches!(place, Place::Free)) {
+            is_nobodys = true;
             state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if is_nobodys {
+            // What a daemon before this one was shown, and did not come to read.
+            discard(&mut *watchers, &mut batch);
         }
         if state.stop {
             state.places = Default::default();
@@ -225,6 +243,17 @@ fn tell(state: &mut State, watchers: &mut dyn Watchers) {
     }
 }
 
+/// Takes out the packets that there are, for nobody.
+fn discard(watchers: &mut dyn Watchers, batch: &mut Vec<(u32, Seen)>) {
+    for _ in 0..BATCHES {
+        let count = watchers.read(BATCH, batch).unwrap_or_default();
+        batch.clear();
+        if count < BATCH {
+            break;
+        }
+    }
+}
+
 /// Hands out the packets that there are. `due`: it is time to ask what was lost, too.
 fn deliver(
     state: &mut State,
@@ -232,7 +261,7 @@ fn deliver(
     batch: &mut Vec<(u32, Seen)>,
     due: bool,
 ) -> anyhow::Result<()> {
-    loop {
+    for _ in 0..BATCHES {
         let count = watchers.read(BATCH, batch)?;
         for (whom, seen) in batch.drain(..) {
             let seen = Arc::new(seen);

@@ -55,7 +55,7 @@ pub(super) async fn capture(
             tracing::warn!(%error, "a capture ends early");
         }
     });
-    Ok(monitor::respond("application/x-pcapng", receiver))
+    Ok(monitor::respond(&context, "application/x-pcapng", receiver))
 }
 
 /// Verdicts and reasons that are asked for. A reason asks for dropped packets.
@@ -185,7 +185,8 @@ impl File {
             interface_id,
             timestamp: Duration::from_nanos(since_epoch),
             original_len: seen.length,
-            data: Cow::Borrowed(&seen.bytes),
+            // Another stream may want more of it.
+            data: Cow::Borrowed(&seen.bytes[..seen.bytes.len().min(self.snaplen as usize)]),
             options,
         })?;
         self.shown += 1;

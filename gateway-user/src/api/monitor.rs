@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{
@@ -47,6 +47,12 @@ const HEADERS: u32 = 256;
 const RATE: u32 = 1_000;
 /// Lines between what makes them and the connection.
 const BACKLOG: usize = 64;
+/// Lines of one revision: of a change of more routes, the number of the others is told.
+const MOST_CHANGES: usize = 1_000;
+/// Packets that a CPU can be asked to show in a second.
+const MAX_RATE: u32 = 100_000;
+/// How long a stream may still tell something while the daemon stops.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What can be watched.
 const EVENTS: [&str; 3] = ["drop", "limit", "route"];
 
@@ -81,14 +87,20 @@ pub(super) async fn monitor(
         None
     };
     let (sender, receiver) = mpsc::channel(BACKLOG);
+    let answer = respond(&context, "application/x-ndjson", receiver);
     tokio::spawn(tell(context, wanted, packets, sender));
-    Ok(respond("application/x-ndjson", receiver))
+    Ok(answer)
 }
 
-/// An answer that goes on for as long as there is something to tell.
-pub(super) fn respond(kind: &'static str, pieces: mpsc::Receiver<Bytes>) -> Response {
-    let pieces = futures::stream::unfold(pieces, |mut pieces| async {
-        pieces.recv().await.map(|piece| (Ok::<_, Infallible>(piece), pieces))
+/// An answer that goes on for as long as there is something to tell, and the daemon does not stop.
+pub(super) fn respond(context: &Context, kind: &'static str, pieces: mpsc::Receiver<Bytes>) -> Response {
+    let begin = (pieces, context.monitor.stopping());
+    let pieces = futures::stream::unfold(begin, |(mut pieces, stopping)| async {
+        let piece = tokio::select! {
+            piece = pieces.recv() => piece?,
+            () = async { stopping.cancelled().await; sleep(LAST_WORDS).await } => return None,
+        };
+        Some((Ok::<_, Infallible>(piece), (pieces, stopping)))
     });
     ([(CONTENT_TYPE, kind)], Body::from_stream(pieces)).into_response()
 }
@@ -163,8 +175,9 @@ impl MonitorQuery {
                 );
             }
             let rate = self.rate.unwrap_or(rate);
-            if rate == 0 {
-                return Err(ValueError::invalid("rate", "a rate of 0 shows nothing").hint("1 or more"));
+            if rate == 0 || rate > MAX_RATE {
+                let message = format!("{rate} packets a second cannot be shown");
+                return Err(ValueError::invalid("rate", message).hint(format!("between 1 and {MAX_RATE}")));
             }
             Ok(Filter {
                 from: prefix("from", &self.from)?,
@@ -242,7 +255,14 @@ async fn tell(context: Arc<Context>, wanted: Wanted, mut packets: Option<Watch>,
                     return;
                 }
                 let before = std::mem::replace(&mut current, context.control.current());
-                if wanted.routes { changes(&before, &current, wanted.within) } else { Vec::new() }
+                if wanted.routes {
+                    let (after, within) = (Arc::clone(&current), wanted.within);
+                    // Of a million routes, the comparison takes a while.
+                    let made = tokio::task::spawn_blocking(move || changes(&before, &after, within)).await;
+                    made.unwrap_or_default()
+                } else {
+                    Vec::new()
+                }
             },
             () = at(wanted.end.until) => {
                 ended = true;
@@ -357,19 +377,23 @@ fn of_headers(packet: &LaxSlicedPacket<'_>, line: MonitorLine) -> MonitorLine {
     }
 }
 
-/// The lines of the routes that are not the same in two revisions.
+/// The lines of the routes that are not the same in two revisions, [`MOST_CHANGES`] of them at the most.
 fn changes(before: &Current, after: &Current, within: Option<IpNet>) -> Vec<MonitorLine> {
     let time = Timestamp::now();
     let (old, new) = (&before.snapshot.tables, &after.snapshot.tables);
     let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
     names.sort();
     names.dedup();
-    let mut lines = Vec::new();
+    let (mut lines, mut others) = (Vec::new(), 0);
     for name in names {
         let [old, new] =
             [old, new].map(|tables| tables.get(name).map(|table| table.routes.clone()).unwrap_or_default());
         for difference in old.diff(&new) {
             if within.is_some_and(|within| !within.contains(&difference.key.prefix)) {
+                continue;
+            }
+            if lines.len() == MOST_CHANGES {
+                others += 1;
                 continue;
             }
             let change = match (difference.before, difference.after) {
@@ -388,6 +412,9 @@ fn changes(before: &Current, after: &Current, within: Option<IpNet>) -> Vec<Moni
                 ..MonitorLine::new("route", time)
             });
         }
+    }
+    if others > 0 {
+        lines.push(MonitorLine { lost: Some(others), ..MonitorLine::new("lost", time) });
     }
     lines
 }

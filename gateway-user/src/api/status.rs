@@ -39,12 +39,12 @@ pub struct Context {
 }
 
 impl Context {
-    /// The state of everything. Blocks while the data plane is read.
     /// The system routes of a state on this host.
     pub(super) fn connected(&self, state: &Snapshot) -> Connected {
         Connected::of(&self.control.host(), state)
     }
 
+    /// The state of everything. Blocks while the data plane is read.
     pub(super) fn status(&self, current: &Current) -> Status {
         let state = &*current.snapshot;
         let observe = self.control.observe();

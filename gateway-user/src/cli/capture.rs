@@ -1,9 +1,9 @@
 //! `gwctl capture`.
 
 use std::{
-    fs::File,
+    fs::{File, Permissions},
     io::{self, BufWriter, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -98,8 +98,15 @@ impl Capture {
 
 /// Makes the file; what packets carry is for nobody else's eyes.
 fn create(path: &Path) -> Result<BufWriter<File>, Failure> {
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path);
-    Ok(BufWriter::new(file.map_err(|error| unwritable(path, &error))?))
+    let make = || {
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        if file.metadata()?.is_file() {
+            // One that was there may have been for everybody's.
+            file.set_permissions(Permissions::from_mode(0o600))?;
+        }
+        Ok(BufWriter::new(file))
+    };
+    make().map_err(|error| unwritable(path, &error))
 }
 
 fn unwritable(path: &Path, error: &io::Error) -> Failure {

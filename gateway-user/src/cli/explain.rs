@@ -107,11 +107,22 @@ async fn capture(
                 if let Some(config) = config {
                     offline(&query, config)?
                 } else {
-                    let mut answer: List<ExplainRow> = context.get("/v1/explain", &query).await?;
-                    list.revision = answer.revision;
-                    answer.items.pop().ok_or_else(|| {
-                        Failure::new(exit::UNEXPECTED, "gatewayd did not say what becomes of a packet")
-                    })?
+                    match context.get::<List<ExplainRow>>("/v1/explain", &query).await {
+                        Ok(mut answer) => {
+                            list.revision = answer.revision;
+                            answer.items.pop().ok_or_else(|| {
+                                Failure::new(
+                                    exit::UNEXPECTED,
+                                    "gatewayd did not say what becomes of a packet",
+                                )
+                            })?
+                        }
+                        // Nothing can be asked about this one; others may be of another kind.
+                        Err(Failure::Told { exit: exit::INVALID, message, .. }) => {
+                            ExplainRow::unasked(format!("{} > {}: {message}", question.from, question.to))
+                        }
+                        Err(failure) => return Err(failure),
+                    }
                 }
             }
         };

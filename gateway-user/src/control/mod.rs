@@ -42,8 +42,8 @@ use boot::{Boot, boot};
 pub use command::{Command, Entry, Import, LimitChanges, Origin, ProxyChanges, not_found};
 pub use confirm::{Answer, Confirmation};
 pub use handle::{ApplyOptions, Handle};
-use store::is_large;
 pub use store::{Made, Saved, Store, history::Kept};
+use store::{enters_many, is_large};
 use worker::Worker;
 
 /// Changes that may wait for their turn; senders beyond that wait to be queued.
@@ -389,8 +389,8 @@ impl Task {
         saved: &Saved,
     ) -> Result<(), ApiError> {
         let (from, to) = (current.snapshot.clone(), following.snapshot.clone());
-        let is_large = is_large(&from, &to);
-        let apply = self.worker.apply(Some(from), to, is_large);
+        let (is_large, stands_back) = (is_large(&from, &to), enters_many(&from, &to));
+        let apply = self.worker.apply(Some(from), to, stands_back);
         let (applied, ()) = tokio::join!(apply, self.stage(is_large && saved.running.is_some(), saved));
         if let Err(error) = applied {
             error!(%command, "rolled back: {error:#}");
@@ -423,8 +423,8 @@ impl Task {
         if let Err(error) = self.save(vec![self.saved(before, self.made.clone())]).await {
             warn!("cannot save the state that was in force before: {error:#}");
         }
-        let is_large = is_large(&after.snapshot, &before.snapshot);
-        let back = self.worker.apply(Some(after.snapshot.clone()), before.snapshot.clone(), is_large);
+        let stands_back = enters_many(&after.snapshot, &before.snapshot);
+        let back = self.worker.apply(Some(after.snapshot.clone()), before.snapshot.clone(), stands_back);
         match back.await {
             Ok(()) => {
                 error!("rolled back: {cause:#}");
@@ -514,7 +514,11 @@ impl fmt::Display for Wish {
 
 /// The state after `command`, checked; `None` if that is `state` itself. Large tables take a while.
 async fn plan(command: Command, state: Arc<Snapshot>) -> Result<Option<Snapshot>, ApiError> {
-    let carries_many = matches!(command, Command::RouteImport(_) | Command::Apply { .. });
+    let carries_many = if let Command::Apply { state: whole, .. } = &command {
+        enters_many(&state, whole)
+    } else {
+        matches!(command, Command::RouteImport(_))
+    };
     let plan = move || {
         let next = command.change(&state)?;
         if next == *state {

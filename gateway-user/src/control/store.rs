@@ -25,7 +25,10 @@ use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use super::saved::{self, Delta, Running, Settings};
-use crate::{model::Snapshot, refused::Refused};
+use crate::{
+    model::{Snapshot, Table},
+    refused::Refused,
+};
 
 /// Format of the file.
 const SCHEMA: &str = "gateway.state/v3";
@@ -323,6 +326,16 @@ impl Store {
         self.tail = Some(Tail { file, state: length, end: length, saved });
         Ok(())
     }
+}
+
+/// Whether whole tables of many routes are entered for a change. One of a single route is made in place.
+pub(super) fn enters_many(before: &Snapshot, after: &Snapshot) -> bool {
+    let known = |table: &Table| before.tables.get(&table.name);
+    let is_other = |table: &&Arc<Table>| known(table).is_none_or(|known| !Arc::ptr_eq(known, table));
+    let changed: Vec<_> = after.tables.values().filter(is_other).collect();
+    let routes: usize = changed.iter().map(|table| table.routes.len()).sum();
+    let is_bound = |table: &&Arc<Table>| known(table).is_some_and(|known| known.bindings == table.bindings);
+    routes > MAX_ROUTES && (!changed.iter().all(is_bound) || saved::differ_in_more(before, after, 1))
 }
 
 /// Whether a change is written as a state.

@@ -39,7 +39,7 @@ pub(super) struct Worker {
 }
 
 enum Job {
-    Apply { from: Option<Arc<Snapshot>>, to: Arc<Snapshot>, is_large: bool, reply: Reply },
+    Apply { from: Option<Arc<Snapshot>>, to: Arc<Snapshot>, stands_back: bool, reply: Reply },
     HostChanged { host: Host, reply: Reply },
     HealthChanged { up: BTreeMap<(String, IpAddr), bool>, reply: Reply },
     Remove { reply: Reply },
@@ -63,9 +63,9 @@ impl Worker {
         &self,
         from: Option<Arc<Snapshot>>,
         to: Arc<Snapshot>,
-        is_large: bool,
+        stands_back: bool,
     ) -> anyhow::Result<()> {
-        self.call(|reply| Job::Apply { from, to, is_large, reply }).await
+        self.call(|reply| Job::Apply { from, to, stands_back, reply }).await
     }
 
     /// See [`Dataplane::host_changed`].
@@ -130,9 +130,9 @@ fn work(mut dataplane: Box<dyn Dataplane>, queue: &mpsc::Receiver<Job>) {
     while let Ok(job) = queue.recv() {
         // Whoever asked may have gone when the answer is there; the work is done all the same.
         match job {
-            Job::Apply { from, to, is_large, reply } => {
+            Job::Apply { from, to, stands_back, reply } => {
                 let mut apply = || dataplane.apply(from.as_deref(), &to);
-                drop(reply.send(if is_large { priority::standing_back(apply) } else { apply() }));
+                drop(reply.send(if stands_back { priority::standing_back(apply) } else { apply() }));
             }
             Job::HostChanged { host, reply } => drop(reply.send(dataplane.host_changed(&host))),
             Job::HealthChanged { up, reply } => drop(reply.send(dataplane.health_changed(&up))),

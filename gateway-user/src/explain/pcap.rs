@@ -23,6 +23,8 @@ const PCAPNG: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
 
 /// Packets of a capture that are read.
 pub const MOST: usize = 100_000;
+/// Bytes of each that are kept: more than all headers have.
+const HEADERS: usize = 1_024;
 
 /// The frames of a capture in the form of pcap or pcapng, in order.
 ///
@@ -59,7 +61,8 @@ pub fn frames(path: &Path) -> Result<Vec<Vec<u8>>> {
     } else {
         let mut reader = PcapReader::new(file).context("it is neither pcap nor pcapng")?;
         let link = reader.header().datalink;
-        while let Some(packet) = reader.next_packet() {
+        // As it stands: the length on the wire may be more than what was kept.
+        while let Some(packet) = reader.next_raw_packet() {
             take(Some(&link), &packet.context("it is damaged")?.data, &mut frames)?;
         }
     }
@@ -75,7 +78,7 @@ fn take(link: Option<&DataLink>, data: &[u8], frames: &mut Vec<Vec<u8>>) -> Resu
     if frames.len() == MOST {
         bail!("it has more than {MOST} packets");
     }
-    frames.push(data.to_vec());
+    frames.push(data[..data.len().min(HEADERS)].to_vec());
     Ok(())
 }
 
@@ -111,4 +114,31 @@ pub fn question(frame: &[u8], iif: Option<&str>) -> Result<Question, String> {
         None => return Err(format!("{from} > {to}, a later fragment, or neither TCP, UDP nor ICMP")),
     };
     Ok(Question { from, source_port, to, port, proto, iif: iif.map(str::to_owned) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// A pcap file of frames of so many bytes on the wire, of which 96 were kept.
+    fn capture(lengths: &[u32]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        let mut words = vec![0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 96, 1];
+        for length in lengths {
+            words.extend([1, 0, 96, *length]);
+            words.extend([0; 24]);
+        }
+        let bytes: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+        file.write_all(&bytes).expect("written");
+        file
+    }
+
+    #[test]
+    fn packets_that_were_cut_short_are_read() {
+        let file = capture(&[96, 1_514]);
+        let frames = frames(file.path()).expect("frames");
+        assert_eq!(frames, [vec![0; 96], vec![0; 96]]);
+    }
 }

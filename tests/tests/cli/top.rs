@@ -126,6 +126,10 @@ fn top_shows_the_gateway_until_a_key_ends_it() -> Result<()> {
     let (head, _) = rows[0].split_once("  up ").context("no uptime in the first line")?;
     rows[0] = format!("{head}  up TIME");
     insta::assert_snapshot!(rows.join("\n"));
+    // Drawn anew: nothing of what is there stays.
+    screen.parser = vt100::Parser::new(ROWS, COLUMNS, 0);
+    screen.keyboard.write_all(b"\x0c")?;
+    screen.shows("PAUSED")?;
     screen.keyboard.write_all(b"p")?;
     screen.shows("p pause")?;
     screen.keyboard.write_all(b"q")?;

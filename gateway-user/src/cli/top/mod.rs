@@ -99,7 +99,11 @@ impl Top {
             };
             match wish {
                 Some(Wish::Quit) => break,
-                Some(Wish::Redraw) => terminal.clear()?,
+                // To clear it would be to ask the terminal where its cursor is, while keys are waited for.
+                Some(Wish::Redraw) => {
+                    let size = terminal.size()?;
+                    terminal.resize(size.into())?;
+                }
                 Some(Wish::Pause) => {
                     paused = !paused;
                     // What was read in part is of no use later.

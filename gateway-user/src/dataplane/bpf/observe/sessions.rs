@@ -83,7 +83,9 @@ impl BpfObserve {
         let keep = (KEPT * limit).max(KEPT_AT_LEAST);
         let (mut inside, mut outside) = (Largest::new(keep), Largest::new(keep));
         let mut total = 0;
-        self.elements(table, |now, tuple, session, failed| {
+        // One time for all: ages are compared.
+        let now = self.clock.now()?;
+        self.elements(table, |_, tuple, session, failed| {
             if tuple.side == SIDE_INSIDE {
                 if filter(&Half { observe: self, table, now, tuple, session, failed }) {
                     total += 1;
@@ -96,7 +98,7 @@ impl BpfObserve {
             true
         })?;
         let (inside, outside) = (inside.finish(), outside.finish());
-        let now = self.clock.now()?;
+        let is_whole = !inside.cut && !outside.cut;
         let (mut seen, mut rows) = (HashSet::new(), Vec::new());
         // The weights of the largest so far, the least of them on top.
         let mut weights = BinaryHeap::new();
@@ -112,15 +114,23 @@ impl BpfObserve {
                         weights.pop();
                     }
                     rows.push(row);
+                    if rows.len() >= 2 * limit.max(KEPT_AT_LEAST) {
+                        order.cut(&mut rows, limit);
+                    }
                 }
+            }
+            // All that the filter lets through have been looked at.
+            if !inside.cut && depth + 1 >= inside.halves.len() {
+                break;
             }
             let below = inside.below(depth).saturating_add(outside.below(depth));
             let last = weights.peek().filter(|_| weights.len() == limit);
-            if last.is_some_and(|Reverse(last)| *last >= below) {
+            // Of equals, those are shown whose tuples come first, unless there are too many to look at all.
+            if last.is_some_and(|Reverse(last)| if is_whole { *last > below } else { *last >= below }) {
                 return Ok(Some((rows, total)));
             }
         }
-        Ok((!inside.cut && !outside.cut).then_some((rows, total)))
+        Ok((!inside.cut).then_some((rows, total)))
     }
 
     /// The session that a packet belongs to.
