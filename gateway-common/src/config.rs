@@ -107,7 +107,8 @@ pub const NO_SESSION_DROP: u32 = 1;
 /// once, and asks every map by what it read.
 ///
 /// Bit 0: the gateway is active. Bit 1: [`Policy::bindings`]. Bit 2: [`Policy::eips`]. Bit 3:
-/// [`Policy::names_interfaces`]. Bits 4 and 5: [`Policy::limits`]. Bit 6: [`Policy::is_watched`]. The upper half: [`Policy::border`].
+/// [`Policy::names_interfaces`]. Bits 4 and 5: [`Policy::limits`]. Bit 6: [`Policy::is_watched`]. The upper half:
+/// [`Policy::border`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy(u32);

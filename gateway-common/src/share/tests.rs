@@ -88,11 +88,12 @@ impl Destination {
         } else {
             self.limit.has_room(self.sessions)
         };
-        if if is_soon {
+        let has_little = if is_soon {
             self.limit.has_opened_few(&share, round, self.sessions)
         } else {
             Limit::has_few(share.sessions, self.sessions)
-        } {
+        };
+        if has_little {
             self.until = round + CONTENTION;
         }
         None
