@@ -33,6 +33,7 @@ pub mod source;
 pub mod table;
 pub mod tcp;
 pub mod tunnel;
+pub mod usage;
 pub mod verdict;
 pub mod watch;
 

@@ -62,6 +62,7 @@ mod sweep;
 mod table;
 mod tcp;
 mod tunnel;
+mod usage;
 mod watch;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};

@@ -21,7 +21,7 @@ use gateway_common::{
 
 use crate::{
     atomic, config, count, family::Datapath, limit, mapping, packet::Frame, pool, ports, record, session,
-    source, tcp,
+    source, tcp, usage,
 };
 
 /// Turns that a session which was cut waits for its removal: at least one whole turn of the daemon's, 50 ms.
@@ -124,6 +124,7 @@ fn visit_left_behind<F: Datapath>(outside: &Tuple<F>) -> u32 {
         session.flags = CUT_SEEN;
         return 0;
     }
+    usage::left_behind(outside, session);
     u32::from(F::remove_session(outside).is_ok())
 }
 
@@ -245,6 +246,8 @@ fn remove<F: Datapath>(
     let proxied = session.is_proxied();
     let charge = session.charge();
     record::closed(inside, session, state, killed);
+    // By what the record has left in the scratch element.
+    usage::removed::<F>();
     if F::remove_session(inside).is_ok() && !proxied && flags & HELD != 0 {
         mapping::let_go(outside);
     }

@@ -24,3 +24,4 @@ pub mod netlink;
 mod priority;
 pub mod refused;
 pub mod render;
+pub mod usage;

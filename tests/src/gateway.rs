@@ -32,12 +32,13 @@ use gateway_common::{
     source::Source,
     table::{self, Bucket, Fill, Slot},
     tunnel::{self, GENEVE, GENEVE_PORT, Tunnel, TunnelKey},
+    usage::Usage,
 };
 use gateway_lab::Sandbox;
 use gateway_user::{
     dataplane::{
         Dataplane as _, DestinationStats, Drift, Glance, LimitStats, Logged, Observe, Order, SessionRow,
-        Trial, Tried,
+        Trial, Tried, UsageStats,
         bpf::{BpfDataplane, Options},
         watch::Watchers,
     },
@@ -597,6 +598,31 @@ impl Gateway {
         let marked = marked + elements.filter(|(tuple, session)| is_shared(tuple, session)).count();
         assert_eq!(noted, marked, "sessions that clients are known to have");
         noted
+    }
+
+    /// What is told of usage after a walk through all sessions, by groups of source and destination.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    pub fn usage(&mut self) -> BTreeMap<(String, String), Usage> {
+        // A walk may go on that began before; on a busy machine a slice may be over after a part of a table.
+        for _ in 0..2 {
+            self.dataplane().sweeper().recount();
+            for _ in 0..8 {
+                self.sweep();
+            }
+        }
+        self.told()
+    }
+
+    /// What is told of usage, as of the last walk.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    pub fn told(&self) -> BTreeMap<(String, String), Usage> {
+        let told = self.observe.usage().unwrap_or_else(|error| panic!("the usage: {error:#}"));
+        let pair = |stats: &UsageStats| (stats.source.to_string(), stats.destination.to_string());
+        told.iter().map(|stats| (pair(stats), stats.usage)).collect()
     }
 
     /// Reads what limits of sources have done.

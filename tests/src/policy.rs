@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use gateway_user::model::{
-    AccessLog, AttachMode, Capacity, Check, Eip, Interface, Limit, MAIN_TABLE, Mapping, NoSession,
+    AccessLog, AttachMode, Capacity, Check, Eip, Group, Interface, Limit, MAIN_TABLE, Mapping, NoSession,
     PerDestination, Pool, Proxy, ProxyHost, ProxyMode, Sink as AccessSink, Snapshot, Table, TableKind,
     Timeouts,
     prefix::parse_prefix,
@@ -74,6 +74,20 @@ impl Policy {
     /// Takes a limit of sources away.
     pub fn without_limit(mut self, name: &str) -> Self {
         self.0.limits.remove(name);
+        self
+    }
+
+    /// Adds a group of usage, or gives it other prefixes. They are separated by blanks.
+    pub fn group(mut self, name: &str, prefixes: &str) -> Self {
+        let prefixes = prefixes.split_whitespace().map(|word| refused(parse_prefix("prefixes", word)));
+        let group = Group { name: name.to_owned(), prefixes: prefixes.collect() };
+        self.0.groups.insert(group.name.clone(), group);
+        self
+    }
+
+    /// Takes a group of usage away.
+    pub fn without_group(mut self, name: &str) -> Self {
+        self.0.groups.remove(name);
         self
     }
 

@@ -23,6 +23,9 @@ pub(super) fn between(before: &Snapshot, after: &Snapshot) -> Vec<DiffRow> {
     maps(&mut rows, "limit", (&before.limits, &after.limits), |limit| {
         noun(&Command::LimitAdd(limit.clone()))
     });
+    maps(&mut rows, "group", (&before.groups, &after.groups), |group| {
+        noun(&Command::GroupAdd(group.clone()))
+    });
     let table = |table: &std::sync::Arc<Table>| {
         noun(&Command::TableAdd { name: table.name.clone(), kind: table.kind })
     };

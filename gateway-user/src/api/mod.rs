@@ -37,6 +37,11 @@
 //! | `POST /v1/limits/NAME` | `limit add NAME` | [`types::LimitRequest`] | [`types::Change`] |
 //! | `PATCH /v1/limits/NAME` | `limit set NAME` | [`types::LimitRequest`] | [`types::Change`] |
 //! | `DELETE /v1/limits/NAME` | `limit del NAME` | | [`types::Change`] |
+//! | `GET /v1/groups` | `group show` | | [`types::GroupRow`]s |
+//! | `GET /v1/groups/NAME` | `group show NAME` | | one [`types::GroupRow`] |
+//! | `POST /v1/groups/NAME` | `group add NAME` | [`types::GroupRequest`] | [`types::Change`] |
+//! | `PATCH /v1/groups/NAME` | `group set NAME` | [`types::GroupRequest`] | [`types::Change`] |
+//! | `DELETE /v1/groups/NAME` | `group del NAME` | | [`types::Change`] |
 //! | `GET /v1/interfaces` | `interface show` | | [`types::InterfaceRow`]s |
 //! | `POST /v1/interfaces/NAME` | `interface add NAME` | [`types::InterfaceRequest`] | [`types::Change`] |
 //! | `DELETE /v1/interfaces/NAME` | `interface del NAME` | | [`types::Change`] |
@@ -52,6 +57,7 @@
 //! | `GET /v1/stats/destinations` | `stats destinations` | [`types::DestinationQuery`] | [`types::DestinationRow`]s, the fullest first |
 //! | `GET /v1/stats/interfaces` | `stats interfaces` | | [`types::InterfaceStats`] |
 //! | `GET /v1/stats/maps` | `stats maps` | | [`types::MapRow`]s |
+//! | `GET /v1/stats/usage` | `stats usage` | [`types::UsageQuery`] | [`types::UsageRow`]s, the most first |
 //! | `GET /v1/explain?to=...&from=...` | `explain` | [`types::ExplainQuery`] | one [`types::ExplainRow`] |
 //! | `GET /v1/monitor` | `monitor` | [`types::MonitorQuery`] | [`types::MonitorLine`]s, a line of JSON each, for as long as there is a reader |
 //! | `GET /v1/capture` | `capture` | [`types::MonitorQuery`] | a pcapng file, for as long as there is a reader |

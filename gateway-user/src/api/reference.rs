@@ -58,6 +58,7 @@ fn reference() -> String {
         include_str!("types/monitor.rs"),
         include_str!("types/observed.rs"),
         include_str!("types/revision.rs"),
+        include_str!("types/usage.rs"),
         include_str!("error.rs"),
     ] {
         types(&mut page, source);

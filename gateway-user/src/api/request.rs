@@ -7,16 +7,16 @@ use ipnet::IpNet;
 use super::{
     ApiError,
     types::{
-        BindingRequest, DrainRequest, EipRequest, InterfaceRequest, LimitRequest, PoolRequest,
+        BindingRequest, DrainRequest, EipRequest, GroupRequest, InterfaceRequest, LimitRequest, PoolRequest,
         ProxyDrainRequest, ProxyRequest, RouteFlush, RouteGet, RouteImport, RouteQuery, RouteRequest,
-        RouteSelector, TableRequest,
+        RouteSelector, TableRequest, UsageQuery,
     },
 };
 use crate::{
     control::{Command, Entry, Import, LimitChanges, ProxyChanges},
     model::{
-        Binding, Eip, Interface, Limit, LimitChange, MAIN_TABLE, Mapping, PerDestination, Pool, PortRange,
-        Proto, Proxy, ProxyMode, Refuse, RouteKey, RouteWords, Selector, TableKind, ValueError,
+        Binding, Eip, Group, Interface, Limit, LimitChange, MAIN_TABLE, Mapping, PerDestination, Pool,
+        PortRange, Proto, Proxy, ProxyMode, Refuse, RouteKey, RouteWords, Selector, TableKind, ValueError,
         prefix::{parse_address, parse_prefix},
         validate::check_name,
     },
@@ -275,6 +275,34 @@ impl LimitRequest {
             Ok(LimitChanges { from, per, bounds })
         };
         read().map_err(about("limit"))
+    }
+}
+
+impl GroupRequest {
+    pub(super) fn add(&self, name: String) -> Result<Command, ApiError> {
+        check_name("group", &name).map_err(about("group"))?;
+        Ok(Command::GroupAdd(Group { name, prefixes: self.prefixes()? }))
+    }
+
+    pub(super) fn set(&self, name: String) -> Result<Command, ApiError> {
+        Ok(Command::GroupSet { name, prefixes: self.prefixes()? })
+    }
+
+    fn prefixes(&self) -> Result<Vec<IpNet>, ApiError> {
+        let parse = |text: &String| parse_prefix("prefixes", text.trim());
+        self.prefixes.iter().map(parse).collect::<Result<_, _>>().map_err(about("group"))
+    }
+}
+
+impl UsageQuery {
+    pub(super) fn since(&self) -> Result<Option<Duration>, ApiError> {
+        let read = |seconds| {
+            Duration::try_from_secs_f64(seconds).map_err(|_| {
+                let message = format!("`{seconds}` is no number of seconds");
+                about("stats")(ValueError::invalid("since", message).hint("write it as in 3600"))
+            })
+        };
+        self.since.map(read).transpose()
     }
 }
 

@@ -10,17 +10,18 @@ use gateway_common::{
 use super::{
     ApiError,
     types::{
-        BindingRow, Count, DropRow, EipRow, InterfaceRow, InterfaceStats, LimitRow, MapRow, PoolAddressRow,
-        PoolRow, ProxyHostRow, ProxyRow, SessionUse, TableRow, VerdictRow,
+        BindingRow, Count, DropRow, EipRow, GroupRow, InterfaceRow, InterfaceStats, LimitRow, MapRow,
+        PoolAddressRow, PoolRow, ProxyHostRow, ProxyRow, SessionUse, TableRow, UsageRow, VerdictRow,
     },
 };
 use crate::{
     control::not_found,
     dataplane::{
-        AttachedInterface, LimitStats, MapStats, PoolAddressStats, ProxyHostStats, Traffic, UNKNOWN_INTERFACE,
+        AttachedInterface, LimitStats, MapStats, PoolAddressStats, ProxyHostStats, Traffic,
+        UNKNOWN_INTERFACE, UsageStats,
     },
     health::{Health, HealthState},
-    model::{Binding, Eip, Limit, Pool, Proxy, ProxyHost, Snapshot, Table},
+    model::{Binding, Eip, Group, Limit, Pool, Proxy, ProxyHost, Snapshot, Table},
 };
 
 /// Packets of tables by kind of target, see [`crate::dataplane::Observe::tables`].
@@ -138,6 +139,35 @@ pub(super) fn limit(limit: &Limit, seen: &[LimitStats]) -> LimitRow {
         over_rate: seen(|seen| seen.counters.over_rate),
         over_concurrent: seen(|seen| seen.counters.over_concurrent),
     }
+}
+
+/// The group of this name.
+pub(super) fn find_group<'a>(state: &'a Snapshot, name: &str) -> Result<&'a Group, ApiError> {
+    state.groups.get(name).ok_or_else(|| not_found("group", name, state.groups.keys().map(String::as_str)))
+}
+
+/// A group.
+pub(super) fn group(group: &Group) -> GroupRow {
+    GroupRow { name: group.name.clone(), prefixes: group.prefixes.clone() }
+}
+
+/// What sessions between groups have carried, the most first.
+pub(super) fn usage(stats: &[UsageStats], since: Option<&str>) -> Vec<UsageRow> {
+    let row = |stats: &UsageStats| UsageRow {
+        source: stats.source.to_string(),
+        destination: stats.destination.to_string(),
+        connections: stats.usage.connections,
+        sent: stats.usage.sent.into(),
+        received: stats.usage.received.into(),
+        since: since.map(str::to_owned),
+    };
+    let mut rows: Vec<_> = stats.iter().map(row).collect();
+    let bytes = |row: &UsageRow| row.sent.bytes.saturating_add(row.received.bytes);
+    rows.sort_by(|a, b| {
+        let by_name = || (&a.source, &a.destination).cmp(&(&b.source, &b.destination));
+        bytes(b).cmp(&bytes(a)).then_with(by_name)
+    });
+    rows
 }
 
 /// Interfaces as configured, with what became of each.

@@ -1,6 +1,9 @@
 //! The server side of the control API.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -11,6 +14,7 @@ use axum::{
     routing::{get, post},
     serve::IncomingStream,
 };
+use jiff::Timestamp;
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
@@ -22,11 +26,11 @@ use super::{
     status::Context,
     types::{
         BindingRequest, Change, DestinationQuery, DestinationRow, DrainRequest, DropRow, EipRequest, EipRow,
-        ExplainQuery, ExplainRow, Export, InterfaceRequest, InterfaceRow, InterfaceStats, LimitRequest,
-        LimitRow, List, MapRow, PoolAddressRow, PoolRequest, PoolRow, ProxyDrainRequest, ProxyRequest,
-        ProxyRow, RouteFlush, RouteGet, RouteImport, RouteMatch, RouteQuery, RouteRequest, RouteRow,
-        RouteSelector, SessionCount, SessionQuery, SessionRow, Status, TableRequest, TableRow, Version,
-        WhohadQuery, WhohadRow,
+        ExplainQuery, ExplainRow, Export, GroupRequest, GroupRow, InterfaceRequest, InterfaceRow,
+        InterfaceStats, LimitRequest, LimitRow, List, MapRow, PoolAddressRow, PoolRequest, PoolRow,
+        ProxyDrainRequest, ProxyRequest, ProxyRow, RouteFlush, RouteGet, RouteImport, RouteMatch, RouteQuery,
+        RouteRequest, RouteRow, RouteSelector, SessionCount, SessionQuery, SessionRow, Status, TableRequest,
+        TableRow, UsageQuery, UsageRow, Version, WhohadQuery, WhohadRow,
     },
     whohad,
 };
@@ -78,6 +82,8 @@ fn router(context: Context) -> Router {
         .route("/proxies/{name}/drained", post(proxy_drain).delete(proxy_undrain))
         .route("/limits", get(limit_show))
         .route("/limits/{name}", get(limit_show_one).post(limit_add).patch(limit_set).delete(limit_del))
+        .route("/groups", get(group_show))
+        .route("/groups/{name}", get(group_show_one).post(group_add).patch(group_set).delete(group_del))
         .route("/interfaces", get(interface_show))
         .route("/interfaces/{name}", post(interface_add).delete(interface_del))
         .route("/activate", post(activate))
@@ -93,6 +99,7 @@ fn router(context: Context) -> Router {
         .route("/stats/destinations", get(stats_destinations))
         .route("/stats/interfaces", get(stats_interfaces))
         .route("/stats/maps", get(stats_maps))
+        .route("/stats/usage", get(stats_usage))
         .route("/monitor", get(monitor::monitor))
         .route("/capture", get(capture::capture))
         .route("/export", get(export))
@@ -403,6 +410,38 @@ async fn limit_del(State(context): Ctx, ConnectInfo(peer): From, Path(name): Pat
     change(&context, peer, Command::LimitDel { name }).await
 }
 
+// ---- groups -------------------------------------------------------------------------------------------
+
+async fn group_show(State(context): Ctx) -> Rows<GroupRow> {
+    read(context, |current, _| Ok(current.snapshot.groups.values().map(rows::group).collect())).await
+}
+
+async fn group_show_one(State(context): Ctx, Path(name): Path<String>) -> Rows<GroupRow> {
+    read(context, move |current, _| Ok(vec![rows::group(rows::find_group(&current.snapshot, &name)?)])).await
+}
+
+async fn group_add(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<GroupRequest>,
+) -> Changed {
+    change(&context, peer, request.add(name)?).await
+}
+
+async fn group_set(
+    State(context): Ctx,
+    ConnectInfo(peer): From,
+    Path(name): Path<String>,
+    Body(request): Body<GroupRequest>,
+) -> Changed {
+    change(&context, peer, request.set(name)?).await
+}
+
+async fn group_del(State(context): Ctx, ConnectInfo(peer): From, Path(name): Path<String>) -> Changed {
+    change(&context, peer, Command::GroupDel { name }).await
+}
+
 // ---- interfaces ---------------------------------------------------------------------------------------
 
 async fn interface_show(State(context): Ctx) -> Rows<InterfaceRow> {
@@ -504,6 +543,18 @@ async fn stats_interfaces(State(context): Ctx) -> Rows<InterfaceStats> {
 
 async fn stats_maps(State(context): Ctx) -> Rows<MapRow> {
     read(context, |_, observe| Ok(rows::maps(observe.maps()?))).await
+}
+
+async fn stats_usage(State(context): Ctx, Query(query): Query<UsageQuery>) -> Rows<UsageRow> {
+    let since = query.since()?;
+    let history = Arc::clone(&context.usage);
+    read(context, move |_, observe| {
+        let now = observe.usage()?;
+        let Some(since) = since else { return Ok(rows::usage(&now, None)) };
+        let (from, carried) = history.since(Instant::now(), Timestamp::now(), since, &now);
+        Ok(rows::usage(&carried, Some(&whohad::seconds(from))))
+    })
+    .await
 }
 
 // ---- what they share ----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ use crate::{
     model::{MAIN_TABLE, Role, Snapshot, Table, Target, validate::below_standard},
     monitor::Hub,
     netlink::Sysctls,
+    usage::History,
 };
 
 /// Sessions in use from which on `status` warns, in percent of the capacity.
@@ -36,6 +37,8 @@ pub struct Context {
     pub inspect: Inspect,
     /// Who watches packets.
     pub monitor: Hub,
+    /// What sessions had carried before.
+    pub usage: Arc<History>,
 }
 
 impl Context {

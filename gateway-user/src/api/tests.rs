@@ -57,6 +57,7 @@ impl Daemon {
             started: Instant::now(),
             inspect: Arc::new(|_| Sysctls::default()),
             monitor: crate::monitor::Hub::default(),
+            usage: Arc::default(),
         };
         let stop = CancellationToken::new();
         let listener = listen(&directory.path().join("gateway.sock")).expect("listens");

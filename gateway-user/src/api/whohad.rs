@@ -111,6 +111,6 @@ fn row(entry: Entry<'static>, live: bool) -> Option<WhohadRow> {
 }
 
 /// RFC 3339, to the millisecond.
-fn seconds(time: Timestamp) -> String {
+pub(super) fn seconds(time: Timestamp) -> String {
     format!("{time:.3}")
 }

@@ -16,7 +16,7 @@ use crate::{
     api::{
         Client,
         error::exit,
-        types::{EipRow, InterfaceRow, LimitRow, List, PoolRow, ProxyRow, TableRow},
+        types::{EipRow, GroupRow, InterfaceRow, LimitRow, List, PoolRow, ProxyRow, TableRow},
     },
     model::Target,
 };
@@ -167,6 +167,7 @@ async fn names(command: &Command, client: &Client) -> Vec<Candidate> {
         (Some("pool"), _) => pools(client).await,
         (Some("proxy"), _) => proxies(client).await,
         (Some("limit"), _) => limits(client).await,
+        (Some("group"), _) => groups(client).await,
         (Some("table"), _) => tables(client).await,
         (Some("device"), _) => interfaces(client).await,
         _ => Vec::new(),
@@ -186,6 +187,11 @@ async fn proxies(client: &Client) -> Vec<Candidate> {
 async fn limits(client: &Client) -> Vec<Candidate> {
     let list: Result<List<LimitRow>, _> = client.get("/v1/limits", &()).await;
     list.map(|list| list.items.into_iter().map(|limit| plain(&limit.name)).collect()).unwrap_or_default()
+}
+
+async fn groups(client: &Client) -> Vec<Candidate> {
+    let list: Result<List<GroupRow>, _> = client.get("/v1/groups", &()).await;
+    list.map(|list| list.items.into_iter().map(|group| plain(&group.name)).collect()).unwrap_or_default()
 }
 
 async fn eips(client: &Client) -> Vec<Candidate> {

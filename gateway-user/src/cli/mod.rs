@@ -10,6 +10,7 @@ mod eip;
 mod explain;
 mod failure;
 mod gateway;
+mod group;
 mod help;
 mod interface;
 mod limit;
@@ -124,6 +125,9 @@ enum Noun {
     /// What clients may open
     #[command(subcommand)]
     Limit(limit::Verb),
+    /// Addresses whose usage is counted together
+    #[command(subcommand)]
+    Group(group::Verb),
     /// Devices that packets come in through
     #[command(subcommand)]
     Interface(interface::Verb),
@@ -265,6 +269,7 @@ async fn execute(noun: Noun, context: &mut Context<'_, '_>) -> Result<u8, Failur
         Noun::Eip(verb) => verb.run(context).await?,
         Noun::Proxy(verb) => verb.run(context).await?,
         Noun::Limit(verb) => verb.run(context).await?,
+        Noun::Group(verb) => verb.run(context).await?,
         Noun::Interface(verb) => verb.run(context).await?,
         Noun::Session(verb) => verb.run(context).await?,
         Noun::Activate(verb) => verb.run(context).await?,

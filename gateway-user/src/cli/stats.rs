@@ -14,9 +14,9 @@ use super::{
 use crate::{
     api::types::{
         DestinationQuery, DestinationRow, DropRow, InterfaceStats, List, MapRow, PoolAddressRow, RouteQuery,
-        RouteRow, Row,
+        RouteRow, Row, UsageQuery, UsageRow,
     },
-    render::{Grid, Rated},
+    render::{Grid, Rated, comma_separated},
 };
 
 const INTERFACES: &str = "/v1/stats/interfaces";
@@ -25,6 +25,7 @@ const DESTINATIONS: &str = "/v1/stats/destinations";
 const DROPS: &str = "/v1/stats/drops";
 const MAPS: &str = "/v1/stats/maps";
 const ROUTES: &str = "/v1/stats/routes";
+const USAGE: &str = "/v1/stats/usage";
 
 #[derive(Args, Debug)]
 #[command(
@@ -56,6 +57,12 @@ enum Part {
     /// Packets and bytes by interface and verdict
     #[command(after_help = "gwctl stats interfaces\ngwctl stats interfaces --watch")]
     Interfaces(Plain),
+    /// What sessions have carried, by group of sources and destinations; see `gwctl group`
+    #[command(
+        after_help = "gwctl stats usage\ngwctl stats usage since 1h\ngwctl stats usage since 30days --csv\n\
+                      gwctl stats usage --watch"
+    )]
+    Usage(Usage),
     /// How full the maps of the data plane are
     #[command(after_help = "gwctl stats maps")]
     Maps(Plain),
@@ -87,6 +94,18 @@ struct Destinations {
     /// Sources of each row at most [3]; 0 spares the walk through the session table
     #[arg(long, value_name = "N")]
     sources: Option<u32>,
+    #[command(flatten)]
+    watch: Watch,
+}
+
+#[derive(Args, Debug)]
+struct Usage {
+    /// Of this time only: 10m, 1h, 30days; as far back as gatewayd has run, 31 days at most
+    #[arg(long, value_name = "DUR", value_parser = value::duration)]
+    since: Option<Duration>,
+    /// Print comma separated values
+    #[arg(long, conflicts_with = "interval", help_heading = super::words::OPTIONS)]
+    csv: bool,
     #[command(flatten)]
     watch: Watch,
 }
@@ -186,11 +205,37 @@ impl Part {
             Self::Interfaces(Plain { watch }) => {
                 rows::<InterfaceStats>(context, INTERFACES, &(), watch.interval.or(interval), |_| true).await
             }
+            Self::Usage(Usage { since, csv, watch }) => {
+                let query = UsageQuery { since: since.map(|since| since.as_secs_f64()) };
+                match watch.interval.or(interval) {
+                    None => usage(context, &query, csv).await,
+                    Some(_) if csv => Err(Failure::usage("`--csv` and `--watch` do not go together")
+                        .hint("leave one of them out")),
+                    interval => rows::<UsageRow>(context, USAGE, &query, interval, |_| true).await,
+                }
+            }
             Self::Maps(Plain { watch }) => {
                 rows::<MapRow>(context, MAPS, &(), watch.interval.or(interval), |_| true).await
             }
         }
     }
+}
+
+/// Shows what sessions have carried, and says since when.
+async fn usage(context: &mut Context<'_, '_>, query: &UsageQuery, csv: bool) -> Result<(), Failure> {
+    if csv && context.json {
+        return Err(Failure::usage("`--csv` and `--json` do not go together").hint("leave one of them out"));
+    }
+    let list: List<UsageRow> = context.get(USAGE, query).await?;
+    if csv {
+        context.print_text(&comma_separated(&list.items, context.header))?;
+    } else {
+        context.print(&list)?;
+    }
+    if let Some(since) = list.items.first().and_then(|row| row.since.as_ref()) {
+        context.note(&format!("since {since}"));
+    }
+    Ok(())
 }
 
 /// Shows the counters of `path` once, or until the user has seen enough.

@@ -125,6 +125,11 @@ fn every_form_of_every_command_is_read() {
         limit del tenant-a
         limit show tenant-a
         limit
+        group add payments prefix 10.1.0.0/16,2001:db8:1::/48
+        group set payments prefix 10.1.0.0/16
+        group del payments
+        group show payments
+        group
         interface add eth1 role inside mode native
         interface del eth1
         interface
@@ -137,6 +142,9 @@ fn every_form_of_every_command_is_read() {
         stats routes table t
         stats pools
         stats interfaces
+        stats usage
+        stats usage since 1h --csv
+        stats usage --since=30days --watch
         stats maps
         session show from 10.0.0.0/8 to 203.0.113.7 proto tcp dport 443 pool nat proxy squid state established sort bytes limit 10
         session count by destination proto udp

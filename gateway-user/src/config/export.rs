@@ -65,6 +65,12 @@ fn write(out: &mut String, state: &Snapshot, metrics: Option<SocketAddr>) -> fmt
     }
     state.proxies.values().try_for_each(|proxy| write_proxy(out, proxy))?;
     state.limits.values().try_for_each(|limit| write_limit(out, limit))?;
+    for group in state.groups.values() {
+        let prefixes: Vec<_> = group.prefixes.iter().map(|prefix| format!("\"{prefix}\"")).collect();
+        writeln!(out, "\n[[group]]")?;
+        writeln!(out, "name = {}", quote(&group.name))?;
+        writeln!(out, "prefixes = [{}]", prefixes.join(", "))?;
+    }
     state.tables.values().try_for_each(|table| write_table(out, table))
 }
 

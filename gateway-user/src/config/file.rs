@@ -31,6 +31,8 @@ pub(super) struct File {
     pub(super) access_log: Option<AccessLog>,
     #[serde(default)]
     pub(super) limit: Vec<Limit>,
+    #[serde(default)]
+    pub(super) group: Vec<Group>,
 }
 
 #[derive(Default, Deserialize)]
@@ -136,6 +138,13 @@ pub(super) struct Limit {
     pub(super) rate: Option<Spanned<u32>>,
     pub(super) burst: Option<Spanned<u32>>,
     pub(super) concurrent: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Group {
+    pub(super) name: Spanned<String>,
+    pub(super) prefixes: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -6,7 +6,7 @@ use super::{
     ConfigError, RouteLine,
     file::{File, Source},
 };
-use crate::model::{Subject, Violation, words};
+use crate::model::{Subject, ValueError, Violation, words};
 
 /// The violation as an error at its place.
 pub(super) fn locate(
@@ -79,6 +79,7 @@ pub(super) fn locate(
             });
             (at, format!("limit.{field}"))
         }
+        Subject::Group(name) => group(file, name, &error),
         Subject::Table(name) => {
             let table = file.table.iter().find(|table| table.name.get_ref() == name);
             let at = table.map(|table| match &table.kind {
@@ -132,6 +133,17 @@ fn gateway(file: &File, field: &'static str) -> (Option<usize>, String) {
         "icmp" => text("timeouts", &file.timeouts.icmp),
         _ => text("gateway", &file.gateway.name),
     }
+}
+
+fn group(file: &File, name: &str, error: &ValueError) -> (Option<usize>, String) {
+    let group = file.group.iter().find(|group| group.name.get_ref() == name);
+    let at = group.map(|group| {
+        // The message names the prefix.
+        let named = |text: &&Spanned<String>| error.message.split(' ').any(|word| word == text.get_ref());
+        let text = group.prefixes.iter().rfind(named).filter(|_| error.field == "prefixes");
+        start(text.unwrap_or(&group.name))
+    });
+    (at, format!("group.{}", error.field))
 }
 
 fn start<T>(value: &Spanned<T>) -> usize {

@@ -23,7 +23,7 @@ use std::{
 use toml::Spanned;
 
 use crate::model::{
-    Eip, Interface, Limit, LimitChange, PerDestination, Pool, PortRange, Proxy, ProxyMode, RouteKey,
+    Eip, Group, Interface, Limit, LimitChange, PerDestination, Pool, PortRange, Proxy, ProxyMode, RouteKey,
     Snapshot, Table, TableKind, ValueError,
     error::suggest,
     prefix::{parse_address, parse_prefix},
@@ -125,6 +125,9 @@ impl Loader<'_> {
         }
         for limit in &file.limit {
             self.limit(limit, &mut state)?;
+        }
+        for group in &file.group {
+            self.group(group, &mut state)?;
         }
         let mut names = BTreeSet::new();
         for table in &file.table {
@@ -326,6 +329,20 @@ impl Loader<'_> {
         match state.limits.insert(name, added) {
             None => Ok(()),
             Some(_) => Err(self.source.twice("limit", &limit.name)),
+        }
+    }
+
+    fn group(&self, group: &file::Group, state: &mut Snapshot) -> Result<(), ConfigError> {
+        let name = group.name.get_ref().clone();
+        let mut prefixes = Vec::new();
+        for text in &group.prefixes {
+            let prefix = parse_prefix("prefixes", text.get_ref());
+            prefixes
+                .push(prefix.map_err(|error| self.source.value(text.span().start, "group.prefixes", error))?);
+        }
+        match state.groups.insert(name.clone(), Group { name, prefixes }) {
+            None => Ok(()),
+            Some(_) => Err(self.source.twice("group", &group.name)),
         }
     }
 

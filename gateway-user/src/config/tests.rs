@@ -6,8 +6,8 @@ use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
 use crate::model::{
-    AccessLog, AttachMode, Check, Fail, Fsync, MAIN_TABLE, Mapping, NoSession, Per, Proxy, ProxyHost, Refuse,
-    Role, Sink, Target, words::parse_binding,
+    AccessLog, AttachMode, Check, Fail, Fsync, Group, MAIN_TABLE, Mapping, NoSession, Per, Proxy, ProxyHost,
+    Refuse, Role, Sink, Target, words::parse_binding,
 };
 
 /// The sample of the reference, as far as this version goes.
@@ -207,6 +207,27 @@ fn what_is_wrong_is_said_with_its_place_and_a_remedy() {
 }
 
 #[test]
+fn what_is_wrong_with_a_group_is_said_with_its_place_and_a_remedy() {
+    let added = |text: &str| (format!("{SAMPLE}{text}"), ROUTES.to_owned());
+    let cases = [
+        added("[[group]]\nname = \"a\"\n"),
+        added("[[group]]\nname = \"a\"\nprefixes = []\n"),
+        added("[[group]]\nname = \"a\"\nprefixes = [\"10.0.7.0/24\", \"10.0.7.1/24\"]\n"),
+        added("[[group]]\nname = \"a\"\nprefixes = [\"10.0.7.0/24\", \"10.0.7.0/24\"]\n"),
+        added("[[group]]\nname = \"other\"\nprefixes = [\"10.0.7.0/24\"]\n"),
+        added(
+            "[[group]]\nname = \"a\"\nprefixes = [\"10.0.7.0/24\"]\n\
+             [[group]]\nname = \"b\"\nprefixes = [\"10.0.8.0/24\", \"10.0.7.0/24\"]\n",
+        ),
+        added(
+            "[[group]]\nname = \"a\"\nprefixes = [\"10.0.7.0/24\"]\n\
+             [[group]]\nname = \"a\"\nprefixes = [\"10.0.8.0/24\"]\n",
+        ),
+    ];
+    insta::assert_snapshot!("group_errors", complaints(cases));
+}
+
+#[test]
 fn what_is_wrong_with_an_access_log_is_said_with_its_place_and_a_remedy() {
     let added = |text: &str| (format!("{SAMPLE}{text}"), ROUTES.to_owned());
     let cases = [
@@ -369,6 +390,12 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 (limit.rate, limit.concurrent) = (number as u32, 7 * number as u32);
                 limit.burst = number.is_multiple_of(2).then_some(9);
                 state.limits.insert(name, limit);
+            }
+            for number in 0..pools {
+                let name = format!("group-{number}");
+                let prefixes = [format!("10.1.{number}.0/24"), format!("2001:db8:1:{number}::/64")];
+                let prefixes = prefixes.iter().map(|prefix| prefix.parse().expect("a prefix")).collect();
+                state.groups.insert(name.clone(), Group { name, prefixes });
             }
             for number in 0..pools {
                 let proxy = proxy(number as u16);

@@ -1,5 +1,6 @@
 //! Changes of the desired state, one variant a verb.
 
+mod group;
 mod limit;
 mod proxy;
 
@@ -10,8 +11,8 @@ use ipnet::IpNet;
 use crate::{
     api::{ApiError, ErrorKind},
     model::{
-        Binding, Eip, Fail, Interface, Limit, LimitChange, MAIN_TABLE, Mapping, Pool, PortRange, Proxy,
-        Refuse, Route, RouteKey, Snapshot, Subject, Table, TableKind, Target, error::closest,
+        Binding, Eip, Fail, Group, Interface, Limit, LimitChange, MAIN_TABLE, Mapping, Pool, PortRange,
+        Proxy, Refuse, Route, RouteKey, Snapshot, Subject, Table, TableKind, Target, error::closest,
     },
 };
 
@@ -152,6 +153,20 @@ pub enum Command {
         /// Name.
         name: String,
     },
+    /// Adds a group of usage.
+    GroupAdd(Group),
+    /// Gives a group other prefixes.
+    GroupSet {
+        /// Name.
+        name: String,
+        /// Prefixes.
+        prefixes: Vec<IpNet>,
+    },
+    /// Removes a group of usage.
+    GroupDel {
+        /// Name.
+        name: String,
+    },
     /// Adds an interface.
     InterfaceAdd(Interface),
     /// Removes an interface that nothing refers to.
@@ -262,6 +277,9 @@ impl Command {
             Self::LimitAdd(added) => limit::add(&mut next, added)?,
             Self::LimitSet { name, changes } => limit::set(&mut next, name, changes)?,
             Self::LimitDel { name } => limit::del(&mut next, name)?,
+            Self::GroupAdd(added) => group::add(&mut next, added)?,
+            Self::GroupSet { name, prefixes } => group::set(&mut next, name, prefixes)?,
+            Self::GroupDel { name } => group::del(&mut next, name)?,
             Self::InterfaceAdd(interface) => {
                 if next.interfaces.contains_key(&interface.name) {
                     return Err(exists("interface", &interface.name)
@@ -303,6 +321,9 @@ impl Command {
             | Self::ProxyDel { name } => Subject::Proxy(name.clone()),
             Self::LimitAdd(Limit { name, .. }) | Self::LimitSet { name, .. } | Self::LimitDel { name } => {
                 Subject::Limit(name.clone())
+            }
+            Self::GroupAdd(Group { name, .. }) | Self::GroupSet { name, .. } | Self::GroupDel { name } => {
+                Subject::Group(name.clone())
             }
             Self::InterfaceAdd(Interface { name, .. }) | Self::InterfaceDel { name } => {
                 Subject::Interface(name.clone())
@@ -383,6 +404,11 @@ impl fmt::Display for Command {
             }
             Self::LimitSet { name, changes } => write!(f, "limit set {name}{changes}"),
             Self::LimitDel { name } => write!(f, "limit del {name}"),
+            Self::GroupAdd(Group { name, prefixes }) => {
+                write!(f, "group add {name} prefix {}", commas(prefixes))
+            }
+            Self::GroupSet { name, prefixes } => write!(f, "group set {name} prefix {}", commas(prefixes)),
+            Self::GroupDel { name } => write!(f, "group del {name}"),
             Self::InterfaceAdd(Interface { name, role, mode }) => {
                 write!(f, "interface add {name} role {role} mode {mode}")
             }

@@ -5,8 +5,8 @@ use std::{borrow::Cow, collections::BTreeMap, net::IpAddr, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Binding, Difference, Eip, Interface, Limit, NoSession, Pool, Proxy, Routes, Snapshot, Table, TableKind,
-    Timeouts,
+    Binding, Difference, Eip, Group, Interface, Limit, NoSession, Pool, Proxy, Routes, Snapshot, Table,
+    TableKind, Timeouts,
 };
 
 /// The part of a [`Snapshot`] that can be changed at run time.
@@ -26,6 +26,8 @@ pub(super) struct Running<'a> {
     proxies: Cow<'a, BTreeMap<String, Proxy>>,
     #[serde(default)]
     limits: Cow<'a, BTreeMap<String, Limit>>,
+    #[serde(default)]
+    groups: Cow<'a, BTreeMap<String, Group>>,
     tables: Cow<'a, BTreeMap<String, Arc<Table>>>,
 }
 
@@ -58,6 +60,8 @@ pub(super) struct Delta<'a> {
     proxies: Option<Cow<'a, BTreeMap<String, Proxy>>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     limits: Option<Cow<'a, BTreeMap<String, Limit>>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    groups: Option<Cow<'a, BTreeMap<String, Group>>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     tables_removed: Vec<Cow<'a, str>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -92,6 +96,7 @@ impl<'a> Running<'a> {
             eips: Cow::Borrowed(&state.eips),
             proxies: Cow::Borrowed(&state.proxies),
             limits: Cow::Borrowed(&state.limits),
+            groups: Cow::Borrowed(&state.groups),
             tables: Cow::Borrowed(&state.tables),
         }
     }
@@ -115,6 +120,7 @@ impl<'a> Running<'a> {
             eips: self.eips.into_owned(),
             proxies: self.proxies.into_owned(),
             limits: self.limits.into_owned(),
+            groups: self.groups.into_owned(),
             access_log: base.access_log.clone(),
             tables,
         };
@@ -175,6 +181,7 @@ impl<'a> Delta<'a> {
             eips: changed(&before.eips, &after.eips),
             proxies: changed(&before.proxies, &after.proxies),
             limits: changed(&before.limits, &after.limits),
+            groups: changed(&before.groups, &after.groups),
             tables_removed: removed.map(Cow::from).collect(),
             tables,
         })
@@ -191,6 +198,7 @@ impl<'a> Delta<'a> {
         replace(&mut state.eips, self.eips);
         replace(&mut state.proxies, self.proxies);
         replace(&mut state.limits, self.limits);
+        replace(&mut state.groups, self.groups);
         for name in self.tables_removed {
             if state.tables.remove(&*name).is_none() {
                 return Err(format!("it removes table `{name}`, which is not there"));

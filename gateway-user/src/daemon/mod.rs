@@ -44,6 +44,7 @@ use crate::{
     monitor::Hub,
     netlink::{Neighbor, Netlink, Sysctls},
     refused::Refused,
+    usage,
 };
 
 use directory::Lock;
@@ -215,6 +216,7 @@ async fn run(
     let records = backend.records.map(|records| access_log::start(records, sink, &recorded)).transpose()?;
     let hub = backend.watchers.map(Hub::start).transpose()?.unwrap_or_default();
     let metrics = Metrics::new(handle.clone(), recorded)?;
+    let usage = Arc::<usage::History>::default();
     let context = api::Context {
         control: handle.clone(),
         config_file: absolute(&args.config).unwrap_or_else(|_| args.config.clone()),
@@ -222,6 +224,7 @@ async fn run(
         started,
         inspect: inspector(&handle),
         monitor: hub.clone(),
+        usage: Arc::clone(&usage),
     };
     let (unresolved, resolve) = mpsc::channel(events::BACKLOG);
     let mut api = tokio::spawn(api::serve(socket, context, stop.clone()));
@@ -230,6 +233,7 @@ async fn run(
     let follower = follow(netlink, handle.clone(), resolve, stop.clone(), args.detach_on_exit);
     let follower = tokio::spawn(follower);
     let checks = tokio::spawn(health::run(handle.clone(), stop.clone()));
+    let looks = tokio::spawn(usage::run(usage, handle.clone(), stop.clone()));
     info!(socket = %args.socket.display(), metrics = %metrics_at, active = handle.snapshot().active, "ready");
     notify(&[NotifyState::Ready]);
 
@@ -253,6 +257,7 @@ async fn run(
     }
     finish("requests on the control socket", api).await;
     finish("the checks of proxies", checks).await;
+    finish("the history of usage", looks).await;
     finish("the connection to the host's network", follower).await;
     if let Some(records) = records {
         records.stop();

@@ -18,7 +18,8 @@ use gateway_common::{
 
 use super::{
     AttachedInterface, Dataplane, DestinationStats, Drift, Glance, Host, LimitStats, MapStats, Observe,
-    PoolAddressStats, ProxyHostStats, SessionRow, Sweeper, Swept, Traffic, Trial, Tried, keep_fullest,
+    PoolAddressStats, ProxyHostStats, SessionRow, Sweeper, Swept, Traffic, Trial, Tried, UsageStats,
+    keep_fullest,
 };
 use crate::model::{AttachMode, RouteKey, Snapshot};
 
@@ -63,6 +64,8 @@ pub struct State {
     pub destinations: Vec<DestinationStats>,
     /// What limits of sources have done; absent ones have done nothing.
     pub limits: Vec<LimitStats>,
+    /// What sessions between groups have carried.
+    pub usage: Vec<UsageStats>,
     /// Sessions through hosts of proxies; absent ones read as zero.
     pub flows: BTreeMap<IpAddr, u64>,
     /// Sessions opened and closed, in the order of [`SessionClass::ALL`].
@@ -193,6 +196,10 @@ impl Observe for Memory {
 
     fn limits(&self) -> anyhow::Result<Vec<LimitStats>> {
         self.read(|state| state.limits.clone())
+    }
+
+    fn usage(&self) -> anyhow::Result<Arc<[UsageStats]>> {
+        self.read(|state| state.usage.clone().into())
     }
 
     fn pools(&self) -> anyhow::Result<Vec<PoolAddressStats>> {

@@ -21,6 +21,7 @@ use gateway_common::{
     counter::{Counter, SessionClass, SessionCounters},
     pool::PoolCounters,
     source::LimitCounters,
+    usage::Usage,
 };
 
 use jiff::Timestamp;
@@ -72,7 +73,8 @@ pub trait Sweeper: Send + Sync {
     /// What it met says how soon, and how urgently, the next one should follow.
     fn sweep(&self, turn: bool) -> anyhow::Result<Swept>;
 
-    /// Has the next slices compare what is counted with what there is, see [`Observe::drift`], although it is not due.
+    /// Has the next slices compare what is counted with what there is, see [`Observe::drift`], and add up what sessions
+    /// have carried, see [`Observe::usage`], although it is not due.
     fn recount(&self);
 }
 
@@ -153,6 +155,10 @@ pub trait Observe: Send + Sync {
     fn fullest(&self) -> anyhow::Result<BTreeMap<String, Vec<f64>>>;
     /// Limits of sources.
     fn limits(&self) -> anyhow::Result<Vec<LimitStats>>;
+    /// What the sessions between two groups have carried, of those where it is anything; as of the last walk through the
+    /// session tables, which is a second old, or older where there are many sessions. It never goes back, but with a
+    /// group that is removed.
+    fn usage(&self) -> anyhow::Result<Arc<[UsageStats]>>;
     /// Session life by protocol class, every class present.
     fn session_counters(&self) -> anyhow::Result<Vec<(SessionClass, SessionCounters)>>;
     /// Sessions that `filter` accepts, at most `limit` of them (0: all). It is shown all others, too.
@@ -368,6 +374,17 @@ pub struct LimitStats {
     pub most: u64,
     /// Connections admitted and refused.
     pub counters: LimitCounters,
+}
+
+/// What the sessions between two groups have carried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageStats {
+    /// Group of the inside hosts.
+    pub source: Arc<str>,
+    /// Group of the servers.
+    pub destination: Arc<str>,
+    /// How much.
+    pub usage: Usage,
 }
 
 /// By how much what is counted differs from what the session tables have, where that is known for certain: 0, or there is

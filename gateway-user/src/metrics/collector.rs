@@ -19,7 +19,9 @@ use super::descriptor::{self as metric, Descriptor, Kind};
 use crate::{
     access_log::{Lost, Stats},
     control::Handle,
-    dataplane::{AttachedInterface, LimitStats, MapStats, PoolAddressStats, ProxyHostStats, Traffic},
+    dataplane::{
+        AttachedInterface, LimitStats, MapStats, PoolAddressStats, ProxyHostStats, Traffic, UsageStats,
+    },
     model::Snapshot,
 };
 
@@ -80,6 +82,9 @@ impl Collector for GatewayCollector {
                     out.set_ratio(&metric::DESTINATION_SATURATION, [pool, &rank.to_string()], *ratio);
                 }
             }
+        }
+        if let Some(pairs) = out.read("usage", observe.usage()) {
+            pairs.iter().for_each(|pair| usage(&mut out, pair));
         }
         if let Some(limits) = out.read("limits", observe.limits()) {
             for LimitStats { name, counters, .. } in &limits {
@@ -216,6 +221,14 @@ fn pool_address(out: &mut Families, stats: &PoolAddressStats) {
     out.set(&metric::POOL_CONNECTIONS_ESTABLISHED, labels, counters.established);
     out.set(&metric::POOL_PORT_ALLOCATION_ERRORS, labels, counters.allocation_errors);
     out.set(&metric::POOL_IDLE_TIMEOUTS, labels, counters.idle_timeouts);
+}
+
+fn usage(out: &mut Families, UsageStats { source, destination, usage }: &UsageStats) {
+    for (direction, counter) in [("sent", usage.sent), ("received", usage.received)] {
+        out.set(&metric::USAGE_PACKETS, [source, destination, direction], counter.packets);
+        out.set(&metric::USAGE_BYTES, [source, destination, direction], counter.bytes);
+    }
+    out.set(&metric::USAGE_CONNECTIONS, [source, destination], usage.connections);
 }
 
 fn sessions(out: &mut Families, classes: &[(SessionClass, SessionCounters)]) {

@@ -124,6 +124,12 @@ metrics! {
         "1 while the host of the proxy is taken to be up and packets are sent to it, 0 while it is down.";
     PROXY_FLOWS = Gauge "gateway_proxy_flows" ["proxy", "host"]
         "Sessions that go through the host of the proxy.";
+    USAGE_PACKETS = Counter "gateway_usage_packets_total" ["source_group", "destination_group", "direction"]
+        "IP packets of sessions between two groups of addresses; only pairs of groups that had any. A second late, or later where there are many sessions.";
+    USAGE_BYTES = Counter "gateway_usage_bytes_total" ["source_group", "destination_group", "direction"]
+        "The same in bytes of IP packets, without Ethernet.";
+    USAGE_CONNECTIONS = Counter "gateway_usage_connections_total" ["source_group", "destination_group"]
+        "Sessions between two groups of addresses.";
     MAP_ENTRIES = Gauge "gateway_map_entries" ["map"]
         "Elements in use of a map of the data plane.";
     MAP_CAPACITY = Gauge "gateway_map_capacity" ["map"]
@@ -155,7 +161,7 @@ pub fn reference() -> String {
         "\n## Labels\n\n\
          | label | values |\n\
          |---|---|\n\
-         | `direction` | `in`, `out` |\n\
+         | `direction` | `in`, `out`; of usage `sent`, by the inside, and `received` |\n\
          | `verdict` | {verdicts} |\n\
          | `reason` | {reasons}; all of them from the start |\n\
          | `proto` | {protocols} |\n\
@@ -168,6 +174,7 @@ pub fn reference() -> String {
          | `role` | `inside`, `outside`, `both` |\n\
          | `mode` | `native`, `generic`, `none` |\n\
          | `target` | `direct`, `pool`, `eip`, `proxy`, `gateway`, `blackhole`, `prohibit`, `host` |\n\
+         | `source_group`, `destination_group` | as configured, `other`; of sources also `proxy` |\n\
          | `interface`, `table`, `pool`, `address`, `proxy`, `host`, `map`, `source`, `name` | as configured; never the address of a client or a server |\n\
          \n## The process\n\n\
          | metric | help |\n\

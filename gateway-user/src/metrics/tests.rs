@@ -7,12 +7,13 @@ use gateway_common::{
     counter::{Counter, SessionCounters},
     pool::PoolCounters,
     source::LimitCounters,
+    usage::Usage,
 };
 
 use super::*;
 use crate::{
     control::{self, Base, Store},
-    dataplane::{DestinationStats, Host, LimitStats, Link, Traffic, memory::Memory},
+    dataplane::{DestinationStats, Host, LimitStats, Link, Traffic, UsageStats, memory::Memory},
     model::{
         AttachMode, Interface, Pool, PortRange, Proxy, ProxyHost, Role, Route, RouteKey, Selector, Snapshot,
         Table, TableKind, Target,
@@ -47,6 +48,9 @@ pub(super) async fn gateway() -> (Memory, Metrics) {
             },
         )]);
         state.destinations = vec![destination(443, 3)];
+        let counter = |packets, bytes| Counter { packets, bytes };
+        let usage = Usage { sent: counter(3, 300), received: counter(4, 4_000), connections: 2 };
+        state.usage = vec![UsageStats { source: "payments".into(), destination: "other".into(), usage }];
         state.session_counters[0] =
             SessionCounters { created: 8, closed: 3, expired: 1, killed: 1, ..SessionCounters::default() };
         state.session_counters[1] =
@@ -246,6 +250,16 @@ async fn promtool_finds_nothing_to_complain_about() {
     let output = promtool.wait_with_output().expect("promtool ends");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.trim().is_empty(), "{said}");
+}
+
+#[tokio::test]
+async fn usage_is_told_by_groups_and_direction() {
+    let text = scrape().await;
+    let pair = r#"source_group="payments",destination_group="other""#;
+    has(&text, &format!("gateway_usage_packets_total{{{pair},direction=\"sent\"}} 3"));
+    has(&text, &format!("gateway_usage_bytes_total{{{pair},direction=\"sent\"}} 300"));
+    has(&text, &format!("gateway_usage_bytes_total{{{pair},direction=\"received\"}} 4000"));
+    has(&text, &format!("gateway_usage_connections_total{{{pair}}} 2"));
 }
 
 #[tokio::test]

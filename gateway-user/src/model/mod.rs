@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod eip;
 pub mod error;
+pub mod group;
 pub mod interface;
 pub mod limit;
 pub mod pool;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use access_log::{AccessLog, Fsync, Sink};
 pub use eip::Eip;
 pub use error::{Fault, ValueError};
+pub use group::Group;
 pub use interface::{AttachMode, Interface, Role};
 pub use limit::{Limit, Per};
 pub use pool::{LimitChange, Mapping, PerDestination, Pool, PortRange, Refuse};
@@ -63,6 +65,9 @@ pub struct Snapshot {
     /// Limits of sources by name.
     #[serde(default)]
     pub limits: BTreeMap<String, Limit>,
+    /// Groups of usage by name.
+    #[serde(default)]
+    pub groups: BTreeMap<String, Group>,
     /// The access log, if there is one.
     #[serde(default)]
     pub access_log: Option<AccessLog>,
@@ -175,6 +180,7 @@ impl Default for Snapshot {
             eips: BTreeMap::new(),
             proxies: BTreeMap::new(),
             limits: BTreeMap::new(),
+            groups: BTreeMap::new(),
             access_log: None,
             tables: BTreeMap::from([(MAIN_TABLE.to_owned(), Arc::new(main))]),
         }

@@ -13,6 +13,7 @@ use gateway_common::{
     route::{MAX_ROUTE_COUNTERS, MAX_ROUTERS, MAX_RULES, MAX_RULES_PER_PREFIX, Route},
     session::{Session, Tuple},
     table,
+    usage::{MAX_GROUP_PREFIXES, MAX_GROUPS},
 };
 
 use super::{
@@ -74,8 +75,10 @@ fn reference() -> String {
         ("weight of a host of a proxy", MAX_WEIGHT.to_string()),
         ("EIPs", MAX_EIPS.to_string()),
         ("limits of sources", MAX_LIMITS.to_string()),
+        ("groups of usage", MAX_GROUPS.to_string()),
+        ("prefixes of all groups of usage", MAX_GROUP_PREFIXES.to_string()),
         ("idle time", format!("{} days", MAX_TIMEOUT.as_secs() / 86_400)),
-        ("bytes in the name of a gateway, limit, pool, proxy or table", MAX_NAME.to_string()),
+        ("bytes in the name of a gateway, group, limit, pool, proxy or table", MAX_NAME.to_string()),
         ("bytes in the name of a device", MAX_DEVICE_NAME.to_string()),
     ] {
         let _ = writeln!(page, "| {what} | {limit} |");

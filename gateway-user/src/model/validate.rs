@@ -1,5 +1,6 @@
 //! What makes a whole state acceptable: every reference leads somewhere, nothing overlaps, everything fits.
 
+mod group;
 mod proxy;
 mod route;
 
@@ -58,6 +59,8 @@ pub enum Subject {
     Proxy(String),
     /// A limit of sources.
     Limit(String),
+    /// A group of usage.
+    Group(String),
     /// A table.
     Table(String),
     /// A binding of the table.
@@ -85,6 +88,7 @@ impl Subject {
             Self::Eip(_) => "eip",
             Self::Proxy(_) => "proxy",
             Self::Limit(_) => "limit",
+            Self::Group(_) => "group",
             Self::Table(_) => "table",
             Self::Binding(..) => "binding",
             Self::Route(..) => "route",
@@ -101,6 +105,7 @@ impl fmt::Display for Subject {
             Self::Eip(address) => write!(f, "eip {address}"),
             Self::Proxy(name) => write!(f, "proxy {name}"),
             Self::Limit(name) => write!(f, "limit {name}"),
+            Self::Group(name) => write!(f, "group {name}"),
             Self::Table(name) => write!(f, "table {name}"),
             Self::Binding(table, binding) => write!(f, "table {table}, binding {binding}"),
             Self::Route(table, key) => write!(f, "table {table}, route {key}"),
@@ -129,6 +134,7 @@ pub fn validate_change(before: Option<&Snapshot>, state: &Snapshot) -> Result<()
     eips(state)?;
     proxy::proxies(state)?;
     limits(state)?;
+    group::groups(state)?;
     tables(state)?;
     bindings(state)?;
     route::shared(state)?;

@@ -17,12 +17,14 @@ mod route;
 mod session;
 mod stats;
 mod table;
+mod usage;
 mod version;
 
 pub use grid::{Cell, Column, Columns, Grid, Rated};
 pub use paint::{Paint, Tone};
 pub use revision::differences;
 pub use route::ruling;
+pub use usage::comma_separated;
 pub use version::ProgramVersion;
 
 #[cfg(test)]

@@ -164,6 +164,7 @@ async fn work(
         started: Instant::now(),
         inspect: Arc::new(|_| gateway_user::netlink::Sysctls::default()),
         monitor: gateway_user::monitor::Hub::default(),
+        usage: Arc::default(),
     };
     let listener = listen(&socket(&directory))?;
     ready();

@@ -11,9 +11,10 @@ use gateway_common::{
     DropReason, Verdict,
     counter::{Counter, SessionCounters},
     pool::PoolCounters,
+    usage::Usage,
 };
 use gateway_user::{
-    dataplane::{SessionRow, Traffic},
+    dataplane::{SessionRow, Traffic, UsageStats},
     model::{RouteKey, Selector},
 };
 use insta::assert_snapshot;
@@ -316,6 +317,48 @@ fn a_limit_is_added_changed_shown_and_removed() -> Result<()> {
         limit del office
         limit del trusted
         limit show
+    "
+    )?);
+    Ok(())
+}
+
+#[test]
+fn groups_are_made_and_what_they_have_used_is_shown() -> Result<()> {
+    let daemon = set_up()?;
+    let usage = |source: &str, destination: &str, bytes| {
+        let counter = |bytes| Counter { packets: bytes / 1_000, bytes };
+        let usage = Usage { sent: counter(bytes), received: counter(10 * bytes), connections: 7 };
+        UsageStats { source: source.into(), destination: destination.into(), usage }
+    };
+    daemon.memory.state().usage =
+        vec![usage("other", "other", 1_000), usage("payments", "partner", 2_000_000)];
+    assert_snapshot!(daemon.transcript(
+        "
+        group
+        group add payments prefix 10.1.0.0/16,2001:db8:1::/48
+        group add partner prefix 203.0.113.0/24
+        group show
+        group show partner --json
+        group set partner prefix 203.0.113.0/25
+        group add other prefix 192.0.2.0/24
+        group add payments prefix 192.0.2.0/24
+        group add late prefix 203.0.113.0/25
+        group add late prefix 203.0.113.1/25
+        group add late prefix 192.0.2.0/24,192.0.2.0/24
+        group add late
+        group set late prefix 192.0.2.0/24
+        group del late
+        export
+        stats usage
+        stats usage --csv
+        stats usage --json
+        stats usage --csv --json
+        stats usage since 1h
+        stats usage since yesterday
+        stats usage --csv --watch
+        group del payments
+        group del partner
+        group show
     "
     )?);
     Ok(())

@@ -39,5 +39,6 @@ mod table;
 mod tcp;
 mod trial;
 mod tunnel;
+mod usage;
 mod view;
 mod watch;

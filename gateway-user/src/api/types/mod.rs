@@ -11,6 +11,7 @@ mod monitor;
 mod observed;
 mod proxy;
 mod revision;
+mod usage;
 
 use std::net::IpAddr;
 
@@ -30,6 +31,7 @@ pub use observed::{
 
 pub use proxy::{ProxyDrainRequest, ProxyHostRow, ProxyRequest, ProxyRow};
 pub use revision::{ApplyRequest, ConfirmationRow, DiffRow, RevisionRow, UndoRequest};
+pub use usage::{GroupRequest, GroupRow, UsageQuery, UsageRow};
 
 /// The answer to a read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,6 +72,7 @@ schemas! {
     EipRow => "gateway.eips/v1";
     ProxyRow => "gateway.proxies/v1";
     LimitRow => "gateway.limits/v1";
+    GroupRow => "gateway.groups/v1";
     InterfaceRow => "gateway.interfaces/v1";
     SessionRow => "gateway.sessions/v1";
     SessionCount => "gateway.session_counts/v1";
@@ -80,6 +83,7 @@ schemas! {
     DestinationRow => "gateway.stats.destinations/v1";
     InterfaceStats => "gateway.stats.interfaces/v1";
     MapRow => "gateway.stats.maps/v1";
+    UsageRow => "gateway.stats.usage/v1";
     ExplainRow => "gateway.explain/v1";
     Export => "gateway.export/v1";
     ConfirmationRow => "gateway.confirmation/v1";

@@ -287,6 +287,7 @@ const ROUTE: u8 = 1;
 const SHARE: u8 = 2;
 const RETIRED: u8 = 3;
 const GROUP: u8 = 4;
+const USAGE: u8 = 5;
 
 fn route_digest(table: &str, key: &RouteKey, kind: &str) -> u64 {
     let proto = key.selector.proto.map_or("", |proto| proto.name());
@@ -296,6 +297,11 @@ fn route_digest(table: &str, key: &RouteKey, kind: &str) -> u64 {
 
 fn group_digest(what: u8, (table, kind): &Group) -> u64 {
     digest(what, &[table, kind])
+}
+
+/// The owner of a group of usage, see [`gateway_common::usage::Group`].
+pub(super) fn group_owner(name: &str) -> u64 {
+    digest(USAGE, &[name])
 }
 
 /// FNV-1a, which is the same in every version of the daemon. Never 0. With all counters given away, two owners

@@ -32,6 +32,7 @@ mod table;
 mod tables;
 mod trie;
 mod tunnels;
+mod usage;
 mod watchers;
 
 use std::{
@@ -78,6 +79,7 @@ use self::{
     sweep::BpfSweeper,
     tables::{Owners, References, TableMaps, Tables},
     tunnels::Tunnels,
+    usage::{Meter, Told},
     watchers::{BpfWatchers, Switch},
 };
 use super::{Connected, Dataplane, Host, Observe, Records, Sweeper, watch::Watchers};
@@ -152,6 +154,8 @@ pub struct BpfDataplane {
     tunnels: Tunnels,
     tables: Tables,
     sweeper: Arc<BpfSweeper>,
+    /// What the sweeper was told last.
+    groups: Option<BTreeMap<String, model::Group>>,
     scale: Scale,
     sweep: Arc<sweep::Program>,
     /// What numbers in records stand for.
@@ -266,7 +270,7 @@ impl BpfDataplane {
         let scale = Scale::of_this_kernel()?;
         config.tick_shift = scale.shift();
         let sweep = Arc::new(sweep::Program::new(program(&mut ebpf, SWEEP)?.fd()?.try_clone()?));
-        let found = Arc::<Found>::default();
+        let (found, told) = (Arc::<Found>::default(), Arc::<Told>::default());
         let clock = Clock::new(Arc::clone(&sweep), scale);
         Ok(Self {
             switch: Arc::new(Switch::new(config_map)),
@@ -290,14 +294,16 @@ impl BpfDataplane {
                 &pins,
                 config.timeouts,
                 Arc::clone(&found),
+                Meter::new(&pins, Arc::clone(&told))?,
             )?),
+            groups: None,
             scale,
             sweep,
             meanings,
             observe: Arc::new(BpfObserve::new(
                 clock,
                 &pins,
-                (Arc::clone(&numbers), found),
+                (Arc::clone(&numbers), found, told),
                 capacity.sessions,
                 Arc::clone(&shadow),
             )?),
@@ -410,6 +416,12 @@ impl BpfDataplane {
         self.pools.write(&to.pools, &self.host)?;
         let eips = self.eips.write(&to.eips)?;
         let limits = self.limits.write(&to.limits)?;
+        // No packet looks at them. A pause of the sweep is waited for, so only where they change.
+        if self.groups.as_ref() != Some(&to.groups) {
+            self.groups = None;
+            self.sweeper.set_groups(&to.groups)?;
+            self.groups = Some(to.groups.clone());
+        }
         self.addresses.add(&self.host, self.pools.meanings(), to.eips.keys())?;
         let devices = devices(&self.host);
         self.connected = Connected::of(&self.host, to);
@@ -491,6 +503,7 @@ impl BpfDataplane {
             eips,
             proxies,
             limits,
+            groups,
             access_log,
         } = applied;
         (*active, *capacity, *timeouts, *no_session) == (to.active, to.capacity, to.timeouts, to.no_session)
@@ -499,6 +512,7 @@ impl BpfDataplane {
             && *eips == to.eips
             && *proxies == to.proxies
             && *limits == to.limits
+            && *groups == to.groups
             && *access_log == to.access_log
             && *tables != to.tables
     }

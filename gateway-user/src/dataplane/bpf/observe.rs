@@ -33,12 +33,13 @@ use super::{
     shadow::{Live, Shadow},
     sys::{self, Cursor},
     table::SessionTable,
+    usage::Told,
 };
 use crate::{
     dataplane::{
         AttachedInterface, DestinationStats, Drift, Glance, LimitStats, MapStats, Observe, Order,
-        PoolAddressStats, ProxyHostStats, SessionRow, Traffic, Trial, Tried, UNKNOWN_INTERFACE, keep_fullest,
-        session,
+        PoolAddressStats, ProxyHostStats, SessionRow, Traffic, Trial, Tried, UNKNOWN_INTERFACE, UsageStats,
+        keep_fullest, session,
     },
     model::RouteKey,
 };
@@ -53,6 +54,7 @@ pub(super) struct BpfObserve {
     clock: Clock,
     numbers: Arc<RwLock<Numbers>>,
     found: Arc<Found>,
+    told: Arc<Told>,
     traffic: PerCpuArray<MapData, Counter>,
     drops: PerCpuArray<MapData, Counter>,
     routes: PerCpuArray<MapData, Counter>,
@@ -77,7 +79,7 @@ impl BpfObserve {
     pub(super) fn new(
         clock: Clock,
         pins: &Pins,
-        (numbers, found): (Arc<RwLock<Numbers>>, Arc<Found>),
+        (numbers, found, told): (Arc<RwLock<Numbers>>, Arc<Found>, Arc<Told>),
         capacity: u32,
         shadow: Arc<Shadow>,
     ) -> Result<Self> {
@@ -85,6 +87,7 @@ impl BpfObserve {
             clock,
             numbers,
             found,
+            told,
             traffic: pins.open("TRAFFIC")?,
             drops: pins.open("DROPS")?,
             routes: pins.open("ROUTE_COUNTERS")?,
@@ -466,6 +469,10 @@ impl Observe for BpfObserve {
             capacity: u64::from(gateway_common::interface::MAX_INTERFACES),
         });
         Ok(stats)
+    }
+
+    fn usage(&self) -> Result<Arc<[UsageStats]>> {
+        Ok(self.told.read())
     }
 
     fn records_lost(&self) -> Result<u64> {

@@ -5,6 +5,7 @@
 //! [`SWEEP_BATCH`] sessions, some microseconds. The packet path never waits longer than that.
 
 use std::{
+    collections::BTreeMap,
     os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc, Mutex, PoisonError,
@@ -41,8 +42,12 @@ use super::{
     recount::{Found, Recount},
     sys::{self, Cursor},
     table::{SessionTable, Stored},
+    usage::Meter,
 };
-use crate::dataplane::{Sweeper, Swept};
+use crate::{
+    dataplane::{Sweeper, Swept},
+    model,
+};
 
 /// Time that a slice may take; a tenth of [`crate::dataplane::SWEEP_INTERVAL`].
 const SLICE: Duration = Duration::from_millis(5);
@@ -76,6 +81,7 @@ struct Sweep {
     /// The walk that has sessions counted under other limits of sources.
     charges: Option<Charges>,
     recount: Recount,
+    meter: Meter,
     /// Whether the IPv6 table is next.
     v6_next: bool,
     /// Packets by reason of their drop.
@@ -121,11 +127,13 @@ impl BpfSweeper {
         pins: &Pins,
         timeouts: Timeouts,
         found: Arc<Found>,
+        meter: Meter,
     ) -> Result<Self> {
         let (v4, v6) = (SessionTable::open(pins)?, SessionTable::open(pins)?);
         let sweep = Sweep {
             program,
             recount: Recount::new(pins, &v4, &v6, found)?,
+            meter,
             v4: Walk::new(v4),
             v6: Walk::new(v6),
             destinations: Buckets::new(SWEEP_DESTINATIONS, sys::open_pin(&pins.map("DESTINATIONS"))?),
@@ -151,6 +159,12 @@ impl BpfSweeper {
         self.recharge.store(true, Ordering::Release);
     }
 
+    /// Other groups of usage from now on. Waits for a slice that goes on, and walks through the tables: groups seldom
+    /// change.
+    pub(super) fn set_groups(&self, groups: &BTreeMap<String, model::Group>) -> Result<()> {
+        self.sweep.lock().unwrap_or_else(PoisonError::into_inner).set_groups(groups)
+    }
+
     /// Other idle times from now on.
     pub(super) fn set_timeouts(&self, timeouts: Timeouts) {
         *self.timeouts.lock().unwrap_or_else(PoisonError::into_inner) = timeouts;
@@ -166,7 +180,11 @@ impl Sweeper for BpfSweeper {
         }
         // After the walk that moves sessions to other buckets.
         if sweep.charges.is_none() {
-            sweep.recount.slice(self.recount.swap(false, Ordering::AcqRel), SLICE / 2)?;
+            let now = self.recount.swap(false, Ordering::AcqRel);
+            if now {
+                sweep.meter.hurry();
+            }
+            sweep.recount.slice(now, SLICE / 2)?;
         }
         sweep.slice(turn, &timeouts)
     }
@@ -207,18 +225,45 @@ impl Sweep {
         }
         let (mut tables_left, mut idle) = (2, 0);
         while tables_left > 0 && start.elapsed() < SLICE {
+            if !self.v6_next && self.v4.cursor.is_start() {
+                self.meter.begin()?;
+            }
             let (more, looked_idle) = if self.v6_next {
-                self.v6.step(&self.program, timeouts)?
+                self.v6.step(&self.program, timeouts, &mut self.meter)?
             } else {
-                self.v4.step(&self.program, timeouts)?
+                self.v4.step(&self.program, timeouts, &mut self.meter)?
             };
             idle += looked_idle;
             if !more {
+                if self.v6_next {
+                    self.meter.end()?;
+                }
                 self.v6_next = !self.v6_next;
                 tables_left -= 1;
             }
         }
         Ok(Swept { busy: tables_left > 0 && idle >= BUSY, urgent: self.urgent })
+    }
+}
+
+impl Sweep {
+    /// Puts other groups of usage in force. What has been carried so far counts for those before.
+    fn set_groups(&mut self, groups: &BTreeMap<String, model::Group>) -> Result<()> {
+        let changes = !self.meter.has(groups)?;
+        if changes && self.meter.is_on() {
+            self.count_usage()?;
+        }
+        self.meter.set(groups)?;
+        if changes { self.count_usage() } else { Ok(()) }
+    }
+
+    /// Walks through all of both tables. Nothing is removed meanwhile.
+    fn count_usage(&mut self) -> Result<()> {
+        self.meter.hurry();
+        self.meter.begin()?;
+        Walk::new(self.v4.table.try_clone()?).count_usage(&mut self.meter)?;
+        Walk::new(self.v6.table.try_clone()?).count_usage(&mut self.meter)?;
+        self.meter.end()
     }
 }
 
@@ -233,8 +278,9 @@ where
 
     /// Reads some buckets and has the program look at what may go. Returns `false` at the end of the table, and how
     /// many sessions looked idle.
-    fn step(&mut self, program: &Program, timeouts: &Timeouts) -> Result<(bool, usize)> {
+    fn step(&mut self, program: &Program, timeouts: &Timeouts, meter: &mut Meter) -> Result<(bool, usize)> {
         let more = self.table.read(&mut self.cursor, &mut self.elements, READ)?;
+        meter.meet(&self.elements);
         let now = program.now()?;
         let candidates: Vec<Tuple<F>> = self
             .elements
@@ -246,6 +292,15 @@ where
             program.run(F::AF, SWEEP_IDLE, batch)?;
         }
         Ok((more, candidates.len()))
+    }
+
+    /// Reads all of the table, for the usage.
+    fn count_usage(mut self, meter: &mut Meter) -> Result<()> {
+        while self.table.read(&mut self.cursor, &mut self.elements, READ)? {
+            meter.meet(&self.elements);
+        }
+        meter.meet(&self.elements);
+        Ok(())
     }
 
     /// Reads some buckets and has the program look at who counts their sessions. Returns `false` at the end of the table.
