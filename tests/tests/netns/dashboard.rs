@@ -12,7 +12,7 @@ use gateway_lab::{Node, Process, Rig, UdpClient, server::Server, skip, wait_unti
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// What the panels show: a pool, a proxy whose host is up, a limit.
+/// What the panels show: a pool, a proxy whose host is up, a limit, a group.
 const CONFIG: &str = r#"
 [[pool]]
 name = "nat"
@@ -26,6 +26,9 @@ interval = "1s"
 name = "clients"
 from = "10.0.1.0/24"
 concurrent = 1000
+[[group]]
+name = "clients"
+prefixes = ["10.0.1.0/24"]
 [[table]]
 name = "main"
 routes = [{ to = "203.0.113.0/24", via = "pool nat" }, { to = "192.0.2.20/32", via = "proxy proxy" }]

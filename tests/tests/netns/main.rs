@@ -23,6 +23,7 @@ mod routing_proxy;
 mod snat;
 mod targets;
 mod tunnel;
+mod usage;
 mod walk;
 
 use std::time::Duration;
