@@ -89,6 +89,12 @@ fn what_a_session_has_carried_stays_counted_when_it_has_ended_and_under_the_next
         let port = expected.send(&mut lab, &there, groups);
         expected.answer(&mut lab, &udp("203.0.113.10:53", &format!("{POOL}:{port}")), groups);
     }
+    for port in 2_000..2_010 {
+        let there = udp("[2001:db8:1::2]:1", "[2001:db8:78::1]:53").from_port(port);
+        let port = expected.send(&mut lab, &there, ("staff", "other"));
+        let back = udp("[2001:db8:78::1]:53", &format!("[{POOL6}]:{port}")).payload([7; 50]);
+        expected.answer(&mut lab, &back, ("staff", "other"));
+    }
     assert_eq!(lab.usage(), expected.0);
     sleep(Duration::from_millis(1_500));
     lab.sweep_all();
@@ -191,6 +197,39 @@ fn a_flow_through_a_proxy_counts_for_its_client_and_what_the_host_sends_for_the_
     let back = back.to("10.0.1.2:4000").macs(mac(ip(HOST)), lab.network().find("in1").mac());
     assert_eq!(lab.prepare("in1", &back).action, Action::Redirect);
     add(&mut expected.of("payments", "partner").received, &back.frame());
+    assert_eq!(lab.usage(), expected.0);
+}
+
+#[test]
+fn what_a_host_of_a_proxy_has_answered_stays_counted_when_the_session_goes_to_another_host() {
+    const HOSTS: [&str; 2] = ["10.0.3.2", "10.0.1.3"];
+    let policy = |policy| {
+        grouped(policy).proxy("squid", &HOSTS.join(" "), "closed").routes("203.0.113.0/24 via proxy squid")
+    };
+    let Some(mut lab) = standard(policy) else { return };
+    let mut expected = Expected::default();
+    let sent_to = |lab: &mut Lab, packet: &Packet, expected: &mut Expected| {
+        let created = lab.session_counts().0;
+        let outcome = lab.prepare("in0", packet);
+        let usage = expected.of("payments", "partner");
+        add(&mut usage.sent, &outcome.frame);
+        usage.connections += lab.session_counts().0 - created;
+        outcome.frame[..6] == mac(ip(HOSTS[0]))
+    };
+    let query = |number: u8| udp("10.0.1.2:4000", &format!("203.0.113.{number}:53"));
+    let number = (1..15).find(|number| sent_to(&mut lab, &query(*number), &mut expected)).expect("a flow");
+    let answer = udp(&format!("203.0.113.{number}:53"), "10.0.1.2:4000").payload([7; 300]);
+    let answer = answer.macs(mac(ip(HOSTS[0])), lab.network().find("in1").mac());
+    assert_eq!(lab.prepare("in1", &answer).action, Action::Redirect);
+    add(&mut expected.of("payments", "partner").received, &answer.frame());
+    assert_eq!(lab.usage(), expected.0);
+    let elements = lab.elements();
+    lab.health("squid", HOSTS[0], false);
+    assert!(!sent_to(&mut lab, &query(number), &mut expected));
+    assert_eq!(lab.elements(), elements + 1, "one is left behind");
+    assert_eq!(lab.told().len(), 1);
+    lab.sweep_all();
+    assert_eq!(lab.elements(), elements);
     assert_eq!(lab.usage(), expected.0);
 }
 
