@@ -3,7 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
-use gateway_common::parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP};
+use gateway_common::{
+    DropReason,
+    parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},
+};
 
 use super::{
     ApiError, ErrorKind,
@@ -11,8 +14,8 @@ use super::{
     types::{Endpoint, ExplainLive, ExplainQuery, ExplainRow, ExplainStep},
 };
 use crate::{
-    dataplane::{Connected, Host, Observe, Trial, Tried},
-    explain::{End, Present, Question, Walk, World, frame, walk},
+    dataplane::{Connected, Host, NextHopRow, Observe, Trial, Tried},
+    explain::{End, Present, Question, Walk, Way, World, frame, walk},
     model::{Proto, Snapshot, ValueError, prefix::parse_address},
 };
 
@@ -102,7 +105,18 @@ pub(super) fn answer(
         proxies: observe.proxies()?,
     };
     let connected = Connected::of(host, state);
-    let world = World { state, connected: &connected, host: Some(host), ways: None, present: Some(&present) };
+    let told = |to| {
+        let way = observe.next_hop(to)?;
+        Ok(way.map(|NextHopRow { ifindex, router, mac }| Way { device: name(host, ifindex), router, mac }))
+    };
+    let world = World {
+        state,
+        connected: &connected,
+        host: Some(host),
+        ways: None,
+        told: Some(&told),
+        present: Some(&present),
+    };
     let walk = walk(&world, &question);
     let mut row = ExplainRow::of(&question, &walk);
     if query.live {
@@ -121,9 +135,19 @@ pub(super) fn answer(
             End::Drop(reason) => Some(tried.reason == Some(*reason)),
             End::Open(_) => None,
         };
+        // The walk tells whether a neighbor is known, and does not judge by it.
+        if tried.reason == Some(DropReason::NeighborUnresolved) {
+            row.agrees = None;
+        }
         row.live = Some(ExplainLive::of(&tried));
     }
     Ok(Ok(row))
+}
+
+/// The device with this number.
+fn name(host: &Host, ifindex: u32) -> String {
+    let link = host.links.iter().find(|(_, link)| link.index == ifindex);
+    link.map_or_else(|| format!("ifindex {ifindex}"), |(name, _)| name.clone())
 }
 
 fn number(proto: Proto, v4: bool) -> u8 {

@@ -154,8 +154,14 @@ fn offline(query: &ExplainQuery, config: &Config) -> Result<ExplainRow, Failure>
         }
     })?;
     let connected = Connected::new();
-    let world =
-        World { state: &config.snapshot, connected: &connected, host: None, ways: None, present: None };
+    let world = World {
+        state: &config.snapshot,
+        connected: &connected,
+        host: None,
+        ways: None,
+        told: None,
+        present: None,
+    };
     Ok(ExplainRow::of(&question, &walk(&world, &question)))
 }
 

@@ -17,8 +17,8 @@ use gateway_common::{
 };
 
 use super::{
-    AttachedInterface, Dataplane, DestinationStats, Drift, Glance, Host, LimitStats, MapStats, Observe,
-    PoolAddressStats, ProxyHostStats, SessionRow, Sweeper, Swept, Traffic, Trial, Tried, UsageStats,
+    AttachedInterface, Dataplane, DestinationStats, Drift, Glance, Host, LimitStats, MapStats, NextHopRow,
+    Observe, PoolAddressStats, ProxyHostStats, SessionRow, Sweeper, Swept, Traffic, Trial, Tried, UsageStats,
     keep_fullest,
 };
 use crate::model::{AttachMode, RouteKey, Snapshot};
@@ -232,6 +232,10 @@ impl Observe for Memory {
                 })
                 .collect()
         })
+    }
+
+    fn next_hop(&self, _: IpAddr) -> anyhow::Result<Option<NextHopRow>> {
+        anyhow::bail!("this data plane has no host")
     }
 
     fn session_counters(&self) -> anyhow::Result<Vec<(SessionClass, SessionCounters)>> {

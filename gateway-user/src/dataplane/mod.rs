@@ -184,6 +184,11 @@ pub trait Observe: Send + Sync {
         source: (IpAddr, u16),
         destination: (IpAddr, u16),
     ) -> anyhow::Result<Option<SessionRow>>;
+    /// Where the host's routes have `to` now, and the MAC address of the next hop, if it is known; `None`: nowhere.
+    ///
+    /// # Errors
+    /// The host does not say.
+    fn next_hop(&self, to: IpAddr) -> anyhow::Result<Option<NextHopRow>>;
     /// What the programs would do with a frame. No packet notices, and nothing is written that any of them reads.
     ///
     /// # Errors
@@ -197,6 +202,17 @@ pub trait Observe: Send + Sync {
     fn events_lost(&self) -> anyhow::Result<u64>;
     /// Records of sessions that were lost because their ring buffer was full.
     fn records_lost(&self) -> anyhow::Result<u64>;
+}
+
+/// A way of the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHopRow {
+    /// Ifindex of the device.
+    pub ifindex: u32,
+    /// Next hop: a router, or the destination itself.
+    pub router: IpAddr,
+    /// MAC address of the next hop, if it is known.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// Takes out what the packet path has recorded of sessions.

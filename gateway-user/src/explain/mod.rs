@@ -48,9 +48,14 @@ pub struct World<'a> {
     pub host: Option<&'a Host>,
     /// The host's routes; `None`: they are taken to lead where they should.
     pub ways: Option<&'a dyn Ways>,
+    /// Says where the host's routes lead, where there are no `ways`. Whether a neighbor is known is told, and decides nothing.
+    pub told: Option<&'a Told<'a>>,
     /// What there is at present; `None`: a gateway that has just been started.
     pub present: Option<&'a Present>,
 }
+
+/// Where the host has an address, as [`Ways::way`]; an error: it does not say.
+pub type Told<'a> = dyn Fn(IpAddr) -> anyhow::Result<Option<Way>> + 'a;
 
 /// The host's routing table and neighbours.
 pub trait Ways {
@@ -69,6 +74,16 @@ pub struct Way {
     pub router: IpAddr,
     /// MAC address of the next hop, if it is known.
     pub mac: Option<[u8; 6]>,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on {}, ", self.router, self.device)?;
+        match self.mac {
+            Some(mac) => f.write_str(&mac.map(|byte| format!("{byte:02x}")).join(":")),
+            None => f.write_str("not resolved yet"),
+        }
+    }
 }
 
 /// What there is at present.

@@ -76,7 +76,7 @@ fn question(from: &str, to: &str, proto: Proto, port: u16) -> Question {
 
 fn walked(state: &Snapshot, host: Option<&Host>, present: Option<&Present>, question: &Question) -> Walk {
     let connected = host.map_or_else(Connected::new, |host| Connected::of(host, state));
-    walk(&World { state, connected: &connected, host, ways: None, present }, question)
+    walk(&World { state, connected: &connected, host, ways: None, told: None, present }, question)
 }
 
 fn ended(from: &str, to: &str, proto: Proto, port: u16) -> String {
@@ -109,6 +109,41 @@ fn the_walk_ends_where_the_first_packet_of_a_connection_does(
     #[case] end: &str,
 ) {
     assert_eq!(ended(from, to, Proto::Tcp, 443), end);
+}
+
+#[test]
+fn the_next_hop_is_told_with_its_mac_address_as_far_as_it_is_known() {
+    let (state, host) = (state(), host());
+    let connected = Connected::of(&host, &state);
+    let walked = |told: &Told<'_>| {
+        let world = World {
+            state: &state,
+            connected: &connected,
+            host: Some(&host),
+            ways: None,
+            told: Some(told),
+            present: None,
+        };
+        let walk = walk(&world, &question("10.0.1.2", "203.0.113.20", Proto::Tcp, 443));
+        let step = walk.steps.into_iter().find(|step| step.stage == "next hop").expect("a next hop");
+        (step.found, walk.end)
+    };
+    let way = |device: &str, mac| Way {
+        device: device.to_owned(),
+        router: "192.0.2.254".parse().expect("an address"),
+        mac,
+    };
+    let snat = End::Goes(Verdict::Snat);
+    let known = walked(&|_| Ok(Some(way("eth0", Some([2, 0, 0x5e, 0, 0x53, 1])))));
+    assert_eq!(known, ("192.0.2.254 on eth0, 02:00:5e:00:53:01".to_owned(), snat.clone()));
+    let unknown = walked(&|_| Ok(Some(way("eth0", None))));
+    assert_eq!(unknown, ("192.0.2.254 on eth0, not resolved yet".to_owned(), snat.clone()));
+    let untold = walked(&|_| anyhow::bail!("nobody asked the host"));
+    assert_eq!(untold, ("where the host's routes have 203.0.113.20".to_owned(), snat));
+    let nowhere = "the host has no way to 203.0.113.20 through an interface of the gateway";
+    for told in [None, Some(way("eth9", None))] {
+        assert_eq!(walked(&|_| Ok(told.clone())), (nowhere.to_owned(), End::Drop(DropReason::NoRoute)));
+    }
 }
 
 #[test]

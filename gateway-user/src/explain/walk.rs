@@ -13,7 +13,8 @@ use ipnet::IpNet;
 
 use super::{End, Question, Step, Walk, Way, World};
 use crate::model::{
-    Fail, Limit, MAIN_TABLE, Mapping, Per, Pool, Proto, Role, Route, RouteKey, Selector, Table, Target,
+    Fail, Limit, MAIN_TABLE, Mapping, Per, Pool, Proto, ProxyMode, Role, Route, RouteKey, Selector, Table,
+    Target,
 };
 
 /// Proxies that one packet may be sent to in turn.
@@ -340,7 +341,7 @@ impl<'a> Walker<'a> {
     /// The way to `to`; `None`: nobody asked the host.
     fn way(&mut self, to: IpAddr) -> Found<Option<Way>> {
         let Some(ways) = self.world.ways else {
-            self.step("next hop", format!("where the host's routes have {to}"));
+            self.tell(to, || format!("where the host's routes have {to}"))?;
             return Ok(None);
         };
         self.leave(ways.way(to), to)
@@ -348,8 +349,7 @@ impl<'a> Walker<'a> {
 
     fn router(&mut self, router: IpAddr, dev: Option<&str>) -> Found<()> {
         let Some(ways) = self.world.ways else {
-            self.step("next hop", format!("router {router}"));
-            return Ok(());
+            return self.tell(router, || format!("router {router}"));
         };
         let way = match dev {
             Some(dev) => Some(ways.hop(dev, router)),
@@ -359,20 +359,32 @@ impl<'a> Walker<'a> {
         self.leave(way, router).map(|_| ())
     }
 
+    /// What the host says of the way to `to`; `unknown`: what is said where it does not.
+    fn tell(&mut self, to: IpAddr, unknown: impl FnOnce() -> String) -> Found<()> {
+        let Some(Ok(way)) = self.world.told.map(|told| told(to)) else {
+            self.step("next hop", unknown());
+            return Ok(());
+        };
+        let way = self.attached(way, to)?;
+        self.step("next hop", way.to_string());
+        Ok(())
+    }
+
     fn leave(&mut self, way: Option<Way>, to: IpAddr) -> Found<Option<Way>> {
-        let attached = |way: &Way| self.world.state.interfaces.contains_key(&way.device);
-        let Some(way) = way.filter(attached) else {
-            self.step("next hop", format!("the host has no way to {to} through an interface of the gateway"));
-            return Err(End::Drop(DropReason::NoRoute));
-        };
-        let Way { device, router, mac } = &way;
-        let Some(mac) = mac else {
-            self.step("next hop", format!("{router} on {device}, which is not resolved"));
-            return Err(End::Open(format!("{router} may be known by what it has sent")));
-        };
-        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-        self.step("next hop", format!("{router} on {device}, {mac}"));
+        let way = self.attached(way, to)?;
+        self.step("next hop", way.to_string());
+        if way.mac.is_none() {
+            return Err(End::Open(format!("{} may be known by what it has sent", way.router)));
+        }
         Ok(Some(way))
+    }
+
+    /// A way to `to` that packets can take.
+    fn attached(&mut self, way: Option<Way>, to: IpAddr) -> Found<Way> {
+        way.filter(|way| self.world.state.interfaces.contains_key(&way.device)).ok_or_else(|| {
+            self.step("next hop", format!("the host has no way to {to} through an interface of the gateway"));
+            End::Drop(DropReason::NoRoute)
+        })
     }
 
     fn limit(&mut self) -> Found<()> {
@@ -457,6 +469,11 @@ impl<'a> Walker<'a> {
         let list: Vec<String> = up.iter().map(ToString::to_string).collect();
         if !up.is_empty() {
             self.step("proxy", format!("{name}: one of {}, by both addresses of the flow", list.join(", ")));
+            if let (ProxyMode::L2, Some(told)) = (&proxy.mode, self.world.told) {
+                for way in up.iter().filter_map(|host| told(*host).ok().flatten()) {
+                    self.note(way.to_string());
+                }
+            }
             return Ok(End::Goes(Verdict::Proxy));
         }
         let fail = match &proxy.fail {

@@ -95,8 +95,14 @@ pub(crate) fn compare(
     let host = network.host();
     let connected = Connected::of(&host, state);
     let ways = Map(network);
-    let world =
-        World { state, connected: &connected, host: Some(&host), ways: Some(&ways), present: Some(present) };
+    let world = World {
+        state,
+        connected: &connected,
+        host: Some(&host),
+        ways: Some(&ways),
+        told: None,
+        present: Some(present),
+    };
     let walk = walk(&world, question);
     let agrees = match &walk.end {
         // The walk sees neither what is full nor what rests until the sweep has removed it.

@@ -10,7 +10,7 @@ use rtnetlink::{
         NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
     },
     packet_route::{
-        RouteNetlinkMessage,
+        AddressFamily, RouteNetlinkMessage,
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
@@ -62,6 +62,30 @@ pub(super) fn neighbors() -> io::Result<HashMap<(u32, IpAddr), [u8; 6]>> {
             _ => None,
         })
         .collect())
+}
+
+/// The MAC address of one neighbor, if the kernel would send to it.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn neighbor_at(ifindex: u32, address: IpAddr) -> io::Result<Option<[u8; 6]>> {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = ifindex;
+    let (family, destination) = match address {
+        IpAddr::V4(v4) => (AddressFamily::Inet, NeighbourAddress::Inet(v4)),
+        IpAddr::V6(v6) => (AddressFamily::Inet6, NeighbourAddress::Inet6(v6)),
+    };
+    message.header.family = family;
+    message.attributes.push(NeighbourAttribute::Destination(destination));
+    let answers = match ask(NETLINK_ROUTE, RouteNetlinkMessage::GetNeighbour(message), 0) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        answers => answers?,
+    };
+    let found = answers.iter().find_map(|answer| match answer {
+        RouteNetlinkMessage::NewNeighbour(message) => neighbor(message),
+        _ => None,
+    });
+    Ok(found.map(|(_, mac)| mac))
 }
 
 fn neighbor(message: &NeighbourMessage) -> Option<((u32, IpAddr), [u8; 6])> {

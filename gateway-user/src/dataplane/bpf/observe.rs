@@ -25,7 +25,7 @@ use gateway_common::{
 
 use super::{
     clock::{self, Clock},
-    netdev,
+    netdev, netlink,
     numbers::{CountedAddress, CountedRoute, Numbers},
     pins::Pins,
     records,
@@ -33,11 +33,12 @@ use super::{
     shadow::{Live, Shadow},
     sys::{self, Cursor},
     table::SessionTable,
+    tunnels,
     usage::Told,
 };
 use crate::{
     dataplane::{
-        AttachedInterface, DestinationStats, Drift, Glance, LimitStats, MapStats, Observe, Order,
+        AttachedInterface, DestinationStats, Drift, Glance, LimitStats, MapStats, NextHopRow, Observe, Order,
         PoolAddressStats, ProxyHostStats, SessionRow, Traffic, Trial, Tried, UNKNOWN_INTERFACE, UsageStats,
         keep_fullest, session,
     },
@@ -424,6 +425,12 @@ impl Observe for BpfObserve {
         } else {
             self.find_session(&self.sessions_v6, proto, source, destination)
         }
+    }
+
+    fn next_hop(&self, to: IpAddr) -> Result<Option<NextHopRow>> {
+        let Some(way) = tunnels::way_to(to) else { return Ok(None) };
+        let mac = netlink::neighbor_at(way.ifindex, way.neighbor).context("cannot ask for a neighbor")?;
+        Ok(Some(NextHopRow { ifindex: way.ifindex, router: way.neighbor, mac }))
     }
 
     fn try_packet(&self, trial: &Trial<'_>) -> Result<Tried> {
