@@ -18,7 +18,7 @@ pub(super) enum Verb {
     #[command(alias = "delete", after_help = "gwctl table del servers")]
     Del(Name),
     /// Show tables
-    #[command(aliases = ["list", "ls"], after_help = "gwctl table show\ngwctl table show servers")]
+    #[command(aliases = ["list", "ls"], after_help = "gwctl table show\ngwctl table show servers --counters")]
     Show(Show),
     /// Let a table decide packets from a source
     #[command(after_help = "gwctl table bind servers from 10.0.2.0/24\n\
@@ -51,6 +51,9 @@ pub(super) struct Show {
     /// Name of the table
     #[arg(value_name = "NAME")]
     name: Option<String>,
+    /// With packets and bytes, as always
+    #[arg(long, help_heading = super::words::OPTIONS)]
+    counters: bool,
 }
 
 #[derive(Args, Debug)]
@@ -73,7 +76,8 @@ impl Verb {
                 context.change(Method::POST, &path(&name), &TableRequest { kind }).await
             }
             Self::Del(Name { name }) => context.delete(&path(&name), &()).await,
-            Self::Show(Show { name }) => {
+            // Tables are few, and always shown with what they have counted.
+            Self::Show(Show { name, counters: _ }) => {
                 let path = name.map_or_else(|| "/v1/tables".to_owned(), |name| path(&name));
                 context.show::<TableRow>(&path, &()).await
             }

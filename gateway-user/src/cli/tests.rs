@@ -97,6 +97,7 @@ fn every_form_of_every_command_is_read() {
         table del servers
         table show
         table show servers
+        table show --counters
         table bind servers from 10.0.2.0/24 iif eth1
         table unbind servers from 10.0.2.0/24
         pool add nat address 198.51.100.10,198.51.100.11 ports 1024-65535
