@@ -107,8 +107,8 @@ pub const NO_SESSION_DROP: u32 = 1;
 /// once, and asks every map by what it read.
 ///
 /// Bit 0: the gateway is active. Bit 1: [`Policy::bindings`]. Bit 2: [`Policy::eips`]. Bit 3:
-/// [`Policy::names_interfaces`]. Bits 4 and 5: [`Policy::limits`]. Bit 6: [`Policy::is_watched`]. The upper half:
-/// [`Policy::border`].
+/// [`Policy::names_interfaces`]. Bits 4 and 5: [`Policy::limits`]. Bit 6: [`Policy::is_watched`]. Bit 7:
+/// [`Policy::are_sessions_watched`]. The upper half: [`Policy::border`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy(u32);
@@ -120,6 +120,7 @@ const INTERFACES: u32 = 8;
 const LIMITS: u32 = 4;
 const LIMITS_MASK: u32 = 3 << LIMITS;
 const WATCHED: u32 = 64;
+const SESSIONS_WATCHED: u32 = 128;
 const BORDER: u32 = 16;
 
 const _: () = assert!(MAX_TABLE_SLOTS <= 1 << BORDER);
@@ -167,6 +168,13 @@ impl Policy {
         self.0 & WATCHED != 0
     }
 
+    /// Whether somebody wants to see sessions that open and end, see [`crate::watch`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn are_sessions_watched(self) -> bool {
+        self.0 & SESSIONS_WATCHED != 0
+    }
+
     /// Slot of the border table, 0: there is none.
     #[inline(always)]
     #[must_use]
@@ -208,6 +216,12 @@ impl Policy {
     #[must_use]
     pub const fn with_watched(self, watched: bool) -> Self {
         self.with(WATCHED, watched)
+    }
+
+    /// As [`Policy::are_sessions_watched`].
+    #[must_use]
+    pub const fn with_sessions_watched(self, watched: bool) -> Self {
+        self.with(SESSIONS_WATCHED, watched)
     }
 
     /// As [`Policy::border`]; `slot` is less than [`MAX_TABLE_SLOTS`].
@@ -252,9 +266,12 @@ pub struct Config {
     pub elements: u32,
     /// What packets are recorded under that no route covers: key of `LOG_NAMES`, or 0 where they are not.
     pub unrouted: u32,
+    /// The last tick for which [`Policy::is_watched`] and [`Policy::are_sessions_watched`] hold: whoever watches says so
+    /// again and again, and for a daemon that has died nobody looks any more.
+    pub watched_until: u32,
 }
 
-const _: () = assert!(size_of::<Config>() == 76);
+const _: () = assert!(size_of::<Config>() == 80);
 
 pod!(Config);
 
@@ -307,6 +324,9 @@ mod tests {
         assert_eq!(policy.with_limits(2).limits(), 2);
         assert!(policy.with_watched(true).is_watched() && !policy.is_watched());
         assert_eq!(policy.with_watched(true).with_watched(false), policy);
+        let told = policy.with_sessions_watched(true);
+        assert!(told.are_sessions_watched() && !told.is_watched() && told.is_active());
+        assert_eq!(told.with_sessions_watched(false), policy);
         assert_eq!(policy.with_limits(2).with_limits(0), policy);
         let policy = policy.with_bindings(0).with_eips(1).with_interfaces(true).with_border(0);
         assert!(policy.is_active() && policy.names_interfaces());

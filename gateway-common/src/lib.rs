@@ -42,7 +42,7 @@ pub use reason::DropReason;
 pub use verdict::Verdict;
 
 /// Version of every layout in this crate. Pinned maps carry it in [`config::Config::abi`].
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
 
 /// Marks a type as plain old data for aya.
 macro_rules! pod {

@@ -113,10 +113,10 @@ pub struct Record {
     pub reason: u8,
     /// 1 where the session goes to a proxy, and nothing is translated.
     pub proxied: u8,
-    /// Key of `LOG_NAMES`.
+    /// Key of `LOG_NAMES`. In `LIVES`, the slot of the interface that the inside host is behind.
     pub log: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// [`crate::session::Session::counter`] of a session.
+    pub counter: u16,
     /// The tick at which it was written.
     pub now: u32,
     /// The tick at which the session began.
@@ -133,8 +133,8 @@ pub struct Record {
     pub translated_port: [u8; 2],
     /// Port of the server.
     pub destination_port: [u8; 2],
-    /// Zero.
-    pub padding: [u8; 2],
+    /// [`crate::session::Session::pool_address`] of a session.
+    pub pool_address: u16,
     /// IP packets from the inside, and their bytes without Ethernet.
     pub sent: Counter,
     /// The same from the outside.

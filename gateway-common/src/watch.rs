@@ -1,11 +1,17 @@
-//! Maps `WATCHERS` and `WATCHED`: packets that somebody wants to see, with what became of them.
+//! Maps `WATCHERS` and `WATCHED`: packets that somebody wants to see, with what became of them. Map `LIVES`: sessions that
+//! open and end, while somebody wants to see any.
 //!
 //! Nobody watches but for moments, and then one bit of the word that every packet reads says so
 //! ([`crate::config::Policy::is_watched`]). The program that a packet meets first asks whom it concerns and keeps what it
 //! looks like; the one that it ends in adds verdict and reason, and tells. So a packet is shown as it has arrived,
 //! whatever has been translated since.
 //!
-//! A watcher has a lease, which the daemon renews. One that has died leaves nobody who is told anything.
+//! A session is told where it is recorded, whether its route says so or not, if another bit of that word does
+//! ([`crate::config::Policy::are_sessions_watched`]): packets of sessions that there are have nothing to do with it. Who wants
+//! to see which is asked by the daemon: there are far fewer of them than of packets.
+//!
+//! A watcher has a lease, which the daemon renews, and so have the bits ([`crate::config::Config::watched_until`]). A daemon
+//! that has died leaves nobody who is told anything.
 
 use crate::{
     family::MappedAddress,
@@ -19,6 +25,8 @@ pub const MAX_WATCHERS: u32 = 8;
 pub const MAX_SNAPLEN: u32 = 4_096;
 /// Bytes of `WATCHED`: room for 13,000 packets of 128 bytes.
 pub const WATCHED_BYTES: u32 = 2 << 20;
+/// Bytes of `LIVES`: room for 17,000 [`crate::record::Record`]s, which the daemon takes out fifty times a second.
+pub const LIVES_BYTES: u32 = 2 << 20;
 
 /// [`Watcher::flags`]: only protocol [`Watcher::proto`].
 pub const BY_PROTO: u8 = 1;
@@ -44,7 +52,7 @@ pub struct Watcher {
     pub ifindex: u32,
     /// Packets that each CPU tells of in one tick (about 130 ms).
     pub per_tick: u32,
-    /// Bit n: packets with verdict n, see [`crate::Verdict`].
+    /// Bit n: packets with verdict n, see [`crate::Verdict`]. 0: no packets.
     pub verdicts: u32,
     /// Bit n: dropped packets with reason n, see [`crate::DropReason`].
     pub reasons: u32,
@@ -85,6 +93,7 @@ impl Watcher {
         let icmp = self.proto == PROTO_ICMP && ends.proto == PROTO_ICMPV6;
         let other_port = ends.has_ports == 0 || wanted0 != port0 || wanted1 != port1;
         self.until >= now
+            && self.verdicts != 0
             && source | destination == 0
             && (self.ifindex == 0 || self.ifindex == ifindex)
             && (self.flags & BY_PROTO == 0 || self.proto == ends.proto || icmp)
@@ -173,6 +182,7 @@ mod tests {
         assert!(ANY.asks_for(10, 3, &Ends::default()));
         assert!(!ANY.asks_for(11, 3, &Ends::default()));
         assert!(!Watcher::default().asks_for(1, 3, &Ends::default()));
+        assert!(!Watcher { verdicts: 0, ..ANY }.asks_for(10, 3, &Ends::default()));
     }
 
     #[test]

@@ -140,7 +140,7 @@ pub(crate) fn finish<F: Datapath>(
     F::insert_session(&scratch.inside, &scratch.inside_session)?;
     scratch.taken.hand_over();
     count::session(subject.packet.proto, |sessions| sessions.created += 1);
-    record::opened(scratch);
+    record::opened::<F>();
     count::pool(scratch.claim.chosen, |pool| pool.opened += 1);
     Ok(())
 }

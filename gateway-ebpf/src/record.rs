@@ -1,7 +1,9 @@
 //! Maps `RECORDS`, `RECORDS_LOST`, `DENIED` and `LOG_NAMES`: what the access log is made of, see [`gateway_common::record`].
+//! Maps `LIVES` and `LIVES_LOST`: the same of all sessions, for whoever watches, see [`gateway_common::watch`].
 //!
 //! A record is written where a session is opened and where it is removed. Nobody is woken for it: the daemon looks by
-//! itself, several times a second.
+//! itself, several times a second. Who watches has functions beside those of the access log, and not within them: where
+//! sessions are opened there is little stack left.
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP},
@@ -11,6 +13,7 @@ use aya_ebpf::{
 };
 use gateway_common::{
     DropReason, V4, V6,
+    config::Config,
     counter::Counter,
     record::{
         DeniedKey, Ending, Kind, LOG_NAME_LEN, MAX_DENIED, MAX_LOG_NAMES, RECORDS_BYTES, Record, is_denial,
@@ -18,6 +21,7 @@ use gateway_common::{
     },
     session::{SIDE_INSIDE, Session, Tuple},
     tcp::State,
+    watch::LIVES_BYTES,
 };
 
 use crate::{
@@ -33,6 +37,13 @@ static RECORDS: RingBuf<Record, { RECORDS_BYTES as usize }> = RingBuf::new();
 #[btf_map]
 static RECORDS_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+#[btf_map]
+static LIVES: RingBuf<Record, { LIVES_BYTES as usize }> = RingBuf::new();
+
+/// Records that found no room there.
+#[btf_map]
+static LIVES_LOST: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 /// Packets that were dropped after the first of their kind.
 #[btf_map]
 static DENIED: HashMap<DeniedKey, Counter, { MAX_DENIED as usize }> = HashMap::new();
@@ -46,16 +57,16 @@ static LOG_NAMES: HashMap<
     { BPF_F_NO_PREALLOC as usize },
 > = HashMap::new();
 
-/// Records that the session in the scratch element was opened, if its route says so.
+/// Records that the session in the scratch element was opened, if its route says so, and tells whoever watches.
 #[inline(always)]
-pub(crate) fn opened<F: Datapath>(scratch: &Scratch<F>) {
-    if scratch.inside_session.log == 0 {
-        return;
-    }
+pub(crate) fn opened<F: Datapath>() {
+    // Whether anybody wants to know is asked there: many programs open sessions.
     if F::IS_V4 {
         record_opened_v4();
+        show_opened_v4();
     } else {
         record_opened_v6();
+        show_opened_v6();
     }
 }
 
@@ -65,42 +76,97 @@ pub(crate) fn opened<F: Datapath>(scratch: &Scratch<F>) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn record_opened_v4() -> u64 {
-    write_opened::<V4>()
+    write_opened::<V4>(Book::Log)
 }
 
 /// As [`record_opened_v4`], of IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn record_opened_v6() -> u64 {
-    write_opened::<V6>()
+    write_opened::<V6>(Book::Log)
+}
+
+/// Tells whoever watches that the session in the scratch element of IPv4 was opened. Returns nothing of interest.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn show_opened_v4() -> u64 {
+    write_opened::<V4>(Book::Lives)
+}
+
+/// As [`show_opened_v4`], of IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn show_opened_v6() -> u64 {
+    write_opened::<V6>(Book::Lives)
+}
+
+/// Where records are written.
+#[derive(Clone, Copy)]
+enum Book {
+    /// `RECORDS`, those of sessions whose route says so.
+    Log,
+    /// `LIVES`, as long as somebody watches.
+    Lives,
+}
+
+impl Book {
+    /// Whether the session is to be written there.
+    #[inline(always)]
+    fn takes<F: Datapath>(self, session: &Session<F>, config: &Config, now: u32) -> bool {
+        match self {
+            Self::Log => session.log != 0,
+            Self::Lives => {
+                // SAFETY: the reference is valid; user space may write the field at any time.
+                let policy = unsafe { (&raw const config.policy).read_volatile() };
+                policy.are_sessions_watched() && now <= config.watched_until
+            }
+        }
+    }
 }
 
 #[inline(always)]
-fn write_opened<F: Datapath>() -> u64 {
+fn write_opened<F: Datapath>(book: Book) -> u64 {
     let (Some(scratch), Some(config)) = (F::scratch(), config::config()) else { return 0 };
     // SAFETY: the scratch element is this CPU's own.
     let Scratch { inside, inside_session: session, .. } = unsafe { &*scratch };
     let now = config::now(config);
-    write(inside, session, |record| Record { kind: Kind::Open as u8, now, start: now, ..record })
+    if !book.takes(session, config, now) {
+        return 0;
+    }
+    write(book, inside, session, |record| {
+        record.kind = Kind::Open as u8;
+        record.now = now;
+        record.start = now;
+    })
 }
 
-/// Records that a session is removed in that state, if it was recorded when it opened; `killed`: it was cut.
+/// Records that a session is removed in that state, if it was recorded when it opened, and tells whoever watches;
+/// `killed`: it was cut.
 ///
-/// Leaves tuple and element in the scratch element.
+/// Leaves tuples and element in the scratch element.
 #[inline(always)]
-pub(crate) fn closed<F: Datapath>(inside: &Tuple<F>, session: &Session<F>, state: State, killed: bool) {
+pub(crate) fn closed<F: Datapath>(
+    inside: &Tuple<F>,
+    outside: &Tuple<F>,
+    session: &Session<F>,
+    state: State,
+    killed: bool,
+) {
     // Not asked here whether it is: the verifier would look at all that follows twice.
     let Some(scratch) = F::scratch() else { return };
     // SAFETY: the scratch element is this CPU's own.
     unsafe {
         (*scratch).inside = *inside;
+        (*scratch).outside = *outside;
         (*scratch).inside_session = *session;
     }
     let how = u64::from(state as u8) | u64::from(killed) << 8;
     if F::IS_V4 {
         record_closed_v4(how);
+        show_closed_v4(how);
     } else {
         record_closed_v6(how);
+        show_closed_v6(how);
     }
 }
 
@@ -109,45 +175,56 @@ pub(crate) fn closed<F: Datapath>(inside: &Tuple<F>, session: &Session<F>, state
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn record_closed_v4(how: u64) -> u64 {
-    write_closed::<V4>(how)
+    write_closed::<V4>(Book::Log, how)
 }
 
 /// As [`record_closed_v4`], of IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn record_closed_v6(how: u64) -> u64 {
-    write_closed::<V6>(how)
+    write_closed::<V6>(Book::Log, how)
+}
+
+/// Tells whoever watches what [`record_closed_v4`] records. Returns nothing of interest.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn show_closed_v4(how: u64) -> u64 {
+    write_closed::<V4>(Book::Lives, how)
+}
+
+/// As [`show_closed_v4`], of IPv6.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn show_closed_v6(how: u64) -> u64 {
+    write_closed::<V6>(Book::Lives, how)
 }
 
 #[inline(always)]
-fn write_closed<F: Datapath>(how: u64) -> u64 {
+fn write_closed<F: Datapath>(book: Book, how: u64) -> u64 {
     let (Some(scratch), Some(config)) = (F::scratch(), config::config()) else { return 0 };
     // SAFETY: the scratch element is this CPU's own.
-    let Scratch { inside, inside_session: session, .. } = unsafe { &*scratch };
-    if session.log == 0 {
+    let Scratch { inside, outside, inside_session: session, .. } = unsafe { &*scratch };
+    let now = config::now(config);
+    if !book.takes(session, config, now) {
         return 0;
     }
-    let now = config::now(config);
-    let (mut start, mut received) = (now, Counter::default());
-    if let Some(answer) = F::session(&inside.pair(session)) {
-        // SAFETY: the pointer is to a map value; plain integers are read.
-        unsafe {
-            start = (*answer).mark;
-            received = Counter { packets: (*answer).packets, bytes: (*answer).bytes };
+    write(book, inside, session, |record| {
+        let ending = if how >> 8 != 0 {
+            Ending::Killed
+        } else {
+            Ending::of(State::from_number(how as u8), session.is_proxied())
+        };
+        record.kind = Kind::Close as u8;
+        record.reason = ending as u8;
+        record.now = now;
+        record.start = now;
+        if let Some(answer) = F::session(outside) {
+            // SAFETY: the pointer is to a map value; plain integers are read.
+            unsafe {
+                record.start = (*answer).mark;
+                record.received = Counter { packets: (*answer).packets, bytes: (*answer).bytes };
+            }
         }
-    }
-    let ending = if how >> 8 != 0 {
-        Ending::Killed
-    } else {
-        Ending::of(State::from_number(how as u8), session.is_proxied())
-    };
-    write(inside, session, |record| Record {
-        kind: Kind::Close as u8,
-        reason: ending as u8,
-        now,
-        start,
-        received,
-        ..record
     })
 }
 
@@ -246,7 +323,12 @@ fn count_denied(key: &DeniedKey, bytes: u64) -> bool {
 /// Counts a record that found no room. Returns nothing of interest.
 #[inline(always)]
 fn lose() -> u64 {
-    if let Some(lost) = RECORDS_LOST.get_ptr_mut(0) {
+    count_lost(&RECORDS_LOST)
+}
+
+#[inline(always)]
+fn count_lost(lost: &PerCpuArray<u64, 1>) -> u64 {
+    if let Some(lost) = lost.get_ptr_mut(0) {
         // SAFETY: the element is this CPU's own and programs do not preempt each other.
         unsafe { *lost += 1 };
     }
@@ -256,26 +338,37 @@ fn lose() -> u64 {
 /// Writes a record of a session, which `complete` completes, or counts that it is lost.
 #[inline(always)]
 fn write<F: Datapath>(
+    book: Book,
     inside: &Tuple<F>,
     session: &Session<F>,
-    complete: impl FnOnce(Record) -> Record,
+    complete: impl FnOnce(&mut Record),
 ) -> u64 {
-    let Some(mut entry) = RECORDS.reserve(0) else { return lose() };
-    entry.write(complete(Record {
+    let (entry, lost) = match book {
+        Book::Log => (RECORDS.reserve(0), &RECORDS_LOST),
+        Book::Lives => (LIVES.reserve(0), &LIVES_LOST),
+    };
+    let Some(mut entry) = entry else { return count_lost(lost) };
+    let record = entry.write(Record {
         // SAFETY: the helper has no arguments.
         time: unsafe { bpf_ktime_get_ns() },
         proto: inside.proto,
         proxied: u8::from(session.is_proxied()),
-        log: session.log,
+        log: match book {
+            Book::Log => session.log,
+            Book::Lives => session.slot() as u16,
+        },
+        counter: session.counter,
         source: F::mapped(&inside.source),
         translated: F::mapped(&session.translated),
         destination: F::mapped(&inside.destination),
         source_port: inside.source_port,
         translated_port: session.translated_port,
         destination_port: inside.destination_port,
+        pool_address: session.pool_address,
         sent: Counter { packets: session.packets, bytes: session.bytes },
         ..Record::default()
-    }));
+    });
+    complete(record);
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
     0
 }

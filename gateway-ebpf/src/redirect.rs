@@ -158,7 +158,7 @@ fn try_enter<F: Datapath>(context: &Context<'_>, subject: &Subject<F>) -> Result
             taken.hand_over();
             count::session(subject.packet.proto, |sessions| sessions.created += 1);
             count::flows(scratch.inside_session.pool_address, 1);
-            record::opened(scratch);
+            record::opened::<F>();
             Ok(())
         }
         Err(error) => {

@@ -245,7 +245,7 @@ fn remove<F: Datapath>(
     let flags = F::session(outside).map_or(0, |answer| unsafe { (*answer).flags });
     let proxied = session.is_proxied();
     let charge = session.charge();
-    record::closed(inside, session, state, killed);
+    record::closed(inside, outside, session, state, killed);
     // By what the record has left in the scratch element.
     usage::removed::<F>();
     if F::remove_session(inside).is_ok() && !proxied && flags & HELD != 0 {

@@ -1,7 +1,8 @@
 //! Maps `WATCHERS`, `WATCHED`, `WATCH_RATES` and `ARRIVALS`: shows packets to whoever watches, see
 //! [`gateway_common::watch`].
 //!
-//! A packet that arrives while nobody watches costs two looks at a bit of a word that it has read already.
+//! A packet that arrives while nobody watches costs two looks at a bit of a word that it has read already. Where a daemon
+//! has died that watched, it looks at the clock, too.
 
 use core::{arch::asm, mem::offset_of};
 
@@ -64,8 +65,11 @@ fn watcher(number: u32) -> Option<&'static Watcher> {
 /// [`gateway_common::config::Policy::is_watched`]. Returns nothing of interest.
 #[inline(never)]
 pub(crate) fn arrived(frame: &Frame<'_>) -> u64 {
-    let Some(arrival) = arrival() else { return 0 };
+    let (Some(arrival), Some(config)) = (arrival(), config::config()) else { return 0 };
     arrival.may = 0;
+    if config::now(config) > config.watched_until {
+        return 0;
+    }
     arrival.head.captured = 0;
     read_ends(frame, &mut arrival.ends);
     let ifindex = frame.ingress_ifindex();

@@ -1,4 +1,4 @@
-//! Who watches packets: hands what the packet path shows to those who want to see it.
+//! Who watches packets and sessions: hands what the packet path shows to those who want to see it.
 //!
 //! ```text
 //! WATCHED ──> thread `monitor` ──(a bounded queue each)──> streams of the control API
@@ -14,10 +14,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::dataplane::watch::{Filter, MOST, Seen, Watchers};
+use crate::dataplane::watch::{Filter, Life, MOST, Seen, Sight, Watchers};
 
 /// How often packets are taken out.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -29,14 +29,27 @@ const BATCH: usize = 1_024;
 const BATCHES: usize = 16;
 /// Packets that wait for a stream.
 const BACKLOG: usize = 4_096;
+/// So many may watch routes at a time: each compares what there is with what there was, and a million routes take a while.
+pub const MOST_FOLLOWERS: usize = MOST;
 /// Looks after which nothing comes any more for somebody who has gone: a packet may be under way.
 const REST: u8 = 2;
 
-/// The way to the thread. Cheap to clone; the default has no packet path, and shows nothing.
-#[derive(Clone, Default)]
+/// The way to the thread. Cheap to clone; the default has no packet path, and shows no packets.
+#[derive(Clone)]
 pub struct Hub {
     shared: Option<Arc<Shared>>,
+    followers: Arc<Semaphore>,
     stopping: CancellationToken,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self {
+            shared: None,
+            followers: Arc::new(Semaphore::new(MOST_FOLLOWERS)),
+            stopping: CancellationToken::new(),
+        }
+    }
 }
 
 /// Why nobody can watch.
@@ -53,7 +66,9 @@ pub enum Refusal {
 pub enum Event {
     /// A packet.
     Packet(Arc<Seen>),
-    /// So many packets were not shown since this was last told.
+    /// A session that has opened or ended.
+    Session(Arc<Life>),
+    /// So many of them were not shown since this was last told.
     Lost(u64),
 }
 
@@ -112,10 +127,10 @@ impl Hub {
             .name("monitor".to_owned())
             .spawn(move || run(&inner, watchers))
             .context("cannot start the thread `monitor`")?;
-        Ok(Self { shared: Some(shared), stopping: CancellationToken::new() })
+        Ok(Self { shared: Some(shared), ..Self::default() })
     }
 
-    /// Begins to watch. When this returns, all packets that come are seen.
+    /// Begins to watch. When this returns, all packets and sessions that come are seen.
     pub async fn watch(&self, filter: Filter) -> Result<Watch, Refusal> {
         let unavailable = |why: &str| Refusal::Unavailable(why.to_owned());
         let Some(shared) = &self.shared else { return Err(unavailable("this data plane shows no packets")) };
@@ -140,6 +155,11 @@ impl Hub {
             Ok(Err(why)) => Err(Refusal::Unavailable(why)),
             Err(_) => Err(unavailable("the daemon is stopping")),
         }
+    }
+
+    /// The right to watch routes, until it is dropped; `None`: as many do as may.
+    pub fn follow(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.followers).try_acquire_owned().ok()
     }
 
     /// Cancelled once the daemon stops.
@@ -243,8 +263,8 @@ fn tell(state: &mut State, watchers: &mut dyn Watchers) {
     }
 }
 
-/// Takes out the packets that there are, for nobody.
-fn discard(watchers: &mut dyn Watchers, batch: &mut Vec<(u32, Seen)>) {
+/// Takes out what there is, for nobody.
+fn discard(watchers: &mut dyn Watchers, batch: &mut Vec<(u32, Sight)>) {
     for _ in 0..BATCHES {
         let count = watchers.read(BATCH, batch).unwrap_or_default();
         batch.clear();
@@ -254,22 +274,24 @@ fn discard(watchers: &mut dyn Watchers, batch: &mut Vec<(u32, Seen)>) {
     }
 }
 
-/// Hands out the packets that there are. `due`: it is time to ask what was lost, too.
+/// Hands out what there is. `due`: it is time to ask what was lost, too.
 fn deliver(
     state: &mut State,
     watchers: &mut dyn Watchers,
-    batch: &mut Vec<(u32, Seen)>,
+    batch: &mut Vec<(u32, Sight)>,
     due: bool,
 ) -> anyhow::Result<()> {
     for _ in 0..BATCHES {
         let count = watchers.read(BATCH, batch)?;
-        for (whom, seen) in batch.drain(..) {
-            let seen = Arc::new(seen);
+        for (whom, sight) in batch.drain(..) {
+            let event = match sight {
+                Sight::Packet(seen) => Event::Packet(seen),
+                Sight::Session(life) => Event::Session(life),
+            };
             for (number, place) in state.places.iter_mut().enumerate() {
                 if let Place::Taken(taken) = place
                     && whom >> number & 1 != 0
-                    && let Err(mpsc::error::TrySendError::Full(_)) =
-                        taken.events.try_send(Event::Packet(Arc::clone(&seen)))
+                    && let Err(mpsc::error::TrySendError::Full(_)) = taken.events.try_send(event.clone())
                 {
                     taken.lost += 1;
                 }

@@ -224,6 +224,20 @@ impl Gateway {
         read().unwrap_or_else(|error| panic!("the configuration: {error:#}"))
     }
 
+    /// Makes it so late that whoever watches should have said so again, and has not.
+    ///
+    /// # Panics
+    /// If it cannot be changed.
+    pub fn end_watch(&mut self) {
+        let end = || -> Result<()> {
+            let map = Map::Array(MapData::from_pin(self.map("CONFIG"))?);
+            let mut map = Array::<_, Config>::try_from(map)?;
+            let config = map.get(&0, 0)?;
+            Ok(map.set(0, Config { watched_until: 1, ..config }, 0)?)
+        };
+        end().unwrap_or_else(|error| panic!("the configuration: {error:#}"));
+    }
+
     /// Makes what is known of datagrams in fragments too old to be used.
     ///
     /// # Panics

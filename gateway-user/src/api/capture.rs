@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use super::{
     ApiError,
     extract::Query,
-    monitor::{self, Bounds},
+    monitor::{self, Bounds, Things},
     request::about,
     server::Ctx,
     types::MonitorQuery,
@@ -46,7 +46,7 @@ pub(super) async fn capture(
     Query(query): Query<MonitorQuery>,
 ) -> Result<Response, ApiError> {
     let (verdicts, reasons) = wanted(&query).map_err(about("capture"))?;
-    let filter = query.filter(&context, verdicts, reasons, (MAX_SNAPLEN, RATE))?;
+    let filter = query.filter(&context, Things::packets(verdicts, reasons), (MAX_SNAPLEN, RATE))?;
     let snaplen = filter.snaplen;
     let packets = monitor::watch(&context, filter).await?;
     let (sender, receiver) = mpsc::channel(BACKLOG);
@@ -114,8 +114,8 @@ async fn write(
         };
         match event {
             Some(Event::Packet(seen)) if file.shown < end.count => file.add(&seen)?,
-            // There was enough before it.
-            Some(Event::Packet(_)) => {}
+            // There was enough before it, and nobody has asked for sessions.
+            Some(Event::Packet(_) | Event::Session(_)) => {}
             Some(Event::Lost(lost)) => file.lose(lost),
             None => break,
         }

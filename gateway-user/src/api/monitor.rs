@@ -1,5 +1,7 @@
 //! `monitor`: streams of what happens, a line of JSON for each event.
 
+mod line;
+
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
@@ -8,62 +10,68 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::{IntoResponse as _, Response},
 };
-use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
-use gateway_common::{
-    DropReason, Verdict,
-    parse::{PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP},
-    reason::DropClass,
-    watch::MAX_SNAPLEN,
-};
+use gateway_common::{DropReason, Verdict, reason::DropClass, record::Ending, watch::MAX_SNAPLEN};
 use ipnet::IpNet;
-use jiff::Timestamp;
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, mpsc},
     time::{Instant, sleep, sleep_until},
 };
 
+use self::line::{changes, of_event, text};
 use super::{
-    ApiError, ErrorKind,
-    extract::Query,
-    request::about,
-    server::Ctx,
-    status::Context,
-    types::{Endpoint, MonitorLine, MonitorQuery},
+    ApiError, ErrorKind, extract::Query, request::about, server::Ctx, status::Context, types::MonitorQuery,
 };
 use crate::{
-    control::Current,
-    dataplane::watch::{Filter, MOST, Seen},
+    dataplane::watch::{Filter, MOST},
     model::{
-        Route,
         error::{ValueError, suggest},
         prefix::parse_prefix,
     },
-    monitor::{Event, Refusal, Watch},
+    monitor::{Event, MOST_FOLLOWERS, Refusal, Watch},
 };
 
 /// Bytes of a packet that its line is made of: headers, tags and options.
 const HEADERS: u32 = 256;
-/// Packets that each CPU shows in a second.
+/// Packets and sessions that each CPU shows in a second.
 const RATE: u32 = 1_000;
 /// Lines between what makes them and the connection.
 const BACKLOG: usize = 64;
-/// Lines of one revision: of a change of more routes, the number of the others is told.
-const MOST_CHANGES: usize = 1_000;
-/// Packets that a CPU can be asked to show in a second.
+/// Packets and sessions that a CPU can be asked to show in a second.
 const MAX_RATE: u32 = 100_000;
 /// How long a stream may still tell something while the daemon stops.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What can be watched.
-const EVENTS: [&str; 3] = ["drop", "limit", "route"];
+const EVENTS: [&str; 4] = ["drop", "limit", "route", "session"];
 
 /// What a stream is made of.
+#[expect(clippy::struct_excessive_bools, reason = "each of them is a word of the query")]
 struct Wanted {
     drops: bool,
     limits: bool,
     routes: bool,
+    sessions: bool,
     /// Of routes.
     within: Option<IpNet>,
     end: Bounds,
+}
+
+/// What the packet path is to show.
+pub(super) struct Things {
+    verdicts: Vec<Verdict>,
+    reasons: Vec<DropReason>,
+    openings: bool,
+    endings: Vec<Ending>,
+}
+
+impl Things {
+    /// Packets, and no sessions.
+    pub(super) const fn packets(verdicts: Vec<Verdict>, reasons: Vec<DropReason>) -> Self {
+        Self { verdicts, reasons, openings: false, endings: Vec::new() }
+    }
+
+    const fn is_empty(&self) -> bool {
+        self.verdicts.is_empty() && !self.openings && self.endings.is_empty()
+    }
 }
 
 /// When a stream ends.
@@ -79,16 +87,17 @@ pub(super) async fn monitor(
     Query(query): Query<MonitorQuery>,
 ) -> Result<Response, ApiError> {
     let wanted = query.wanted().map_err(about("monitor"))?;
-    let packets = if wanted.drops || wanted.limits {
-        let reasons = wanted.reasons(query.reason.as_deref()).map_err(about("monitor"))?;
-        let filter = query.filter(&context, vec![Verdict::Drop], reasons, (HEADERS, RATE))?;
-        Some(watch(&context, filter).await?)
-    } else {
-        None
-    };
+    let things = wanted.things(query.reason.as_deref()).map_err(about("monitor"))?;
+    let is_seen = !things.is_empty();
+    let filter = query.filter(&context, things, (HEADERS, RATE))?;
+    let packets = if is_seen { Some(watch(&context, filter).await?) } else { None };
+    let routes = if wanted.routes { Some(follow(&context)?) } else { None };
     let (sender, receiver) = mpsc::channel(BACKLOG);
     let answer = respond(&context, "application/x-ndjson", receiver);
-    tokio::spawn(tell(context, wanted, packets, sender));
+    tokio::spawn(async move {
+        tell(context, wanted, packets, sender).await;
+        drop(routes);
+    });
     Ok(answer)
 }
 
@@ -105,11 +114,19 @@ pub(super) fn respond(context: &Context, kind: &'static str, pieces: mpsc::Recei
     ([(CONTENT_TYPE, kind)], Body::from_stream(pieces)).into_response()
 }
 
-/// Begins to watch packets.
+/// The right to watch routes.
+fn follow(context: &Context) -> Result<OwnedSemaphorePermit, ApiError> {
+    context.monitor.follow().ok_or_else(|| {
+        let message = format!("{MOST_FOLLOWERS} streams watch routes, and no more can");
+        ApiError::new("monitor", ErrorKind::Full, message).hint("end one of them")
+    })
+}
+
+/// Begins to watch packets and sessions.
 pub(super) async fn watch(context: &Context, filter: Filter) -> Result<Watch, ApiError> {
     context.monitor.watch(filter).await.map_err(|refusal| match refusal {
         Refusal::Busy => {
-            let message = format!("{MOST} streams watch packets, and no more can");
+            let message = format!("{MOST} streams watch packets or sessions, and no more can");
             ApiError::new("monitor", ErrorKind::Full, message).hint("end one of them")
         }
         Refusal::Unavailable(why) => {
@@ -125,6 +142,7 @@ impl MonitorQuery {
             drops: false,
             limits: false,
             routes: false,
+            sessions: false,
             within: self.to.as_deref().map(|text| parse_prefix("to", text)).transpose()?,
             end: self.bounds(),
         };
@@ -134,12 +152,7 @@ impl MonitorQuery {
                 "drop" => wanted.drops = true,
                 "limit" => wanted.limits = true,
                 "route" => wanted.routes = true,
-                "session" => {
-                    let message = "sessions cannot be watched as a stream";
-                    return Err(ValueError::unsupported("events", message).hint(
-                        "`gwctl session watch` shows the busiest, and the access log has a record of each",
-                    ));
-                }
+                "session" => wanted.sessions = true,
                 other => {
                     let message = format!("`{other}` is nothing that can be watched");
                     return Err(ValueError::invalid("events", message).hint(suggest(other, EVENTS)));
@@ -155,12 +168,11 @@ impl MonitorQuery {
         Bounds { count: self.count.unwrap_or(u64::MAX), until }
     }
 
-    /// Which packets are to be seen; `usual` are bytes of each, and packets of a CPU in a second.
+    /// Which packets and sessions are to be seen; `usual` are bytes of a packet, and how many each CPU shows in a second.
     pub(super) fn filter(
         &self,
         context: &Context,
-        verdicts: Vec<Verdict>,
-        reasons: Vec<DropReason>,
+        Things { verdicts, reasons, openings, endings }: Things,
         (snaplen, rate): (u32, u32),
     ) -> Result<Filter, ApiError> {
         let read = || -> Result<Filter, ValueError> {
@@ -176,7 +188,7 @@ impl MonitorQuery {
             }
             let rate = self.rate.unwrap_or(rate);
             if rate == 0 || rate > MAX_RATE {
-                let message = format!("{rate} packets a second cannot be shown");
+                let message = format!("{rate} a second cannot be shown");
                 return Err(ValueError::invalid("rate", message).hint(format!("between 1 and {MAX_RATE}")));
             }
             Ok(Filter {
@@ -185,6 +197,8 @@ impl MonitorQuery {
                 proto: self.proto.as_deref().map(str::parse).transpose()?,
                 dport: self.dport,
                 ingress: self.iif.as_deref().map(|name| ingress(context, name)).transpose()?,
+                openings,
+                endings,
                 verdicts,
                 reasons,
                 snaplen,
@@ -215,21 +229,32 @@ pub(super) fn reason(name: &str) -> Result<DropReason, ValueError> {
 }
 
 impl Wanted {
-    /// The reasons of packets that are to be seen.
-    fn reasons(&self, only: Option<&str>) -> Result<Vec<DropReason>, ValueError> {
-        let only = only.map(reason).transpose()?;
-        let all = DropReason::ALL.iter().copied();
-        let wanted = |reason: &DropReason| {
-            (self.drops || is_limit(*reason)) && only.is_none_or(|only| only == *reason)
+    /// What the packet path is to show; `only`: what was dropped, or has ended, for this reason.
+    fn things(&self, only: Option<&str>) -> Result<Things, ValueError> {
+        let dropped = |reason: &DropReason| self.drops || self.limits && is_limit(*reason);
+        let verdicts = |wanted: bool| if wanted { vec![Verdict::Drop] } else { Vec::new() };
+        let Some(only) = only else {
+            let reasons: Vec<_> = DropReason::ALL.iter().copied().filter(dropped).collect();
+            return Ok(Things {
+                openings: self.sessions,
+                endings: if self.sessions { Ending::ALL.to_vec() } else { Vec::new() },
+                ..Things::packets(verdicts(!reasons.is_empty()), reasons)
+            });
         };
-        let reasons: Vec<_> = all.filter(wanted).collect();
-        match only {
-            Some(only) if reasons.is_empty() => {
-                let message = format!("no limit drops packets for `{}`", only.name());
-                Err(ValueError::invalid("reason", message).hint("watch `drop`"))
+        if let Some(ending) = Ending::ALL.iter().copied().find(|ending| ending.name() == only) {
+            if !self.sessions {
+                let message = format!("only sessions end with `{only}`");
+                return Err(ValueError::invalid("reason", message).hint("watch `session`"));
             }
-            _ => Ok(reasons),
+            return Ok(Things { endings: vec![ending], ..Things::packets(Vec::new(), Vec::new()) });
         }
+        let only = reason(only)?;
+        if dropped(&only) {
+            return Ok(Things::packets(verdicts(true), vec![only]));
+        }
+        let who = if self.limits { "no limit drops packets" } else { "only packets are dropped" };
+        let message = format!("{who} for `{}`", only.name());
+        Err(ValueError::invalid("reason", message).hint("watch `drop`"))
     }
 }
 
@@ -306,115 +331,42 @@ pub(super) async fn at(time: Option<Instant>) {
     }
 }
 
-fn text(line: &MonitorLine) -> Bytes {
-    // The structure has no maps with keys that are no strings.
-    let mut text = serde_json::to_vec(line).unwrap_or_default();
-    text.push(b'\n');
-    text.into()
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn of_event(event: &Event, limits: bool) -> MonitorLine {
-    match event {
-        Event::Packet(seen) => of_packet(seen, limits),
-        Event::Lost(lost) => MonitorLine { lost: Some(*lost), ..MonitorLine::new("lost", Timestamp::now()) },
+    fn things(events: Option<&str>, reason: Option<&str>) -> Result<Things, String> {
+        let query = MonitorQuery { events: events.map(str::to_owned), ..MonitorQuery::default() };
+        query.wanted().and_then(|wanted| wanted.things(reason)).map_err(|error| error.to_string())
     }
-}
 
-/// The line of a dropped packet.
-fn of_packet(seen: &Seen, limits: bool) -> MonitorLine {
-    let event = if limits && seen.reason.is_some_and(is_limit) { "limit" } else { "drop" };
-    let line = MonitorLine {
-        reason: seen.reason.map(|reason| reason.name().to_owned()),
-        interface: Some(seen.ingress.clone()),
-        length: Some(seen.length),
-        ..MonitorLine::new(event, seen.time)
-    };
-    match LaxSlicedPacket::from_ethernet(&seen.bytes) {
-        Ok(packet) => of_headers(&packet, line),
-        Err(_) => line,
+    #[test]
+    fn what_is_asked_for_is_asked_of_the_packet_path_and_no_more() {
+        let all = things(None, None).expect("all");
+        assert_eq!((all.verdicts, all.reasons.len()), (vec![Verdict::Drop], DropReason::ALL.len()));
+        assert_eq!((all.openings, all.endings.len()), (true, Ending::ALL.len()));
+        let limits = things(Some("limit"), None).expect("limits");
+        assert!(limits.reasons.iter().all(|reason| is_limit(*reason)) && !limits.reasons.is_empty());
+        assert!(!limits.openings && limits.endings.is_empty());
+        let sessions = things(Some("session,route"), None).expect("sessions");
+        assert!(sessions.verdicts.is_empty() && sessions.openings);
+        assert!(things(Some("route"), None).expect("routes").is_empty());
     }
-}
 
-/// Adds what the headers of a packet say, as far as they are there.
-fn of_headers(packet: &LaxSlicedPacket<'_>, line: MonitorLine) -> MonitorLine {
-    let (source, destination, proto) = match &packet.net {
-        Some(LaxNetSlice::Ipv4(ip)) => {
-            let header = ip.header();
-            (header.source_addr().into(), header.destination_addr().into(), ip.payload_ip_number().0)
-        }
-        Some(LaxNetSlice::Ipv6(ip)) => {
-            let header = ip.header();
-            (header.source_addr().into(), header.destination_addr().into(), ip.payload().ip_number.0)
-        }
-        Some(LaxNetSlice::Arp(_)) => return MonitorLine { proto: Some("arp".to_owned()), ..line },
-        None => return line,
-    };
-    let mut flags = None;
-    let (source_port, port) = match &packet.transport {
-        Some(TransportSlice::Tcp(tcp)) => {
-            let names =
-                [(tcp.syn(), 'S'), (tcp.fin(), 'F'), (tcp.rst(), 'R'), (tcp.psh(), 'P'), (tcp.ack(), 'A')];
-            flags = Some(names.iter().filter(|(set, _)| *set).map(|(_, name)| name).collect());
-            (tcp.source_port(), tcp.destination_port())
-        }
-        Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
-        Some(TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_) | TransportSlice::Igmp(_)) | None => {
-            (0, 0)
-        }
-    };
-    let proto = match proto {
-        PROTO_TCP => "tcp".to_owned(),
-        PROTO_UDP => "udp".to_owned(),
-        PROTO_ICMP | PROTO_ICMPV6 => "icmp".to_owned(),
-        other => other.to_string(),
-    };
-    MonitorLine {
-        proto: Some(proto),
-        source: Some(Endpoint { address: source, port: source_port }),
-        destination: Some(Endpoint { address: destination, port }),
-        flags,
-        ..line
-    }
-}
-
-/// The lines of the routes that are not the same in two revisions, [`MOST_CHANGES`] of them at the most.
-fn changes(before: &Current, after: &Current, within: Option<IpNet>) -> Vec<MonitorLine> {
-    let time = Timestamp::now();
-    let (old, new) = (&before.snapshot.tables, &after.snapshot.tables);
-    let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
-    names.sort();
-    names.dedup();
-    let (mut lines, mut others) = (Vec::new(), 0);
-    for name in names {
-        let [old, new] =
-            [old, new].map(|tables| tables.get(name).map(|table| table.routes.clone()).unwrap_or_default());
-        for difference in old.diff(&new) {
-            if within.is_some_and(|within| !within.contains(&difference.key.prefix)) {
-                continue;
-            }
-            if lines.len() == MOST_CHANGES {
-                others += 1;
-                continue;
-            }
-            let change = match (difference.before, difference.after) {
-                (None, _) => "add",
-                (Some(_), None) => "del",
-                (Some(_), Some(_)) => "replace",
-            };
-            let target =
-                difference.after.or(difference.before).map(|Route { target, .. }| target.to_string());
-            lines.push(MonitorLine {
-                change: Some(change.to_owned()),
-                table: Some(name.clone()),
-                route: Some(difference.key.to_string()),
-                target,
-                revision: Some(after.revision),
-                ..MonitorLine::new("route", time)
-            });
+    #[test]
+    fn a_reason_asks_for_those_who_have_it() {
+        let reset = things(None, Some("rst")).expect("an ending");
+        assert_eq!((reset.openings, reset.endings, reset.verdicts), (false, vec![Ending::Rst], Vec::new()));
+        let denied = things(None, Some("no_route")).expect("a reason");
+        assert_eq!((denied.reasons, denied.openings), (vec![DropReason::NoRoute], false));
+        for (events, reason, why) in [
+            ("drop", "fin", "only sessions end with `fin`"),
+            ("limit", "no_route", "no limit drops packets for `no_route`"),
+            ("session", "no_route", "only packets are dropped for `no_route`"),
+            ("session", "nonsense", "`nonsense` is not a reason"),
+        ] {
+            let error = things(Some(events), Some(reason)).map(|_| ()).expect_err("it makes no sense");
+            assert!(error.contains(why), "{error}");
         }
     }
-    if others > 0 {
-        lines.push(MonitorLine { lost: Some(others), ..MonitorLine::new("lost", time) });
-    }
-    lines
 }

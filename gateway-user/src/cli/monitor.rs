@@ -14,14 +14,15 @@ use crate::{
 #[command(after_help = "gwctl monitor drop\n\
                   gwctl monitor drop from 10.0.1.0/24 reason no_route\n\
                   gwctl monitor limit route --json\n\
+                  gwctl monitor session to 203.0.113.0/24 reason rst\n\
                   gwctl monitor drop proto tcp dport 443 for 30s")]
 pub(super) struct Monitor {
     /// What is shown [all of it]
-    #[arg(value_name = "drop|limit|route", num_args = 0..)]
+    #[arg(value_name = "drop|limit|route|session", num_args = 0..)]
     events: Vec<String>,
     #[command(flatten)]
     filter: Filter,
-    /// Only packets that were dropped for this reason
+    /// Only packets that were dropped for this reason, or sessions that end with it
     #[arg(long, value_name = "REASON")]
     reason: Option<String>,
     #[command(flatten)]
@@ -43,7 +44,7 @@ pub(super) struct Filter {
     /// Only to this port
     #[arg(long, value_name = "PORT", value_parser = value::port)]
     dport: Option<u16>,
-    /// Only what comes in through this interface
+    /// Only what comes in through this interface, and sessions of clients behind it
     #[arg(long, value_name = "IF")]
     iif: Option<String>,
 }
@@ -57,7 +58,7 @@ pub(super) struct Bounds {
     /// End after this time
     #[arg(long = "for", value_name = "DUR", value_parser = value::duration)]
     time: Option<Duration>,
-    /// Packets that each CPU shows in a second; the others are counted
+    /// Packets and sessions that each CPU shows in a second; the others are counted
     #[arg(long, value_name = "N", help_heading = super::words::OPTIONS)]
     rate: Option<u32>,
 }

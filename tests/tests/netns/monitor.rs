@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
-use gateway_lab::{Process, Rig, program, wait_until};
+use gateway_lab::{Process, Rig, program, server::Server, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -11,9 +11,9 @@ use tempfile::TempDir;
 /// Within that time an event is shown.
 const SOON: Duration = Duration::from_secs(10);
 
-/// A gateway that routes one prefix and no other.
+/// A gateway that routes one prefix and no other. Closed connections go soon.
 fn rig() -> Result<Option<Rig>> {
-    let config = "[[pool]]\nname = \"nat\"\naddresses = [\"198.51.100.10\"]\n\
+    let config = "[timeouts]\ntcp_closing = \"1s\"\n[[pool]]\nname = \"nat\"\naddresses = [\"198.51.100.10\"]\n\
                   [[table]]\nname = \"main\"\nroutes = [{ to = \"203.0.113.0/24\", via = \"pool nat\" }]\n";
     Rig::start("active", config)
 }
@@ -80,6 +80,15 @@ fn send(rig: &Rig, source: &str, destination: &str, port: u16, count: usize) -> 
     rig.lab.c1.ok(&["python3", "-c", &script]).map(drop)
 }
 
+/// Opens a session to each of these ports, which a route cuts then.
+fn cut(rig: &Rig, ports: &[u16]) -> Result<()> {
+    let send = || ports.iter().try_for_each(|port| send(rig, "10.0.1.2", "203.0.113.20", *port, 1));
+    send()?;
+    rig.daemon.tell("route add 203.0.113.20/32 via blackhole")?;
+    send()?;
+    rig.daemon.tell("route del 203.0.113.20/32").map(drop)
+}
+
 #[test]
 fn dropped_packets_are_shown_as_they_are_dropped_until_ctrl_c() -> Result<()> {
     let Some(rig) = rig()? else { return Ok(()) };
@@ -124,6 +133,62 @@ fn a_stream_ends_with_its_reader_and_after_as_many_events_as_were_asked_for() ->
     })?;
     let finished = process.finish(SOON)?;
     assert_eq!(finished.stderr.trim(), "0", "{finished:?}");
+    Ok(())
+}
+
+#[test]
+fn sessions_are_shown_as_they_open_and_end_and_why_though_no_route_logs() -> Result<()> {
+    let Some(rig) = rig()? else { return Ok(()) };
+    let _server = Server::http(&rig.lab.api, "203.0.113.10:80".parse()?)?;
+    let stream = Stream::start(&rig, "monitor session drop")?;
+    let one = ["curl", "-sS", "--max-time", "20", "-o", "/dev/null", "--local-port", "40123"];
+    rig.lab.c1.ok(&[&one[..], &["http://203.0.113.10/100000"]].concat())?;
+    // Nobody listens there; and one that a route cuts.
+    rig.lab.c1.run(&["curl", "-sS", "--local-port", "40124", "http://203.0.113.10:81/"])?.expect_failure()?;
+    cut(&rig, &[53])?;
+    let of = |port: u16| {
+        stream.wait_for(2, |event| event["event"] == "session" && event["source"]["port"] == port)
+    };
+    for (port, server, reason) in [(40_123, 80, "fin"), (40_124, 81, "refused"), (5_000, 53, "killed")] {
+        let seen = of(port)?;
+        let [open, close] = &seen[..] else { panic!("{seen:#?}") };
+        for event in [open, close] {
+            assert_eq!(event["interface"], "eth_in1");
+            assert_eq!(event["source"], json!({ "address": "10.0.1.2", "port": port }));
+            assert_eq!(event["translated"], json!({ "address": "198.51.100.10", "port": port }));
+            let address = if server == 53 { "203.0.113.20" } else { "203.0.113.10" };
+            assert_eq!(event["destination"], json!({ "address": address, "port": server }));
+            assert_eq!(
+                (&event["table"], &event["route"], &event["target"]),
+                (&"main".into(), &"203.0.113.0/24".into(), &"pool nat".into())
+            );
+        }
+        assert_eq!((&open["change"], &close["change"]), (&"open".into(), &"close".into()));
+        assert_eq!((&open["reason"], &close["reason"]), (&Value::Null, &reason.into()));
+        assert!(close["sent"]["packets"].as_u64() > Some(0) && close["age"].as_f64().is_some(), "{close}");
+    }
+    assert!(of(40_123)?[1]["received"]["bytes"].as_u64() > Some(100_000));
+    stream.interrupt()
+}
+
+#[test]
+fn a_stream_of_sessions_shows_those_that_were_asked_for() -> Result<()> {
+    let Some(rig) = rig()? else { return Ok(()) };
+    let (gwctl, socket) =
+        (program("gwctl")?.display().to_string(), rig.daemon.socket().display().to_string());
+    let words = "monitor session reason killed iif eth_in1 dport 53 count 1";
+    let line: Vec<&str> = [gwctl.as_str(), "--socket", &socket].into_iter().chain(words.split(' ')).collect();
+    let mut process = rig.lab.gw.spawn_piped(&line)?;
+    wait_until("the end", SOON, || cut(&rig, &[53, 54]).is_ok() && !process.is_running())?;
+    let said = process.finish(SOON)?.ok()?;
+    let [line] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+    let ends = "session close killed iif eth_in1 udp 10.0.1.2:5000 > 203.0.113.20:53 as 198.51.100.10:5000 \
+                route 203.0.113.0/24 via pool nat table main after ";
+    assert!(line.contains(ends), "{line}");
+    // What makes no sense together is refused.
+    let refused = rig.daemon.gwctl(&["monitor", "drop", "reason", "fin"])?;
+    assert_eq!(refused.code, Some(7), "{refused:?}");
+    assert!(refused.stderr.contains("only sessions end with `fin`"), "{refused:?}");
     Ok(())
 }
 

@@ -12,6 +12,7 @@ mod eips;
 mod interfaces;
 mod limits;
 mod links;
+mod lives;
 mod names;
 mod netdev;
 mod netlink;
@@ -238,7 +239,8 @@ impl BpfDataplane {
             config_map.set(0, config, 0).context("cannot write the configuration")?;
         }
         // Whoever watched has gone with its daemon.
-        config.policy = config.policy.with_watched(false);
+        config.policy = config.policy.with_watched(false).with_sessions_watched(false);
+        config.watched_until = 0;
         let half = 1 - config.half.min(1);
         let numbers = Arc::new(RwLock::new(Numbers::default()));
         let counters = RouteCounters::new(

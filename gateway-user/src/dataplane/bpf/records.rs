@@ -116,7 +116,7 @@ fn ago(time: Timestamp, age: Duration) -> Timestamp {
 }
 
 /// The record in `bytes`.
-fn plain(bytes: &[u8]) -> Option<Record> {
+pub(super) fn plain(bytes: &[u8]) -> Option<Record> {
     // SAFETY: there are as many bytes as a record has, and any of them are one.
     (bytes.len() == size_of::<Record>()).then(|| unsafe { bytes.as_ptr().cast::<Record>().read_unaligned() })
 }

@@ -1,11 +1,8 @@
-//! The user side of maps `WATCHERS`, `WATCHED` and `WATCH_RATES`, and the bit that says that somebody watches.
+//! The user side of maps `WATCHERS`, `WATCHED` and `WATCH_RATES`, and the bits that say that somebody watches.
 
 use std::{
     net::IpAddr,
-    sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -23,11 +20,12 @@ use jiff::Timestamp;
 
 use super::{
     clock::{self, Clock, Scale},
+    lives::Lives,
     numbers::Numbers,
     pins::Pins,
 };
 use crate::{
-    dataplane::watch::{Filter, MOST, Seen, Watchers},
+    dataplane::watch::{Filter, MOST, Seen, Sight, Watchers},
     model::Proto,
 };
 
@@ -35,43 +33,65 @@ use crate::{
 const LEASE: Duration = Duration::from_secs(10);
 
 /// The configuration in the kernel. Two write it: who changes the policy, and who says that somebody watches.
-pub(super) struct Switch {
-    map: Mutex<Array<MapData, Config>>,
-    on: AtomicBool,
+pub(super) struct Switch(Mutex<Place>);
+
+struct Place {
+    map: Array<MapData, Config>,
+    eyes: Eyes,
+}
+
+/// What somebody watches, and until when if that is not said again.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Eyes {
+    packets: bool,
+    sessions: bool,
+    until: u32,
+}
+
+impl Eyes {
+    /// The configuration, as those want it who watch.
+    fn open(self, config: Config) -> Config {
+        let policy = config.policy.with_watched(self.packets).with_sessions_watched(self.sessions);
+        Config { policy, watched_until: self.until, ..config }
+    }
 }
 
 impl Switch {
     pub(super) fn new(map: Array<MapData, Config>) -> Self {
-        Self { map: Mutex::new(map), on: AtomicBool::new(false) }
+        Self(Mutex::new(Place { map, eyes: Eyes::default() }))
     }
 
-    /// Writes a configuration; whether somebody watches stays as it is.
+    /// Writes a configuration; what is watched stays as it is.
     pub(super) fn write(&self, config: Config) -> Result<()> {
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        let policy = config.policy.with_watched(self.on.load(Relaxed));
-        map.set(0, Config { policy, ..config }, 0).context("cannot write the configuration")
+        let mut place = self.lock();
+        let config = place.eyes.open(config);
+        place.map.set(0, config, 0).context("cannot write the configuration")
     }
 
-    /// Says whether somebody watches.
-    fn turn(&self, on: bool) -> Result<()> {
-        if self.on.load(Relaxed) == on {
+    /// Says what is watched.
+    fn turn(&self, eyes: Eyes) -> Result<()> {
+        let mut place = self.lock();
+        if place.eyes == eyes {
             return Ok(());
         }
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        let config = map.get(&0, 0).context("cannot read the configuration")?;
-        let policy = config.policy.with_watched(on);
-        map.set(0, Config { policy, ..config }, 0).context("cannot write the configuration")?;
-        self.on.store(on, Relaxed);
+        let config = place.map.get(&0, 0).context("cannot read the configuration")?;
+        place.map.set(0, eyes.open(config), 0).context("cannot write the configuration")?;
+        place.eyes = eyes;
         Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Place> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What packets are shown by.
+/// What packets and sessions are shown by.
 pub(super) struct BpfWatchers {
     switch: Arc<Switch>,
     watchers: Array<MapData, Watcher>,
     ring: RingBuf<MapData>,
     rates: PerCpuArray<MapData, Told>,
+    lives: Lives,
     numbers: Arc<RwLock<Numbers>>,
     clock: Clock,
     scale: Scale,
@@ -87,22 +107,22 @@ impl BpfWatchers {
     ) -> Result<Self> {
         let (watchers, ring, rates) =
             (pins.open("WATCHERS")?, pins.open("WATCHED")?, pins.open("WATCH_RATES")?);
-        Ok(Self { switch, watchers, ring, rates, numbers, clock, scale })
+        let lives = Lives::new(pins)?;
+        Ok(Self { switch, watchers, ring, rates, lives, numbers, clock, scale })
     }
+}
 
-    fn seen(&self, head: &Watched, bytes: &[u8], time: Timestamp) -> Seen {
-        let numbers = self.numbers.read().unwrap_or_else(PoisonError::into_inner);
-        let known = numbers.interfaces.iter().find(|interface| interface.index == head.ingress);
-        Seen {
-            time,
-            ingress: known
-                .map_or_else(|| format!("ifindex {}", head.ingress), |interface| interface.name.clone()),
-            egress: numbers.slots.get(&head.egress).cloned(),
-            verdict: Verdict::from_number(head.verdict).unwrap_or(Verdict::Drop),
-            reason: DropReason::from_number(head.reason),
-            length: head.length,
-            bytes: bytes.to_vec(),
-        }
+fn seen(numbers: &Numbers, head: &Watched, bytes: &[u8], time: Timestamp) -> Seen {
+    let known = numbers.interfaces.iter().find(|interface| interface.index == head.ingress);
+    Seen {
+        time,
+        ingress: known
+            .map_or_else(|| format!("ifindex {}", head.ingress), |interface| interface.name.clone()),
+        egress: numbers.slots.get(&head.egress).cloned(),
+        verdict: Verdict::from_number(head.verdict).unwrap_or(Verdict::Drop),
+        reason: DropReason::from_number(head.reason),
+        length: head.length,
+        bytes: bytes.to_vec(),
     }
 }
 
@@ -114,10 +134,16 @@ impl Watchers for BpfWatchers {
             let written = self.watchers.set(number, watcher.unwrap_or_default(), 0);
             written.context("cannot write map WATCHERS")?;
         }
-        self.switch.turn(filters.iter().any(Option::is_some))
+        let numbers = self.numbers.read().unwrap_or_else(PoisonError::into_inner);
+        self.lives.set(filters, &numbers)?;
+        drop(numbers);
+        let wanted = || filters.iter().flatten();
+        let (packets, sessions) = (wanted().any(Filter::packets), wanted().any(Filter::sessions));
+        let until = if packets || sessions { until } else { 0 };
+        self.switch.turn(Eyes { packets, sessions, until })
     }
 
-    fn read(&mut self, most: usize, into: &mut Vec<(u32, Seen)>) -> Result<usize> {
+    fn read(&mut self, most: usize, into: &mut Vec<(u32, Sight)>) -> Result<usize> {
         let (now, monotonic) = (Timestamp::now(), clock::monotonic()?);
         let (mut count, mut taken) = (0, Vec::new());
         while count < most
@@ -130,19 +156,22 @@ impl Watchers for BpfWatchers {
             };
             taken.push((head, bytes.to_vec()));
         }
+        let numbers = self.numbers.read().unwrap_or_else(PoisonError::into_inner);
         for (head, bytes) in taken {
             let age = Duration::from_nanos(monotonic.saturating_sub(head.time));
             let time = now.checked_sub(age).unwrap_or(now);
-            into.push((head.watchers, self.seen(&head, &bytes, time)));
+            into.push((head.watchers, Sight::Packet(Arc::new(seen(&numbers, &head, &bytes, time)))));
         }
-        Ok(count)
+        let add = |whom, life| into.push((whom, Sight::Session(life)));
+        let lives = self.lives.read(most, &self.clock, &numbers, add)?;
+        Ok(count.max(lives))
     }
 
     fn lost(&self) -> Result<[u64; MOST]> {
-        let mut lost = [0; MOST];
+        let mut lost = self.lives.lost()?;
         for (number, lost) in (0..).zip(&mut lost) {
             let told = self.rates.get(&number, 0).context("cannot read map WATCH_RATES")?;
-            *lost = told.iter().map(|told| told.lost).sum();
+            *lost += told.iter().map(|told| told.lost).sum::<u64>();
         }
         Ok(lost)
     }
@@ -211,7 +240,7 @@ mod tests {
             ("2001:db8::1/128", "2001:db8::1", "2001:db8::2"),
         ] {
             let (source, source_mask) = words(Some(prefix.parse().expect("a prefix")));
-            let watcher = Watcher { source, source_mask, until: 1, ..Watcher::default() };
+            let watcher = Watcher { source, source_mask, until: 1, verdicts: 1, ..Watcher::default() };
             assert!(watcher.asks_for(1, 1, &ends(inside)), "{prefix} {inside}");
             assert!(!watcher.asks_for(1, 1, &ends(outside)), "{prefix} {outside}");
         }
