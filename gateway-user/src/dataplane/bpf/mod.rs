@@ -418,12 +418,6 @@ impl BpfDataplane {
         self.pools.write(&to.pools, &self.host)?;
         let eips = self.eips.write(&to.eips)?;
         let limits = self.limits.write(&to.limits)?;
-        // No packet looks at them. A pause of the sweep is waited for, so only where they change.
-        if self.groups.as_ref() != Some(&to.groups) {
-            self.groups = None;
-            self.sweeper.set_groups(&to.groups)?;
-            self.groups = Some(to.groups.clone());
-        }
         self.addresses.add(&self.host, self.pools.meanings(), to.eips.keys())?;
         let devices = devices(&self.host);
         self.connected = Connected::of(&self.host, to);
@@ -446,6 +440,13 @@ impl BpfDataplane {
         let policy = self.config.policy;
         let alone = (eips, limits, to.active) == (policy.eips(), policy.limits(), policy.is_active());
         let pending = self.tables.prepare(&to.tables, &references, alone)?;
+        // No packet looks at them, and what a group has used is forgotten with it: the last that can fail. A pause of the
+        // sweep is waited for, so only where they change.
+        if self.groups.as_ref() != Some(&to.groups) {
+            self.groups = None;
+            self.sweeper.set_groups(&to.groups)?;
+            self.groups = Some(to.groups.clone());
+        }
 
         // From here on nothing fails but the writing of words into maps that exist.
         self.config.timeouts = timeouts(&to.timeouts, self.scale);

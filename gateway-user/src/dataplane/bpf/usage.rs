@@ -135,25 +135,33 @@ impl Meter {
         let wanted: HashMap<Place, Group> = elements(groups, &numbers).collect();
         if wanted != self.written {
             self.keep_on(&numbers)?;
-            let unused: Vec<Place> =
-                self.written.keys().filter(|place| !wanted.contains_key(*place)).copied().collect();
-            for place in unused {
-                let (length, key) = place;
-                self.trie.remove(&Key::new(length, key)).context("cannot remove a prefix of a group")?;
-                self.written.remove(&place);
-            }
-            for (place, value) in wanted {
-                if self.written.get(&place) != Some(&value) {
-                    let (length, key) = place;
-                    let written = self.trie.insert(&Key::new(length, key), value, 0);
-                    written.context("cannot write a prefix of a group")?;
-                    self.written.insert(place, value);
-                }
-            }
+            let written = self.write(wanted);
+            // Whether all of it is there or not.
             self.prefixes = Prefixes::of(&self.written);
+            written?;
         }
         self.names = names_of(numbers);
         self.tell();
+        Ok(())
+    }
+
+    /// Makes the trie hold this.
+    fn write(&mut self, wanted: HashMap<Place, Group>) -> Result<()> {
+        let unused: Vec<Place> =
+            self.written.keys().filter(|place| !wanted.contains_key(*place)).copied().collect();
+        for place in unused {
+            let (length, key) = place;
+            self.trie.remove(&Key::new(length, key)).context("cannot remove a prefix of a group")?;
+            self.written.remove(&place);
+        }
+        for (place, value) in wanted {
+            if self.written.get(&place) != Some(&value) {
+                let (length, key) = place;
+                let written = self.trie.insert(&Key::new(length, key), value, 0);
+                written.context("cannot write a prefix of a group")?;
+                self.written.insert(place, value);
+            }
+        }
         Ok(())
     }
 
