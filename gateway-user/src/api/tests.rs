@@ -267,6 +267,11 @@ async fn what_is_refused_is_refused_with_code_status_and_remedy() {
         (&get, "/v1/limits/tenant-b", ""),
         (&post, "/v1/limits/tenant-b", "{}"),
         (&post, "/v1/limits/tenant-b", r#"{"from": "10.0.7.0/24", "per": "host"}"#),
+        (&post, "/v1/groups/team", r#"{"prefixes": ["10.1.0.0/8"]}"#),
+        (&post, "/v1/groups/proxy", r#"{"prefixes": ["10.1.0.0/16"]}"#),
+        (&Method::PATCH, "/v1/groups/team", r#"{"prefix": ["10.1.0.0/16"]}"#),
+        (&get, "/v1/groups/team", ""),
+        (&get, "/v1/stats/usage?since=-1", ""),
         (&delete, "/v1/status", ""),
     ];
     let mut said = Vec::new();

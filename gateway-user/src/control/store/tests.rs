@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Pool, PortRange, RouteKey, Table, TableKind, words::parse_route_line};
+use crate::model::{Group, Pool, PortRange, RouteKey, Table, TableKind, words::parse_route_line};
 
 fn with(state: &Snapshot, lines: &[&str]) -> Arc<Snapshot> {
     let mut state = state.clone();
@@ -37,6 +37,8 @@ fn history() -> Vec<Arc<Snapshot>> {
     let nat = Pool::new("nat", vec!["198.51.100.10".parse().expect("an address")], PortRange::POOL);
     fourth.pools.insert("nat".to_owned(), nat);
     fourth.tables.insert("t".to_owned(), Arc::new(Table::new("t", TableKind::Border)));
+    let prefixes = vec!["10.1.0.0/16".parse().expect("a prefix")];
+    fourth.groups.insert("team".to_owned(), Group { name: "team".to_owned(), prefixes });
     fourth.active = false;
     let mut fifth = fourth.clone();
     fifth.tables.remove("t");
