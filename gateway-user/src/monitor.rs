@@ -335,3 +335,18 @@ fn settle(state: &mut State) -> bool {
     }
     gone
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_watch_routes_as_may_and_another_when_one_has_gone() {
+        let hub = Hub::default();
+        let mut followers: Vec<_> = std::iter::from_fn(|| hub.clone().follow()).collect();
+        assert_eq!(followers.len(), MOST_FOLLOWERS);
+        assert!(hub.follow().is_none());
+        drop(followers.pop());
+        assert!(hub.follow().is_some());
+    }
+}

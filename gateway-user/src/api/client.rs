@@ -45,6 +45,9 @@ pub enum ClientError {
     /// No answer in time.
     #[error("gatewayd did not answer within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
+    /// The daemon has gone in the middle of an answer that goes on.
+    #[error("gatewayd has gone")]
+    Gone,
     /// The connection broke, or what came back is not an answer of this API.
     #[error("{0}")]
     Protocol(String),
@@ -184,7 +187,7 @@ impl Stream {
                 None => return Ok(None),
                 Some(frame) => {
                     // Trailers say nothing.
-                    if let Ok(piece) = frame.map_err(broken)?.into_data() {
+                    if let Ok(piece) = frame.map_err(|_| ClientError::Gone)?.into_data() {
                         return Ok(Some(piece));
                     }
                 }

@@ -5,6 +5,7 @@ use std::{
     io::{self, BufWriter, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use clap::Args;
@@ -61,17 +62,20 @@ impl Capture {
             return Err(Failure::usage("a capture is not for a terminal")
                 .hint("name a file: `-w FILE`, or a pipe: `-w - | tshark -r -`"));
         }
+        let begin = Instant::now();
         let mut stream = context.open("/v1/capture", &query).await?;
         let mut file = if to_output { None } else { Some(create(&write)?) };
         let mut tally = Tally::default();
         let mut pending = Vec::new();
         let most = max_size.unwrap_or(MAX_SIZE);
+        let mut is_full = false;
         'blocks: while let Some(piece) = stream.next(context).await? {
             pending.extend_from_slice(&piece);
             let mut at = 0;
             while let Some(block) = first_block(&pending[at..]) {
                 if tally.bytes + block.len() as u64 > most {
                     context.note(&format!("the capture ends at {most} bytes: `--max-size` allows more"));
+                    is_full = true;
                     break 'blocks;
                 }
                 tally.add(block);
@@ -92,7 +96,7 @@ impl Capture {
         let missing = if tally.lost > 0 { format!(", {} are missing", tally.lost) } else { String::new() };
         let noun = if tally.packets == 1 { "packet" } else { "packets" };
         context.note(&format!("{} {noun}{missing}", tally.packets));
-        Ok(())
+        stream.finish(is_full || bounds.are_reached(tally.packets, begin))
     }
 }
 
@@ -162,5 +166,31 @@ fn option(mut options: &[u8], wanted: u16) -> Option<u64> {
             return None;
         }
         options = rest.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_for_everybody_is_emptied_and_for_its_owner_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("gw.pcapng");
+        fs::write(&path, "what was there").expect("a file");
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).expect("its mode");
+        let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).expect("a file"));
+        let before = inode(&path);
+        for _ in 0..2 {
+            drop(create(&path).expect("a file to write to"));
+            let metadata = fs::metadata(&path).expect("it is there");
+            assert_eq!((metadata.permissions().mode() & 0o7777, metadata.len()), (0o600, 0));
+        }
+        assert_eq!(inode(&path), before);
+        fs::remove_file(&path).expect("removed");
+        drop(create(&path).expect("a file to write to"));
+        assert_eq!(fs::metadata(&path).expect("it is there").permissions().mode() & 0o7777, 0o600);
     }
 }

@@ -60,7 +60,7 @@ impl Context<'_, '_> {
         let answer = answer.map_err(|error| Failure::of_call(error, self.client.socket()))?;
         let ended = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
         let [interrupt, terminate] = ended;
-        Ok(Stream { answer, interrupt: interrupt?, terminate: terminate? })
+        Ok(Stream { answer, interrupt: interrupt?, terminate: terminate?, is_enough: false })
     }
 
     /// Makes a change with a body, and says so if that is wanted.
@@ -198,6 +198,7 @@ pub(super) struct Stream {
     answer: api::Stream,
     interrupt: Signal,
     terminate: Signal,
+    is_enough: bool,
 }
 
 impl Stream {
@@ -205,11 +206,19 @@ impl Stream {
     pub(super) async fn next(&mut self, context: &Context<'_, '_>) -> Result<Option<Bytes>, Failure> {
         tokio::select! {
             piece = self.answer.next() => {
-                piece.map_err(|error| Failure::of_call(error, context.client.socket()))
+                return piece.map_err(|error| Failure::of_call(error, context.client.socket()));
             }
-            _ = self.interrupt.recv() => Ok(None),
-            _ = self.terminate.recv() => Ok(None),
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
+        self.is_enough = true;
+        Ok(None)
+    }
+
+    /// Ends where nothing comes next: well if the user has ended it, or `is_whole` says that it has come to its end.
+    pub(super) fn finish(self, is_whole: bool) -> Result<(), Failure> {
+        // A daemon that stops ends its streams in good order.
+        if self.is_enough || is_whole { Ok(()) } else { Err(Failure::gone("gatewayd has stopped")) }
     }
 }
 

@@ -61,6 +61,7 @@ impl Failure {
                 "start it (`systemctl start gatewayd`, or `gatewayd --config FILE`), or name its socket \
                          with --socket PATH or GWCTL_SOCKET",
             ),
+            ClientError::Gone => Self::gone(&format!("gatewayd on {socket} has died")),
             ClientError::Denied => Self::new(exit::NOT_PERMITTED, format!("permission denied on {socket}"))
                 .hint("run the command as root, or as a member of group `gateway`"),
             ClientError::Timeout(_) => Self::new(exit::UNREACHABLE, format!("{error} on {socket}")).hint(
@@ -70,6 +71,12 @@ impl Failure {
             ClientError::Protocol(message) => Self::new(exit::UNEXPECTED, message)
                 .hint("compare the versions of the two programs with `gwctl version`"),
         }
+    }
+
+    /// What goes on until the user has seen enough has ended before that, because of `why`.
+    pub(super) fn gone(why: &str) -> Self {
+        Self::new(exit::UNREACHABLE, format!("{why}, and the stream has ended with it"))
+            .hint("start it again (`systemctl start gatewayd`), and then the command")
     }
 
     /// The failure of clap to read the command with the names `path`.

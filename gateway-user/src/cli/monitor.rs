@@ -1,6 +1,6 @@
 //! `gwctl monitor`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 
@@ -63,6 +63,13 @@ pub(super) struct Bounds {
     rate: Option<u32>,
 }
 
+impl Bounds {
+    /// Whether it ends with this number, or after all this time.
+    pub(super) fn are_reached(&self, count: u64, begin: Instant) -> bool {
+        self.count.is_some_and(|most| count >= most) || self.time.is_some_and(|time| begin.elapsed() >= time)
+    }
+}
+
 impl Filter {
     /// What is asked of the daemon.
     pub(super) fn query(self, bounds: &Bounds) -> MonitorQuery {
@@ -86,30 +93,33 @@ impl Monitor {
         let Self { events, filter, reason, bounds } = self;
         let events = if events.is_empty() { None } else { Some(events.join(",")) };
         let query = MonitorQuery { events, reason, ..filter.query(&bounds) };
+        let (begin, mut shown) = (Instant::now(), 0);
         let mut stream = context.open("/v1/monitor", &query).await?;
         let mut line = Vec::new();
         while let Some(piece) = stream.next(context).await? {
             for part in piece.split_inclusive(|byte| *byte == b'\n') {
                 line.extend_from_slice(part);
                 if line.ends_with(b"\n") {
-                    show(context, &line)?;
+                    shown += u64::from(show(context, &line)?);
                     line.clear();
                 }
             }
             context.terminal.out.flush()?;
         }
-        Ok(())
+        stream.finish(bounds.are_reached(shown, begin))
     }
 }
 
-fn show(context: &mut Context<'_, '_>, line: &[u8]) -> Result<(), Failure> {
-    if context.json {
-        return Ok(context.terminal.out.write_all(line)?);
-    }
-    let line: MonitorLine = serde_json::from_slice(line).map_err(|error| {
+/// Shows a line. Whether it is of an event, and not of those that are missing.
+fn show(context: &mut Context<'_, '_>, text: &[u8]) -> Result<bool, Failure> {
+    let line: MonitorLine = serde_json::from_slice(text).map_err(|error| {
         Failure::new(crate::api::error::exit::UNEXPECTED, format!("a line makes no sense: {error}"))
             .hint("compare the versions of the two programs with `gwctl version`")
     })?;
-    let text = render::monitor::line(&line, context.paint);
-    context.print_text(&text)
+    if context.json {
+        context.terminal.out.write_all(text)?;
+    } else {
+        context.print_text(&render::monitor::line(&line, context.paint))?;
+    }
+    Ok(line.lost.is_none())
 }

@@ -1,7 +1,8 @@
 //! The control plane over a data plane in memory.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Mutex, time::Duration};
 
+use ipnet::IpNet;
 use proptest::{collection::vec, prelude::*, sample::select};
 use rstest::rstest;
 
@@ -9,7 +10,8 @@ use super::*;
 use crate::{
     dataplane::{Link, Observe, Sweeper, Swept, memory::Memory},
     health::{HealthState, HostHealth},
-    model::{Fail, Interface, Pool, PortRange, Proxy, TableKind, validate, words},
+    model::{Fail, Interface, Pool, PortRange, Proxy, TableKind, Target, validate, words},
+    priority,
     refused::Refused,
 };
 
@@ -499,6 +501,73 @@ async fn a_dead_data_plane_ends_the_control_plane() {
     let (_handle, mut control) = start(dead, host(), base(), store).await.expect("starts");
     let error = tokio::time::timeout(Duration::from_secs(5), control.failed()).await.expect("fails");
     assert!(error.to_string().contains("the data plane failed"));
+}
+
+/// A data plane that notes the nice values with which it is told of changes.
+#[derive(Clone, Default)]
+struct Noting {
+    memory: Memory,
+    nice: Arc<Mutex<Vec<i32>>>,
+}
+
+impl Dataplane for Noting {
+    fn apply(&mut self, from: Option<&Snapshot>, to: &Snapshot) -> anyhow::Result<()> {
+        // SAFETY: the call takes numbers only; 0 is the calling thread.
+        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+        self.nice.lock().expect("a lock").push(nice);
+        self.memory.apply(from, to)
+    }
+    fn host_changed(&mut self, host: &Host) -> anyhow::Result<()> {
+        self.memory.host_changed(host)
+    }
+    fn health_changed(&mut self, up: &BTreeMap<(String, IpAddr), bool>) -> anyhow::Result<()> {
+        self.memory.health_changed(up)
+    }
+    fn remove(&mut self) -> anyhow::Result<()> {
+        self.memory.remove()
+    }
+    fn sweeper(&self) -> Arc<dyn Sweeper> {
+        self.memory.sweeper()
+    }
+    fn observe(&self) -> Arc<dyn Observe> {
+        self.memory.observe()
+    }
+}
+
+#[tokio::test]
+async fn a_small_change_stands_back_for_nobody_beside_many_routes_and_a_large_one_does() {
+    let import = |count: u32| {
+        let prefixes = (0..count)
+            .map(|number| IpNet::new((0x0a00_0000 + number).to_be_bytes().into(), 32).expect("a prefix"));
+        Command::RouteImport(Arc::new(Import {
+            table: "main".to_owned(),
+            target: Target::Direct,
+            prefixes: prefixes.collect(),
+            prune: false,
+        }))
+    };
+    // SAFETY: as above.
+    let own = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
+    let snapshot = import(70_000).change(&base().snapshot).expect("a good base");
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = Store::open(directory.path()).expect("a store");
+    let noting = Noting::default();
+    let base = Base { snapshot: Arc::new(snapshot), fingerprint: "one".to_owned() };
+    let (handle, control) = start(Box::new(noting.clone()), host(), base, store).await.expect("starts");
+    let last = || noting.nice.lock().expect("a lock").last().copied();
+    for command in
+        ["route main 192.0.2.0/24 via blackhole", "replace main 192.0.2.0/24 via direct", "activate"]
+    {
+        handle.change(parse(command), PEER).await.expect("it is made");
+        assert_eq!(last(), Some(own), "{command}");
+    }
+    // Two routes more: the table is written anew.
+    handle.change(import(70_002), PEER).await.expect("it is made");
+    assert_eq!(last(), Some(priority::AWAITED));
+    // And whoever made it is as it was.
+    handle.change(parse("route-del main 192.0.2.0/24 via direct"), PEER).await.expect("it is made");
+    assert_eq!(last(), Some(own));
+    control.stop(false).await.expect("stops");
 }
 
 /// Commands that make, break and repeat things.

@@ -3,6 +3,8 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
+use aya::maps::{Array, Map, MapData};
+use gateway_common::config::Config;
 use gateway_lab::{Process, Rig, program, server::Server, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -210,12 +212,39 @@ fn routes_are_shown_as_they_change_beside_what_is_dropped() -> Result<()> {
 }
 
 #[test]
-fn a_daemon_that_stops_ends_its_streams() -> Result<()> {
+fn a_daemon_that_stops_ends_its_streams_which_say_so() -> Result<()> {
     let Some(mut rig) = rig()? else { return Ok(()) };
-    let mut stream = Stream::start(&rig, "monitor drop")?;
+    let mut stream = Stream::start(&rig, "monitor drop session")?;
     assert!(rig.daemon.stop()?.success());
-    assert_eq!(stream.process.wait(SOON)?.code(), Some(0), "{}", stream.log()?);
+    assert_eq!(stream.process.wait(SOON)?.code(), Some(3), "{}", stream.log()?);
+    assert!(stream.log()?.contains("error: gatewayd has stopped, and the stream"), "{}", stream.log()?);
     Ok(())
+}
+
+#[test]
+fn nobody_looks_for_a_daemon_that_was_killed_when_the_next_one_has_started() -> Result<()> {
+    let Some(mut rig) = rig()? else { return Ok(()) };
+    let mut stream = Stream::start(&rig, "monitor drop session")?;
+    let path = rig.daemon.pin_dir().join("maps/CONFIG");
+    let config = || -> Result<Config> {
+        let map = Array::<_, Config>::try_from(Map::Array(MapData::from_pin(&path)?))?;
+        Ok(map.get(&0, 0)?)
+    };
+    let watched = |config: Config| (config.policy.is_watched(), config.policy.are_sessions_watched());
+    rig.daemon.kill()?;
+    assert_eq!(stream.process.wait(SOON)?.code(), Some(3), "{}", stream.log()?);
+    assert!(stream.log()?.contains("has died, and the stream has ended"), "{}", stream.log()?);
+    // Until the lease ends, packets look at the filters.
+    let left = config()?;
+    assert_eq!(watched(left), (true, true));
+    assert!(left.watched_until > 0);
+    rig.daemon.start_again(&[])?;
+    let after = config()?;
+    assert_eq!((watched(after), after.watched_until), ((false, false), 0));
+    // And it shows what it is asked for.
+    let stream = Stream::start(&rig, "monitor drop")?;
+    assert_eq!(watched(config()?), (true, false));
+    stream.interrupt()
 }
 
 #[test]

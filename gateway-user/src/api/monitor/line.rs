@@ -157,3 +157,52 @@ pub(super) fn changes(before: &Current, after: &Current, within: Option<IpNet>) 
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        control::{Command, Import},
+        model::{Snapshot, Target},
+    };
+
+    fn current(revision: u64, snapshot: Snapshot) -> Current {
+        Current {
+            snapshot: Arc::new(snapshot),
+            revision,
+            config_differs: false,
+            config_changed: false,
+            confirmation: None,
+            apply_error: None,
+            host_error: None,
+            health_error: None,
+        }
+    }
+
+    #[test]
+    fn of_a_change_of_many_routes_so_many_are_told_and_the_number_of_the_others() {
+        const MANY: u32 = 50_000;
+        let prefixes = (0..MANY).map(|number| IpNet::new((0x0a00_0000 + number).to_be_bytes().into(), 32));
+        let import = Import {
+            table: "main".to_owned(),
+            target: Target::Direct,
+            prefixes: prefixes.map(|prefix| prefix.expect("a prefix")).collect(),
+            prune: false,
+        };
+        let command = Command::RouteImport(Arc::new(import));
+        let after = command.change(&Snapshot::default()).expect("routes");
+        let (before, after) = (current(1, Snapshot::default()), current(2, after));
+        let lines = changes(&before, &after, None);
+        assert_eq!(lines.len(), MOST_CHANGES + 1);
+        assert!(lines[..MOST_CHANGES].iter().all(|line| line.change.as_deref() == Some("add")));
+        let last = &lines[MOST_CHANGES];
+        assert_eq!((last.event.as_str(), last.lost), ("lost", Some(u64::from(MANY) - MOST_CHANGES as u64)));
+        // Of those that are asked for, none is missing.
+        let within = Some("10.0.0.0/30".parse().expect("a prefix"));
+        let lines = changes(&after, &before, within);
+        assert_eq!(lines.len(), 4);
+        assert!(lines.iter().all(|line| line.change.as_deref() == Some("del") && line.lost.is_none()));
+    }
+}

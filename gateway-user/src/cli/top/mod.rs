@@ -34,6 +34,7 @@ use self::{
     view::View,
 };
 use super::{context::Context, failure::Failure, value};
+use crate::api::error::exit;
 
 #[derive(Args, Debug)]
 #[command(after_help = "gwctl top\ngwctl top --interval 5")]
@@ -71,7 +72,7 @@ impl Top {
         let mut reading = Reading::take(context, None).await?;
         let mut ends = Ends::new()?;
         let screen = Screen::take()?;
-        let mut keys = keys();
+        let mut keys = keys(event::read);
         let mut terminal = Terminal::new(CrosstermBackend::new(io::stdout()))?;
         let (mut before, mut failed, mut paused) = (None, None, false);
         let mut coming = look(context, Instant::now() + interval, reading.sources.clone());
@@ -79,7 +80,10 @@ impl Top {
             let view = View::of(before.as_ref(), &reading, failed.as_deref(), paused, interval);
             terminal.draw(|frame| draw::draw(frame, &view, context.paint))?;
             let wish = tokio::select! {
-                event = keys.recv() => event.map_or(Some(Wish::Quit), |event| wish(&event)),
+                event = keys.recv() => match event {
+                    Some(event) => wish(&event),
+                    None => return Err(Failure::new(exit::UNEXPECTED, "no keys can be read any more")),
+                },
                 () = ends.wait() => Some(Wish::Quit),
                 (took, result) = &mut coming, if !paused => {
                     failed = match result {
@@ -150,10 +154,10 @@ fn wish(event: &Event) -> Option<Wish> {
 }
 
 /// Reads keys on a thread of its own, which ends with the process. Nothing comes any more once the terminal is gone.
-fn keys() -> mpsc::UnboundedReceiver<Event> {
+fn keys(mut read: impl FnMut() -> io::Result<Event> + Send + 'static) -> mpsc::UnboundedReceiver<Event> {
     let (sender, receiver) = mpsc::unbounded_channel();
     thread::spawn(move || {
-        while let Ok(event) = event::read() {
+        while let Ok(event) = read() {
             if sender.send(event).is_err() {
                 return;
             }
@@ -187,11 +191,7 @@ struct Screen;
 
 impl Screen {
     fn take() -> io::Result<Self> {
-        let before = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            give_back();
-            before(info);
-        }));
+        before_panics(give_back);
         enable_raw_mode()?;
         let screen = Self;
         execute!(io::stdout(), EnterAlternateScreen, cursor::Hide)?;
@@ -203,6 +203,15 @@ impl Drop for Screen {
     fn drop(&mut self) {
         give_back();
     }
+}
+
+/// Does that before a panic is told, on whatever thread it is.
+fn before_panics(act: impl Fn() + Send + Sync + 'static) {
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        act();
+        before(info);
+    }));
 }
 
 /// Nothing is left to be done about a terminal that does not take it.

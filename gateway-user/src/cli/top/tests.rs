@@ -1,13 +1,19 @@
 //! What `top` draws of two readings.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use ratatui::{Terminal, backend::TestBackend};
 use rstest::rstest;
 use tokio::time::Instant;
 
 use super::{
-    draw,
+    before_panics, draw, keys,
     reading::{Reading, Sources},
     view::{View, number},
 };
@@ -169,4 +175,14 @@ fn no_size_of_terminal_is_too_small_to_draw() {
 #[case(5e18, "5000000T")]
 fn numbers_take_few_columns(#[case] value: f64, #[case] text: &str) {
     assert_eq!(number(value), text);
+}
+
+#[test]
+fn a_panic_of_the_thread_that_reads_keys_gives_the_screen_back_and_ends() {
+    let given_back = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&given_back);
+    before_panics(move || flag.store(true, Relaxed));
+    let mut keys = keys(|| panic!("this test's keyboard panics"));
+    assert!(keys.blocking_recv().is_none(), "nothing comes any more, and the command ends");
+    assert!(given_back.load(Relaxed));
 }
