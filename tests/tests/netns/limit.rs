@@ -135,6 +135,96 @@ fn clients_that_want_little_get_it_beside_one_that_wants_all() -> Result<()> {
     Ok(())
 }
 
+/// Opens connections from the address that wants thousands at a time, each for one to eleven seconds, and then from ten
+/// that want five each and keep them. Whoever gets none in a second and a half asks again. Tells how many the ten have in
+/// the end, and of both, how often they have asked and got one since the ten began.
+const CONNECT: &str = r"
+import asyncio, json, random, resource, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (16384, 16384))
+end, both = time.monotonic() + 14, False
+has = {f'10.0.1.{host}': 0 for host in range(100, 110)}
+asked, got = {'one': 0, 'ten': 0}, {'one': 0, 'ten': 0}
+async def connect(who, source):
+    asked[who] += both
+    try:
+        opening = asyncio.open_connection('203.0.113.10', 80, local_addr=(source, 0))
+        writer = (await asyncio.wait_for(opening, 1.5))[1]
+    except (OSError, asyncio.TimeoutError):
+        return None
+    got[who] += both
+    return writer
+async def greedy():
+    while time.monotonic() < end - 1:
+        writer = await connect('one', '10.0.1.2')
+        if writer:
+            await asyncio.sleep(random.uniform(1, 11))
+            writer.close()
+async def modest(source):
+    writer = None
+    while writer is None and time.monotonic() < end - 1:
+        writer = await connect('ten', source)
+    if writer:
+        has[source] += 1
+        await asyncio.sleep(end - time.monotonic())
+async def main():
+    global both
+    wanting = [asyncio.create_task(greedy()) for _ in range(2000)]
+    await asyncio.sleep(3)
+    both = True
+    wanting += [asyncio.create_task(modest(source)) for source in has for _ in range(5)]
+    await asyncio.sleep(end - time.monotonic())
+    print(json.dumps({'has': has, 'asked': asked, 'got': got}), flush=True)
+    for task in wanting: task.cancel()
+asyncio.run(main())
+";
+
+/// Takes every connection and keeps it for as long as its client does.
+const ACCEPT: &str = r"
+import asyncio, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (16384, 16384))
+async def keep(reader, writer):
+    await reader.read()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(keep, '203.0.113.10', 80, backlog=4096)
+    await server.serve_forever()
+asyncio.run(main())
+";
+
+#[test]
+fn connections_that_are_held_open_leave_room_for_clients_that_want_few() -> Result<()> {
+    const ROOM: u64 = 1_000;
+    let config = format!("[timeouts]\ntcp_closing = \"1s\"\n{}", limited("rate = 0, concurrent = 1000"));
+    let Some(rig) = Rig::start("active", &config)? else { return Ok(()) };
+    for host in MODEST {
+        rig.lab.c1.ip(&["address", "add", &format!("10.0.1.{host}/24"), "dev", "eth0"])?;
+    }
+    rig.lab.api.sysctl("net.core.somaxconn", "4096")?;
+    let _server = rig.lab.api.spawn(&["python3", "-c", ACCEPT])?;
+    let said = rig.lab.c1.run_for(Duration::from_mins(1), &["python3", "-c", CONNECT])?.ok()?;
+    let said: Value = serde_json::from_str(&said)?;
+    let has: Vec<f64> =
+        MODEST.map(|host| said["has"][format!("10.0.1.{host}")].as_f64().unwrap_or_default()).collect();
+    let (sum, squares) = (has.iter().sum::<f64>(), has.iter().map(|has| has * has).sum::<f64>());
+    let index = sum * sum / (10.0 * squares);
+    let opened = rig.daemon.count("gateway_session_events_total{event=\"created\"}")?;
+    let refused = rig.daemon.drops("destination_concurrent")?;
+    let part = |who: &str| -> f64 {
+        let count = |what: &str| said[what][who].as_f64().unwrap_or_default();
+        count("got") / count("asked")
+    };
+    let (one, ten) = (part("one"), part("ten"));
+    println!("Jain's index of ten that want five each: {index:.4}; they have {sum} of 50");
+    println!("who wants thousands gets {one:.3} of what it asks for, who wants few {ten:.3}: {said}");
+    println!("{opened} were opened and {refused} refused");
+    assert!(index >= 0.95 && sum >= 48.0, "{has:?}");
+    // Of a queue without fairness, all get the same part.
+    assert!(ten > 1.5 * one, "{one} and {ten}: {said}");
+    // What the few leave is the one's, and turned over as fast as it lets go: nothing much is kept back.
+    assert!(refused > ROOM && opened > ROOM + 500, "{opened} opened, {refused} refused");
+    Ok(())
+}
+
 /// Begins flows of 10.0.1.2 to one destination, by their numbers.
 fn begin(rig: &Rig, numbers: std::ops::Range<u16>) -> Result<()> {
     rig.lab.c1.enter(|| numbers.into_iter().try_for_each(|number| ask("10.0.1.2", number)))?

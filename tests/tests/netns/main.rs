@@ -7,6 +7,7 @@ mod change;
 mod connection;
 mod dashboard;
 mod eip;
+mod explain;
 mod flip;
 mod flip_streams;
 mod fragment;
