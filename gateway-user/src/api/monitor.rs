@@ -32,11 +32,11 @@ use crate::{
 
 /// Bytes of a packet that its line is made of: headers, tags and options.
 const HEADERS: u32 = 256;
-/// Packets and sessions that each CPU shows in a second.
+/// Packets that each CPU shows in a second, and sessions that are shown in one.
 const RATE: u32 = 1_000;
 /// Lines between what makes them and the connection.
 const BACKLOG: usize = 64;
-/// Packets and sessions that a CPU can be asked to show in a second.
+/// Packets that a CPU can be asked to show in a second.
 const MAX_RATE: u32 = 100_000;
 /// How long a stream may still tell something while the daemon stops.
 const LAST_WORDS: Duration = Duration::from_secs(1);

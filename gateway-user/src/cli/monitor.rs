@@ -58,7 +58,7 @@ pub(super) struct Bounds {
     /// End after this time
     #[arg(long = "for", value_name = "DUR", value_parser = value::duration)]
     time: Option<Duration>,
-    /// Packets and sessions that each CPU shows in a second; the others are counted
+    /// Packets that each CPU shows in a second, and sessions that are shown in one; the others are counted
     #[arg(long, value_name = "N", help_heading = super::words::OPTIONS)]
     rate: Option<u32>,
 }

@@ -40,7 +40,7 @@ pub struct MonitorQuery {
     /// End after so many milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub milliseconds: Option<u64>,
-    /// Packets and sessions that each CPU shows in a second; if absent, 1000, of `capture` 10000. The others are counted as lost.
+    /// Packets that each CPU shows in a second, and sessions that are shown in one; if absent, 1000, of `capture` 10000. The others are counted as lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<u32>,
     /// `capture`: bytes that are kept of a packet; if absent, 4096, and not more.

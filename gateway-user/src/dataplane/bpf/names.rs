@@ -4,6 +4,10 @@
 //! So a number keeps its meaning for as long as the maps are there: the next daemon finds it in the map, and the same
 //! names get the same number again. Where the numbers come to their end, the routes of a table to one target share one,
 //! and their records name no route.
+//!
+//! Numbers are not taken back. A session keeps its own for days, and a record until it is read: whether anything still
+//! refers to a number could be told only by a walk through all sessions in the middle of a change, and a record that names
+//! a route that it never had is worse than one that names none.
 
 use std::{
     collections::HashMap,
