@@ -12,7 +12,7 @@ use gateway_common::{DropReason, Verdict, counter::Counter, record::Ending, sess
 use gateway_tests::{
     gateway::{Action, Gateway},
     network::Network,
-    packet::{Packet, tcp, udp},
+    packet::{Packet, echo_request, tcp, udp},
     policy::Policy,
 };
 use gateway_user::dataplane::watch::{Filter, Life, MOST, Seen, Sight, Watchers};
@@ -354,4 +354,42 @@ fn nobody_looks_any_more_for_a_daemon_that_does_not_say_again_that_it_watches() 
     assert_eq!(read_all(&mut *watchers), []);
     assert_eq!(watchers.lost().expect("counts"), [0; MOST]);
     watch(&mut *watchers, &[]);
+}
+
+#[test]
+fn sessions_of_proxies_and_of_mappings_are_told_as_others_are() {
+    let idle = Duration::from_secs(1);
+    let through_proxy =
+        |policy: Policy| policy.proxy("squid", "10.0.3.2", "closed").routes("0.0.0.0/0 via proxy squid");
+    let by_mapping = |policy: Policy| nat(policy).endpoint_independent("nat");
+    let cases: [(&dyn Fn(Policy) -> Policy, _, _); 2] =
+        [(&through_proxy, "proxy squid", None), (&by_mapping, "pool nat", Some(POOL))];
+    for (policy, target, translated) in cases {
+        let network = Network::standard();
+        let policy = policy(Policy::of(&network)).idle(idle);
+        let Some(mut gateway) = Gateway::start(network, &policy) else { return };
+        let mut watchers = gateway.watchers();
+        let icmp = Filter { proto: "icmp".parse().ok(), ..sessions() };
+        watch(&mut *watchers, &[sessions(), icmp]);
+        assert_eq!(send(&mut gateway, &udp(CLIENT, SERVER)).0, Action::Redirect);
+        assert_eq!(send(&mut gateway, &echo_request("10.0.1.2", "203.0.113.10", 7)).0, Action::Redirect);
+        sleep(Duration::from_millis(1_300));
+        gateway.sweep_all();
+        let seen = read_lives(&mut *watchers);
+        let of = |proto| seen.iter().filter(move |(_, life)| life.proto == proto);
+        for (proto, whom, ends) in [
+            (17, 0b1, (end("10.0.1.2", 5_000), end("203.0.113.10", 53))),
+            (1, 0b11, (end("10.0.1.2", 7), end("203.0.113.10", 0))),
+        ] {
+            let endings: Vec<_> = of(proto).map(|(_, life)| life.ending).collect();
+            assert_eq!(endings, [None, Some(Ending::Idle)], "{seen:#?}");
+            for (seen_by, life) in of(proto) {
+                assert_eq!((*seen_by, (life.source, life.destination)), (whom, ends));
+                assert_eq!((life.target.as_deref(), life.ingress.as_deref()), (Some(target), Some("in0")));
+                assert_eq!(life.translated.map(|(address, _)| address.to_string()).as_deref(), translated);
+                assert!(life.sent.packets <= 1 && life.received == Counter::default());
+            }
+        }
+        watch(&mut *watchers, &[]);
+    }
 }
